@@ -1,0 +1,349 @@
+//! Configuration: `raw` is the file as serde sees it, `check` turns it into [`Config`] and collects every error.
+//!
+//! Invariant: a `Config` that exists is valid as far as the file alone can tell (names refer to things that exist,
+//! numbers are in range, patterns parse). What the machine has to offer (ports, files) is found out at start.
+
+pub mod check;
+pub mod raw;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
+
+use crate::domain::{ModuleRef, Name, OwnerId, ScopeSet, Tier};
+
+pub use check::{ConfigError, ConfigErrors, load_file, parse};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: Server,
+    pub admin: Admin,
+    pub data_dir: PathBuf,
+    pub auth: Auth,
+    pub log: Log,
+    pub engine: Engine,
+    pub tiers: Vec<Tier>,
+    pub upstreams: Vec<Upstream>,
+    pub routes: Vec<Route>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub listeners: Vec<Listener>,
+    /// Worker threads of the proxy; 0: one a core.
+    pub threads: usize,
+    pub trusted_proxies: Vec<IpNet>,
+    /// From the first byte of a request head to its last.
+    pub header_timeout: Duration,
+    pub max_header_bytes: usize,
+    pub max_header_fields: usize,
+    /// Idle time of a kept-alive client connection.
+    pub keepalive: Duration,
+    /// Between two reads of a request body.
+    pub body_timeout: Duration,
+    pub max_connections: usize,
+    /// In-flight requests get this long after SIGTERM.
+    pub drain: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub address: SocketAddr,
+    pub tls: Option<Tls>,
+    /// HTTP/2 with prior knowledge on a plaintext listener.
+    pub h2c: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub address: SocketAddr,
+    pub tls: Option<Tls>,
+    /// The bootstrap admin token; made with mode 0600 when it is missing.
+    pub token_file: PathBuf,
+    /// `Host` values answered, beside the listening address itself (DNS rebinding).
+    pub allowed_hosts: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// 32 bytes or more; made in the data directory when nothing is configured.
+    pub pepper: SecretSource,
+    pub key_fresh: Duration,
+    pub key_max_stale: Duration,
+    pub absent_ttl: Duration,
+    pub cache_entries: u64,
+    /// Failed authentications an address may make a minute before 429.
+    pub failures_per_minute: u32,
+}
+
+/// Where a secret comes from. Never the configuration's own text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    File(PathBuf),
+    Env(String),
+    /// A file of this name in the data directory, made at first start with mode 0600.
+    Generated(&'static str),
+}
+
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A `tracing` filter, such as `info` or `wasmgate=debug,info`.
+    pub level: String,
+    pub access: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Pretty,
+}
+
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// Guest threads; 0: one a core, at least 2.
+    pub threads: usize,
+    /// Runs that may wait for a guest thread.
+    pub queue: usize,
+    pub queue_timeout: Duration,
+    /// Runs on guest threads at once of one owner.
+    pub per_owner: usize,
+    /// Guest memory of the whole process.
+    pub memory_budget_bytes: u64,
+    /// Living VMs of one handler.
+    pub vms_per_handler: usize,
+    /// A living VM is replaced after so many requests.
+    pub vm_requests: u64,
+    pub artifact_cache_bytes: u64,
+    pub compile: Compile,
+}
+
+#[derive(Clone, Debug)]
+pub struct Compile {
+    pub processes: usize,
+    pub cpu: Duration,
+    pub memory_bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub name: Name,
+    pub endpoints: Vec<Endpoint>,
+    pub balance: Balance,
+    /// TLS to the endpoints.
+    pub tls: Option<UpstreamTls>,
+    pub http: UpstreamHttp,
+    pub connect_timeout: Duration,
+    pub read_timeout: Duration,
+    pub write_timeout: Duration,
+    /// From the request's arrival to the end of the answer; `None`: no bound of its own.
+    pub total_timeout: Option<Duration>,
+    pub idle_timeout: Duration,
+    /// Further attempts after a failed one (see `gateway::upstream` for when it is safe).
+    pub retries: u32,
+    pub health: Option<HealthCheck>,
+    pub ejection: Option<Ejection>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `host:port`; a host name is resolved at start and at every reload.
+    pub address: String,
+    pub weight: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Round robin; weighted when weights differ.
+    RoundRobin,
+    LeastConnections,
+    /// Ketama over what is named.
+    ConsistentHash(HashOn),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    ClientAddress,
+    Header(HeaderName),
+    Path,
+}
+
+#[derive(Clone, Debug)]
+pub struct UpstreamTls {
+    /// Server name to send and verify; default: the endpoint's host.
+    pub sni: Option<String>,
+    pub verify: bool,
+    pub ca_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamHttp {
+    H1,
+    /// By ALPN over TLS, prior knowledge without.
+    H2,
+    /// h2 where ALPN offers it, else HTTP/1.1 (TLS only).
+    Auto,
+}
+
+#[derive(Clone, Debug)]
+pub struct HealthCheck {
+    /// `None`: a TCP connect.
+    pub http_path: Option<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub healthy_after: usize,
+    pub unhealthy_after: usize,
+}
+
+/// Passive: an endpoint that fails `failures` times in a row gets no requests for `duration`.
+#[derive(Clone, Debug)]
+pub struct Ejection {
+    pub failures: u32,
+    pub duration: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub name: Name,
+    pub matches: Match,
+    pub target: Target,
+    pub auth: AuthMode,
+    /// All of these are needed (keys only).
+    pub scopes: ScopeSet,
+    /// The least tier that may use this route.
+    pub tier: Option<Name>,
+    /// Whether requests count against the caller's quotas.
+    pub limited: bool,
+    pub max_body_bytes: u64,
+    pub rewrite: Option<Rewrite>,
+    pub request_headers: HeaderEdits,
+    pub response_headers: HeaderEdits,
+    pub handlers: Vec<Handler>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Match {
+    /// Empty: every host. Lower case.
+    pub hosts: Vec<HostPattern>,
+    pub path: PathPattern,
+    /// Empty: every method.
+    pub methods: Vec<Method>,
+    pub headers: Vec<HeaderMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostPattern {
+    Exact(String),
+    /// `*.example.com`: the suffix behind `*.`.
+    Suffix(String),
+}
+
+/// A path pattern as segments. `/api/{id}/files/{*rest}`; a prefix ends in `Rest(None)`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathPattern {
+    pub segments: Vec<Segment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Segment {
+    Literal(String),
+    Param(String),
+    /// All that follows, also nothing; only as the last one. Unnamed in a prefix match.
+    Rest(Option<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatch {
+    pub name: HeaderName,
+    /// `None`: it is there.
+    pub value: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Target {
+    Upstream(Name),
+    /// A module answers.
+    Handler(Handler),
+    /// The tenant API, below the route's path prefix.
+    Api,
+    Health,
+    Redirect {
+        location: String,
+        status: u16,
+    },
+    Respond {
+        status: u16,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        body: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMode {
+    Key,
+    /// Anonymous callers get the tier `anonymous` by address; a key that is sent must be valid.
+    Optional,
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Removes this many leading characters, which the pattern's literal prefix has.
+    StripPrefix(String),
+    ReplacePrefix {
+        from: String,
+        to: String,
+    },
+    /// A whole new path; `{name}` stands for route parameters.
+    Path(String),
+}
+
+/// Applied as: remove, then set, then add. Connection and framing headers are refused by `check`.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderEdits {
+    pub remove: Vec<HeaderName>,
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl HeaderEdits {
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+}
+
+/// A module version, its configuration and its failure policy on a route.
+#[derive(Clone, Debug)]
+pub struct Handler {
+    /// Owner of a bare module name: the operator's own, `wasmgate`, unless given.
+    pub module: ModuleRef,
+    pub owner: OwnerId,
+    /// Handed to the guest as it is (http-wasm `get_config`).
+    pub config: Vec<u8>,
+    pub fail: HandlerFail,
+    /// Environment of command and CGI guests.
+    pub env: BTreeMap<String, String>,
+    /// Wall time of one phase; default: the engine's for operators, 1 s.
+    pub wall: Duration,
+    pub memory_bytes: u64,
+    /// Bound of a request or response body that this handler has buffered.
+    pub max_buffer_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandlerFail {
+    /// The request fails with the handler's status.
+    Closed,
+    /// The request goes on as if the handler were not there.
+    Open,
+}

@@ -1,0 +1,20 @@
+//! Pure types and maths shared by every layer: no I/O, no async, no proxy, engine or database types.
+
+pub mod clock;
+pub mod id;
+pub mod key;
+pub mod module;
+pub mod outcome;
+pub mod problem;
+pub mod rejection;
+pub mod tier;
+pub mod usage;
+
+pub use clock::Timestamp;
+pub use id::{Digest, InvalidName, KeyId, Name, OwnerId, TokenId};
+pub use key::{ApiKey, KeyHash, Principal, Scope, ScopeSet, Subject};
+pub use module::{Abi, Module, ModuleRef, ModuleShape, ModuleVersion, Phase, Selector};
+pub use outcome::{GuestFailure, Meter, Reply};
+pub use rejection::{NotLoadable, Rejection};
+pub use tier::{FailMode, Limits, Quota, Tier, Window};
+pub use usage::{UsageDelta, UsageRecord};

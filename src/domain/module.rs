@@ -1,0 +1,210 @@
+//! Modules: a name owned by somebody, and immutable versions of it, each identified by its digest.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Name, OwnerId, Timestamp};
+
+/// How the gateway talks with a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Abi {
+    /// WASI preview1 `_start`, standard input to standard output.
+    Command,
+    /// A WASI command with CGI meta-variables and RFC 3875 output.
+    Cgi,
+    /// No WASI: an exported function with scalar arguments.
+    Core,
+    /// The http-wasm HTTP handler ABI.
+    HttpWasm,
+}
+
+impl Abi {
+    pub const ALL: [Abi; 4] = [Abi::Command, Abi::Cgi, Abi::Core, Abi::HttpWasm];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Abi::Command => "command",
+            Abi::Cgi => "cgi",
+            Abi::Core => "core",
+            Abi::HttpWasm => "http-wasm",
+        }
+    }
+}
+
+impl fmt::Display for Abi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Abi {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Abi::ALL
+            .into_iter()
+            .find(|a| a.as_str() == s)
+            .ok_or_else(|| format!("`{s}` is not an ABI: use `command`, `cgi`, `core` or `http-wasm`"))
+    }
+}
+
+/// When a handler runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// The execute endpoint, or a handler that answers.
+    Execute,
+    Request,
+    Response,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Execute => "execute",
+            Phase::Request => "request",
+            Phase::Response => "response",
+        }
+    }
+}
+
+/// What a module imports and exports, and what it declares; read from its bytes, nothing run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ModuleShape {
+    pub imports: Vec<ImportShape>,
+    pub exports: Vec<ExportShape>,
+    /// Declared minimum of its memory, in bytes; 0 without one.
+    pub memory_min_bytes: u64,
+    pub memory_max_bytes: Option<u64>,
+    /// It uses 128-bit SIMD, which only the optimising compiler supports.
+    pub simd: bool,
+    pub has_start: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ImportShape {
+    pub module: String,
+    pub name: String,
+    /// `(i32, i32) -> i64` for functions, else `memory`, `table`, `global`.
+    pub ty: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ExportShape {
+    pub name: String,
+    pub ty: String,
+}
+
+impl ModuleShape {
+    pub fn imports_from(&self, module: &str) -> bool {
+        self.imports.iter().any(|i| i.module == module)
+    }
+
+    pub fn imports_function(&self, module: &str, name: &str) -> bool {
+        self.imports.iter().any(|i| i.module == module && i.name == name)
+    }
+
+    pub fn export(&self, name: &str) -> Option<&ExportShape> {
+        self.exports.iter().find(|e| e.name == name)
+    }
+}
+
+/// One immutable version of a module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleVersion {
+    /// 1, 2, 3 ... in order of upload.
+    pub version: u32,
+    pub digest: Digest,
+    pub abi: Abi,
+    pub size_bytes: u64,
+    pub uploaded_at: Timestamp,
+    pub shape: ModuleShape,
+}
+
+/// A module: its name, and which of its versions the name means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    pub id: String,
+    pub owner: OwnerId,
+    pub name: Name,
+    pub description: String,
+    /// Anyone with the execute scope may run it.
+    pub public: bool,
+    pub active: u32,
+    pub versions: Vec<ModuleVersion>,
+    pub executions: u64,
+    pub last_executed: Option<Timestamp>,
+}
+
+impl Module {
+    pub fn select(&self, selector: Selector) -> Option<&ModuleVersion> {
+        let wanted = match selector {
+            Selector::Active => self.active,
+            Selector::Version(v) => v,
+        };
+        self.versions.iter().find(|v| v.version == wanted)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Selector {
+    Active,
+    Version(u32),
+}
+
+/// `[owner/]name[@version]`; without an owner it is one's own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ModuleRef {
+    pub owner: Option<OwnerId>,
+    pub name: Name,
+    pub selector: Selector,
+}
+
+impl FromStr for ModuleRef {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let (path, selector) = match s.split_once('@') {
+            None => (s, Selector::Active),
+            Some((path, version)) => match version.parse::<u32>() {
+                Ok(v) if v > 0 => (path, Selector::Version(v)),
+                _ => return Err(format!("`{s}`: the version behind `@` is a number from 1")),
+            },
+        };
+        let (owner, name) = match path.split_once('/') {
+            None => (None, path),
+            Some((owner, name)) => (Some(owner.parse::<Name>().map_err(|e| e.to_string())?), name),
+        };
+        Ok(Self { owner, name: name.parse::<Name>().map_err(|e| e.to_string())?, selector })
+    }
+}
+
+impl fmt::Display for ModuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(owner) = &self.owner {
+            write!(f, "{owner}/")?;
+        }
+        write!(f, "{}", self.name)?;
+        if let Selector::Version(v) = self.selector {
+            write!(f, "@{v}")?;
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for ModuleRef {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        s.parse()
+    }
+}
+
+impl From<ModuleRef> for String {
+    fn from(r: ModuleRef) -> Self {
+        r.to_string()
+    }
+}

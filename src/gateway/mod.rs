@@ -1,0 +1,1 @@
+//! The proxy: everything that names `pingora` lives below here.

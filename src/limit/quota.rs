@@ -1,0 +1,1 @@
+//! Quota maths: GCRA for rolling windows, UTC calendar windows. Pure; time is a parameter.

@@ -1,0 +1,154 @@
+//! The record store. One object-safe trait; a write is durable when its future resolves with `Ok`.
+//!
+//! Module bytes and artifacts are not here: they are files by digest (see `engine`).
+
+pub mod embedded;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("`{0}` does not exist")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    /// A cap was met; names it.
+    #[error("{0}")]
+    Limit(String),
+    #[error("the store's storage is full")]
+    Full,
+    #[error("the store can't be reached: {0}")]
+    Unavailable(String),
+    #[error("the store is damaged: {0}")]
+    Corrupt(String),
+    /// Written by a newer wasmgate.
+    #[error("the store has schema {found}, this wasmgate knows up to {known}: use the newer wasmgate")]
+    Newer { found: u32, known: u32 },
+}
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A named admin token. Its text is kept only as a keyed hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminToken {
+    pub id: TokenId,
+    pub name: Name,
+    pub role: Role,
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Ordered: a viewer reads, an operator also changes, an admin also manages tokens and owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Viewer,
+    Operator,
+    Admin,
+}
+
+/// One line of the append-only audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub at: Timestamp,
+    /// A token's name, a key's id, or `system`.
+    pub actor: String,
+    /// `key.create`, `module.activate` ...
+    pub action: String,
+    pub subject: String,
+    pub detail: String,
+}
+
+/// A persisted limiter counter (calendar windows only).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// What is counted, as the limiter names it.
+    pub id: String,
+    /// Start of the window, Unix seconds.
+    pub window_start: i64,
+    pub used: u64,
+}
+
+/// A page of a listing: newest names last, `total` over all pages.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    pub total: u64,
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// `max_live`: refuses with `Limit` when the owner already has so many live keys (checked with the write).
+    async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()>;
+    async fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>>;
+    async fn key(&self, id: &KeyId) -> Result<Option<(KeyHash, ApiKey)>>;
+    /// All, or one owner's; oldest first.
+    async fn keys(&self, owner: Option<&OwnerId>) -> Result<Vec<ApiKey>>;
+    /// Replaces the record of an existing key (revocation, rotation). A revoked key never becomes live again.
+    async fn update_key(&self, key: &ApiKey) -> Result<KeyHash>;
+
+    /// Overrides of configured tiers.
+    async fn tiers(&self) -> Result<Vec<Tier>>;
+    async fn put_tier(&self, tier: &Tier) -> Result<()>;
+
+    /// Adds a version (the same digest again returns the version that has it and `false`), creating the module at
+    /// its first one. The first version becomes active; `activate` makes this one active. `max_modules` is checked
+    /// with the write.
+    async fn add_version(&self, new: NewVersion, max_modules: Option<u32>) -> Result<(Module, u32, bool)>;
+    async fn module(&self, owner: &OwnerId, name: &Name) -> Result<Option<Module>>;
+    async fn module_by_id(&self, id: &str) -> Result<Option<Module>>;
+    /// The owner's own (all owners' when `None`), and public ones of others when asked, by owner and name.
+    async fn modules(
+        &self,
+        owner: Option<&OwnerId>,
+        include_public: bool,
+        offset: u64,
+        limit: u64,
+    ) -> Result<Page<Module>>;
+    async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module>;
+    async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
+    /// Adds to `executions`, sets `last_executed`; unknown modules are skipped.
+    async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
+
+    async fn add_usage(&self, deltas: &[UsageDelta]) -> Result<()>;
+    /// Rows by (day, owner, key), both days included.
+    async fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>>;
+
+    async fn put_token(&self, hash: KeyHash, token: &AdminToken) -> Result<()>;
+    async fn token_by_hash(&self, hash: &KeyHash) -> Result<Option<AdminToken>>;
+    async fn tokens(&self) -> Result<Vec<AdminToken>>;
+    async fn revoke_token(&self, id: &TokenId, at: Timestamp) -> Result<AdminToken>;
+
+    async fn append_audit(&self, entry: &AuditEntry) -> Result<()>;
+    /// Newest first.
+    async fn audit(&self, limit: u64) -> Result<Vec<AuditEntry>>;
+
+    /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds).
+    async fn save_counters(&self, counters: &[Counter], expire_before: i64) -> Result<()>;
+    async fn load_counters(&self) -> Result<Vec<Counter>>;
+}
+
+#[derive(Clone, Debug)]
+pub struct NewVersion {
+    pub owner: OwnerId,
+    pub name: Name,
+    /// `None` keeps what the module has.
+    pub description: Option<String>,
+    pub public: Option<bool>,
+    /// Its `version` is set by the store.
+    pub version: ModuleVersion,
+    pub activate: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    pub day: i64,
+    pub owner: OwnerId,
+    pub key: KeyId,
+    pub usage: UsageRecord,
+}
