@@ -16,6 +16,7 @@
 //!
 //! Imports point one way: domain <- config, store <- auth, limit, engine <- gateway <- app <- api, cli.
 
+pub mod app;
 pub mod auth;
 pub mod config;
 pub mod domain;
@@ -23,3 +24,4 @@ pub mod engine;
 pub mod gateway;
 pub mod limit;
 pub mod store;
+pub mod telemetry;

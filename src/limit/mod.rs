@@ -4,3 +4,4 @@
 
 pub mod limiter;
 pub mod quota;
+pub mod usage;
