@@ -1,1 +1,3 @@
 //! The proxy: everything that names `pingora` lives below here.
+
+pub mod routes;
