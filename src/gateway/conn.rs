@@ -57,11 +57,7 @@ impl Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         if !self.given_back.is_empty() {
             let n = self.given_back.len().min(buf.remaining());
             buf.put_slice(&self.given_back.split_to(n));
@@ -116,8 +112,7 @@ impl Shutdown for Conn {
 
 impl UniqueID for Conn {
     fn id(&self) -> UniqueIDType {
-        // A descriptor of an open socket is never negative.
-        usize::try_from(self.tcp.as_raw_fd()).unwrap_or_default()
+        self.tcp.as_raw_fd()
     }
 }
 

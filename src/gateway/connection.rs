@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
 use pingora::prelude::timeout;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::listeners::ALPN;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -42,18 +42,26 @@ pub trait RefusalLog: Send + Sync {
     fn refused(&self, peer: SocketAddr, rejection: &Rejection) -> String;
 }
 
+/// A connection as it was accepted.
+pub struct Accepted {
+    pub tcp: TcpStream,
+    pub peer: SocketAddr,
+    pub tls: Option<Arc<Acceptor>>,
+    /// HTTP/2 with prior knowledge is spoken here.
+    pub h2c: bool,
+}
+
 /// Serves a connection to its end. `A` also answers HTTP/2, through Pingora's own server.
 pub async fn serve<A>(
     app: &Arc<A>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    tls: Option<Arc<Acceptor>>,
-    h2c: bool,
+    refusals: &dyn RefusalLog,
+    accepted: Accepted,
     limits: &ConnectionLimits,
     mut drain: Drain,
 ) where
-    A: HttpServerApp + RefusalLog + Send + Sync + 'static,
+    A: HttpServerApp + Send + Sync + 'static,
 {
+    let Accepted { tcp, peer, tls, h2c } = accepted;
     // Fails only on a socket that is already dead; the first read finds out.
     let _ = tcp.set_nodelay(true);
     let mut conn = Conn::new(tcp, peer);
@@ -97,11 +105,12 @@ pub async fn serve<A>(
                 }
             }
             Head::Closed => {
-                stream.shutdown().await;
+                // The client may be gone already.
+                let _ = stream.shutdown().await;
                 return;
             }
             Head::Refused(rejection) => {
-                let id = app.refused(peer, &rejection);
+                let id = refusals.refused(peer, &rejection);
                 refuse(&mut stream, &rejection, &id).await;
                 return;
             }
@@ -136,7 +145,9 @@ async fn refuse(stream: &mut Stream, rejection: &Rejection, request_id: &str) {
     if !matches!(timeout(LINGER, write).await, Ok(Ok(()))) {
         return;
     }
-    stream.shutdown().await;
+    if stream.shutdown().await.is_err() {
+        return;
+    }
     let mut left = LINGER_BYTES;
     let mut sink = [0u8; 4096];
     let linger = async {

@@ -66,11 +66,7 @@ type Stamp = (Option<SystemTime>, Option<SystemTime>);
 impl Certificate {
     fn load(files: &Tls) -> Result<Self, String> {
         let stamp = stamp(files);
-        Ok(Self {
-            files: files.clone(),
-            acceptor: ArcSwap::from_pointee(acceptor(files)?),
-            read_at: Mutex::new(stamp),
-        })
+        Ok(Self { files: files.clone(), acceptor: ArcSwap::from_pointee(acceptor(files)?), read_at: Mutex::new(stamp) })
     }
 
     pub fn acceptor(&self) -> Arc<Acceptor> {

@@ -9,17 +9,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use pingora::apps::HttpServerApp;
-use pingora::listeners::tls::Acceptor;
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::access::Refusals;
 use super::admin::AdminApp;
-use super::connection::{self, ConnectionLimits, RefusalLog};
+use super::connection::{self, Accepted, ConnectionLimits, RefusalLog};
 use super::head::HeadLimits;
+use super::identity::Ids;
 use super::listener::{BindError, Bound, Certificate};
-use super::proxy;
+use super::proxy::{self, Gateway};
 use super::service::{ApiService, Shared};
 use super::shutdown::{Drain, OpenCount};
 use crate::config::{Config, Listener};
@@ -52,6 +54,7 @@ pub struct Running {
 struct Doors<A> {
     listeners: Vec<Arc<Bound>>,
     app: Arc<A>,
+    refusals: Arc<Refusals>,
     limits: ConnectionLimits,
     max: usize,
     open: Arc<OpenCount>,
@@ -64,6 +67,7 @@ impl<A> Clone for Doors<A> {
         Self {
             listeners: self.listeners.clone(),
             app: self.app.clone(),
+            refusals: self.refusals.clone(),
             limits: self.limits,
             max: self.max,
             open: self.open.clone(),
@@ -107,9 +111,15 @@ pub fn start(
     let (shutdown, watch) = watch::channel(false);
     let (stop, stopped) = watch::channel(false);
     let open = Arc::new(OpenCount::default());
+    let ids = Ids::new()
+        .map_err(|e| BindError { key: "server".into(), message: format!("the system has no random numbers ({e})") })?;
+    let ids = Arc::new(ids);
+    let refusals = Arc::new(Refusals { shared: shared.clone(), ids: ids.clone() });
+    let gateway = Gateway { shared: shared.clone(), api: tenant_api, ids: ids.clone() };
     let proxy_doors = Doors {
         listeners: proxies.clone(),
-        app: proxy::app(shared.clone(), tenant_api, server, threads),
+        app: proxy::app(gateway, server, threads),
+        refusals: refusals.clone(),
         limits,
         max: server.max_connections,
         open: open.clone(),
@@ -117,7 +127,8 @@ pub fn start(
     };
     let admin_doors = Doors {
         listeners: vec![admin.clone()],
-        app: Arc::new(AdminApp::new(shared.clone(), admin_api, server)),
+        app: Arc::new(AdminApp::new(admin_api, ids, server.body_timeout, proxy::h2_options(server))),
+        refusals,
         limits,
         max: ADMIN_CONNECTIONS,
         open: Arc::new(OpenCount::default()),
@@ -145,8 +156,10 @@ pub fn start(
         let certificates = if i == 0 { running.certificates.clone() } else { Vec::new() };
         let worker = std::thread::Builder::new().name(format!("proxy-{i}")).spawn(move || {
             runtime.block_on(async move {
+                // By value: a worker's copy of a socket must go when it stops accepting.
                 proxy_doors.accept_all(&watch);
-                admin_doors.accept_all(&watch);
+                // The admin listener tells of the drain, so it stays to its end.
+                admin_doors.accept_all(&stopped);
                 tokio::spawn(watch_certificates(certificates));
                 // An error means that `Running` is gone, and with it the reason to serve.
                 let _ = stopped.wait_for(|stop| *stop).await;
@@ -191,9 +204,9 @@ impl Running {
 
 impl<A> Doors<A>
 where
-    A: HttpServerApp + RefusalLog + Send + Sync + 'static,
+    A: HttpServerApp + Send + Sync + 'static,
 {
-    fn accept_all(&self, watch: &ShutdownWatch) {
+    fn accept_all(self, watch: &ShutdownWatch) {
         for bound in &self.listeners {
             let listener = bound.socket.try_clone().and_then(TcpListener::from_std);
             match listener {
@@ -211,8 +224,14 @@ where
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                // Stopping also drops this worker's copy of the socket: further connects are refused.
-                _ = stop.wait_for(|draining| *draining) => return,
+                _ = stop.wait_for(|draining| *draining) => {
+                    // Those that the system already accepted for us are served; then this worker's copy of the
+                    // socket goes, and with the last copy further connects are refused.
+                    while let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
+                        self.spawn(tcp, peer, &bound, drain.clone());
+                    }
+                    return;
+                }
             };
             match accepted {
                 Ok((tcp, peer)) => self.spawn(tcp, peer, &bound, drain.clone()),
@@ -228,18 +247,19 @@ where
         let Some(open) = self.open.try_open(self.max) else {
             if bound.tls.is_none() {
                 let busy = Rejection::Busy { retry_after: Duration::from_secs(1) };
-                let id = self.app.refused(peer, &busy);
+                let id = self.refusals.refused(peer, &busy);
                 // Best effort: a new socket takes a few hundred bytes at once, or the client is told by the close.
                 let _ = tcp.try_write(&connection::refusal_bytes(&busy, &id));
             }
             return;
         };
-        let tls: Option<Arc<Acceptor>> = bound.tls.as_ref().map(|c| c.acceptor());
-        let (app, limits, h2c, shared) = (self.app.clone(), self.limits, bound.h2c, self.shared.clone());
+        let accepted = Accepted { tcp, peer, tls: bound.tls.as_ref().map(|c| c.acceptor()), h2c: bound.h2c };
+        let (app, limits, shared) = (self.app.clone(), self.limits, self.shared.clone());
+        let refusals = self.refusals.clone();
         tokio::spawn(async move {
             let _open = open;
             let _counted = shared.as_deref().map(Counted::new);
-            connection::serve(&app, tcp, peer, tls, h2c, &limits, drain).await;
+            connection::serve(&app, &*refusals, accepted, &limits, drain).await;
         });
     }
 }

@@ -17,10 +17,6 @@ pub const IDLE_GRACE: Duration = Duration::from_millis(500);
 pub struct Drain(pub ShutdownWatch);
 
 impl Drain {
-    pub fn begun(&self) -> bool {
-        *self.0.borrow()
-    }
-
     /// `None`: the drain began and [`IDLE_GRACE`] is over.
     pub async fn or_closing<F: Future>(&mut self, work: F) -> Option<F::Output> {
         tokio::select! {
