@@ -373,6 +373,9 @@ fn report_unreachable(doc: &Doc, routes: &[(Route, At)]) {
     type Place<'r> = (Option<&'r HostPattern>, Vec<Option<&'r str>>, Vec<(&'r str, Option<&'r str>)>);
     let mut earlier: HashMap<Place<'_>, Vec<usize>> = HashMap::new();
     for (index, (route, at)) in routes.iter().enumerate() {
+        if doc.failed(&format!("{}.match", at.key)) {
+            continue;
+        }
         let Match { hosts, path, methods, headers } = &route.matches;
         let mut headers: Vec<_> = headers.iter().map(|h| (h.name.as_str(), h.value.as_deref())).collect();
         headers.sort_unstable();
