@@ -223,6 +223,10 @@ impl<'a> Table<'a> {
         At { key: join(&self.at.key, key), line }
     }
 
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.is_some_and(|e| e.contains_key(key))
+    }
+
     pub fn error(&self, key: &str, message: impl Into<String>) {
         self.doc.error(&self.at(key), message);
     }
@@ -239,8 +243,7 @@ impl<'a> Table<'a> {
 
     /// A key that is known only to be refused, with the reason. The value is not shown: it may be a secret.
     pub fn refuse(&self, key: &'static str, reason: &str) {
-        let there = self.entries.is_some_and(|e| e.contains_key(key));
-        if there {
+        if self.has(key) {
             self.known.borrow_mut().push(key);
             self.error(key, reason);
         }
@@ -310,8 +313,7 @@ impl<'a> Table<'a> {
 
     /// Exactly one of `keys`; an error naming them when there are none or several. `None` after an error.
     pub fn exactly_one(&self, keys: &[&'static str]) -> Option<&'static str> {
-        let present: Vec<&'static str> =
-            keys.iter().copied().filter(|key| self.entries.is_some_and(|e| e.contains_key(*key))).collect();
+        let present: Vec<&'static str> = keys.iter().copied().filter(|key| self.has(key)).collect();
         match present.as_slice() {
             [one] => Some(one),
             [] => {

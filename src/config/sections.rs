@@ -85,9 +85,8 @@ fn tls(t: &Table<'_>, base: &Path) -> Option<Tls> {
 pub fn admin(t: &Table<'_>, base: &Path, data_dir: &Path) -> Admin {
     let address = t.get("address", SocketAddr::from(([127, 0, 0, 1], 9090)), parse_as(ADDRESS));
     take(t, "address", address);
-    let asked_for_tls = t.at("tls").line > t.at.line;
     let tls = tls(t, base);
-    if !address.ip().to_canonical().is_loopback() && tls.is_none() && !asked_for_tls {
+    if !address.ip().to_canonical().is_loopback() && tls.is_none() && !t.has("tls") {
         let advice = "use a loopback address or give `admin.tls` a `cert_file` and a `key_file`";
         t.error("address", format!("`{address}` would send admin tokens in the clear; {advice}"));
     }

@@ -275,8 +275,9 @@ mod tests {
 
     /// Routes of these `match` lines, named by their place.
     fn compile(matches: &[&str]) -> (Vec<Route>, Routes) {
-        let route =
-            |(i, lines): (usize, &&str)| format!("[[routes]]\nname = \"r{i}\"\ntarget.health = true\n{lines}\n");
+        let route = |(i, lines): (usize, &&str)| {
+            format!("[[routes]]\nname = \"r{i}\"\ntarget.handler = {{ module = 'm' }}\n{lines}\n")
+        };
         let text: String = matches.iter().enumerate().map(route).collect();
         let parsed = config::parse(&text, "t", std::path::Path::new("")).unwrap_or_else(|e| panic!("{e}"));
         let compiled = Routes::compile(&parsed.routes);
@@ -474,17 +475,12 @@ mod tests {
     /// Whatever a checked rewrite makes of a canonical path is a canonical path.
     #[test]
     fn rewritten_paths_stay_canonical() {
-        let (routes, compiled) = compile(
-            &[
-                "match.path_prefix = '/s'\nrewrite.strip_prefix = '/s/'",
-                "match.path_prefix = '/r/x'\nrewrite.replace_prefix = { from = '/r', to = '/' }",
-                "match.path = '/t/{id}/{*rest}'\nrewrite.path = '/a/{id}/{rest}'",
-                "match.path = '/e/{*rest}'\nrewrite.path = '/{rest}'",
-            ]
-            .map(|lines| lines.replace("rewrite", "target.handler = { module = 'm' }\nrewrite"))
-            .each_ref()
-            .map(String::as_str),
-        );
+        let (routes, compiled) = compile(&[
+            "match.path_prefix = '/s'\nrewrite.strip_prefix = '/s/'",
+            "match.path_prefix = '/r/x'\nrewrite.replace_prefix = { from = '/r', to = '/' }",
+            "match.path = '/t/{id}/{*rest}'\nrewrite.path = '/a/{id}/{rest}'",
+            "match.path = '/e/{*rest}'\nrewrite.path = '/{rest}'",
+        ]);
         for path in ["/s", "/s/", "/s/a/", "/r/x", "/r/x/", "/t/1", "/t/1/", "/t/a%2Fb/c/d/", "/e", "/e/", "/e/x/"] {
             let Found::Route { route, params } = compiled.find("x", path, &Method::GET, &HeaderMap::new()) else {
                 panic!("{path}")

@@ -77,6 +77,16 @@ fn two_listeners_cannot_share_an_address() {
 }
 
 #[test]
+fn a_file_on_one_line_means_the_same() {
+    let c =
+        parse("routes = [{ name = \"r\", auth = \"none\", match = { path = \"/x\" }, target = { health = true } }]");
+    assert!(matches!(c.routes[0].target, Target::Health));
+    let shown = errors("upstreams = [{ name = \"u\", endpoints = [\"a:1\"], http = \"auto\" }]");
+    assert!(shown.contains("test.toml:1: upstreams[0].http: `auto` needs `tls`"), "{shown}");
+    parse("admin = { address = \"0.0.0.0:1\", tls = { cert_file = \"c\", key_file = \"k\" } }");
+}
+
+#[test]
 fn numbers_are_written_as_toml_has_them() {
     let c = parse("server.max_connections = 1_000\nserver.max_header_fields = 0x20\nserver.max_header = 4_096\n");
     assert_eq!((c.server.max_connections, c.server.max_header_fields, c.server.max_header_bytes), (1000, 32, 4096));
@@ -104,6 +114,7 @@ fn no_file_makes_the_reader_panic() {
         if let Err(e) = config::parse(&broken, "broken.toml", Path::new("/c")) {
             let lines = broken.matches('\n').count() + 1;
             assert!(!e.errors.is_empty() && e.errors.iter().all(|e| e.line <= lines), "{e}");
+            assert_eq!(e.to_string().lines().count(), e.errors.len(), "one line an error: {e}");
         }
     }
 }
