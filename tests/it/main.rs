@@ -1,0 +1,5 @@
+//! The system tests: one subject a file.
+
+mod auth;
+mod limit;
+mod store;
