@@ -3,19 +3,18 @@
 //! Invariant: hop-by-hop fields and those that `Connection` names end here (RFC 9110 section 7.6.1); what the gateway
 //! itself says about a request can be neither forged nor stripped by a client.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::context::Context;
 use super::identity::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Ids, REQUEST_ID, TRACEPARENT};
-use crate::auth::format::{KEY_PREFIX, TOKEN_PREFIX};
+use crate::auth::credential;
 use crate::config::HeaderEdits;
 
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const API_KEY: &str = "x-api-key";
 /// Fields of the gateway's own; a client's are dropped.
 const OWN_PREFIX: &str = "x-wasmgate-";
 /// Options of `Connection` looked at.
@@ -71,19 +70,6 @@ fn is_protected(name: &str) -> bool {
     matches!(name, "host" | "content-length" | "content-type" | "authorization" | "cookie" | "expect")
 }
 
-fn is_credential(name: &str, value: &HeaderValue) -> bool {
-    let value = value.as_bytes();
-    let ours = |v: &[u8]| v.starts_with(KEY_PREFIX.as_bytes()) || v.starts_with(TOKEN_PREFIX.as_bytes());
-    match name {
-        API_KEY => ours(value.trim_ascii()),
-        "authorization" => match value.split_first_chunk::<6>() {
-            Some((scheme, rest)) => scheme.eq_ignore_ascii_case(b"bearer") && ours(rest.trim_ascii_start()),
-            None => false,
-        },
-        _ => false,
-    }
-}
-
 /// Whether the client asks for a WebSocket, the one upgrade that passes (RFC 6455 section 4.1).
 pub fn is_websocket(head: &RequestHeader) -> bool {
     head.version == Version::HTTP_11
@@ -103,15 +89,24 @@ pub fn strip_request(head: &mut RequestHeader, upgrade: bool) -> Result<()> {
     let wants_trailers = head.version == Version::HTTP_2
         && head.headers.get(TE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"trailers"));
     let mut doomed: Vec<HeaderName> = Vec::new();
+    let mut theirs: Vec<HeaderValue> = Vec::new();
     for (name, value) in &head.headers {
         let text = name.as_str();
-        if is_hop_by_hop(text) || text.starts_with(OWN_PREFIX) || is_credential(text, value) {
+        if is_hop_by_hop(text) || text.starts_with(OWN_PREFIX) || credential::is_ours(name, value) {
             doomed.push(name.clone());
+        } else if *name == AUTHORIZATION {
+            theirs.push(value.clone());
         }
     }
     nominated(&head.headers, &mut doomed);
     for name in &doomed {
         head.drop_all(name);
+    }
+    if !theirs.is_empty() && doomed.contains(&AUTHORIZATION) {
+        // A key of ours and a token for the upstream came under the same name.
+        for value in theirs {
+            head.add(&AUTHORIZATION, value)?;
+        }
     }
     if upgrade {
         head.set(&CONNECTION, HeaderValue::from_static("upgrade"))?;
@@ -267,9 +262,10 @@ mod tests {
         let mut head = request(&[("X-Api-Key", "wg_live_abc"), ("Authorization", "Bearer eyJ.x.y")]);
         strip_request(&mut head, false).unwrap();
         assert_eq!(names(&head), ["authorization"]);
-        let mut head = request(&[("X-Api-Key", "theirs"), ("Authorization", "bearer  wg_live_abc")]);
+        let mut head = request(&[("Authorization", "bearer  wg_live_abc"), ("Authorization", "Basic eDp5")]);
         strip_request(&mut head, false).unwrap();
-        assert_eq!(names(&head), ["x-api-key"]);
+        let left: Vec<_> = head.headers.get_all(AUTHORIZATION).iter().collect();
+        assert_eq!(left, ["Basic eDp5"]);
     }
 
     #[test]

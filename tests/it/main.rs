@@ -1,3 +1,6 @@
-//! The system tests; one subject a file.
+//! The system tests: one subject a file.
 
+mod auth;
 mod config;
+mod limit;
+mod store;
