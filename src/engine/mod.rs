@@ -7,7 +7,15 @@
 //! Invariant: no guest can take the process, another guest or another owner's memory with it; every way in which a
 //! guest fails is a [`GuestFailure`].
 
+pub mod abi;
+pub mod failure;
+pub mod fuel;
+pub mod guest;
+pub mod host;
 pub mod http;
+pub mod memory;
+mod sys;
+mod tunables;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,17 +68,41 @@ pub enum InstallError {
 }
 
 /// A compiled module that can be instantiated at once. Cheap to clone behind `Arc`.
-pub struct LoadedModule {}
+pub struct LoadedModule {
+    digest: Digest,
+    abi: Abi,
+    shape: ModuleShape,
+    /// Headless and of this version alone: its code is freed with it, and no other module's compile or signatures can
+    /// disturb it.
+    engine: wasmer::Engine,
+    module: wasmer::Module,
+    /// How to make each import, in the module's order.
+    imports: Vec<abi::MakeFn>,
+}
 
 impl LoadedModule {
     pub fn digest(&self) -> Digest {
-        unimplemented!()
+        self.digest
     }
+
     pub fn abi(&self) -> Abi {
-        unimplemented!()
+        self.abi
     }
+
     pub fn shape(&self) -> &ModuleShape {
-        unimplemented!()
+        &self.shape
+    }
+
+    fn wasmer_engine(&self) -> &wasmer::Engine {
+        &self.engine
+    }
+
+    fn wasmer_module(&self) -> &wasmer::Module {
+        &self.module
+    }
+
+    fn imports(&self) -> &[abi::MakeFn] {
+        &self.imports
     }
 }
 
