@@ -18,7 +18,7 @@ use crate::domain::{GuestFailure, Limits, Meter};
 use super::LoadedModule;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
-use super::host::{BoundedLog, HostState};
+use super::host::{BoundedLog, HostState, RunClock};
 use super::memory::{Budget, Grant, GuestMemory, with_grant};
 use super::sys;
 
@@ -66,6 +66,7 @@ impl Started {
 pub struct StillBorn {
     pub ended: Ended,
     pub meter: Meter,
+    pub stdout: Bytes,
     pub log: Bytes,
 }
 
@@ -103,7 +104,7 @@ impl Guest {
         };
         let state = env.as_mut(&mut store);
         let meter = meter(state, state.fuel.used_at_least(), started);
-        Err(Box::new(StillBorn { ended, meter, log: state.log.take() }))
+        Err(Box::new(StillBorn { ended, meter, stdout: state.wasi.take_stdout(), log: state.log.take() }))
     }
 
     /// A new invocation of a living VM: fresh fuel, deadline, counters and log.
@@ -111,6 +112,7 @@ impl Guest {
         self.started = Started::now();
         let state = self.env.as_mut(&mut self.store);
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);
+        state.clock = RunClock::now();
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;
         state.log = BoundedLog::new(allowance.limits.log_bytes);
