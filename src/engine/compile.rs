@@ -100,19 +100,19 @@ impl Compilers {
             let _ = stdin.write_all(wasm).await;
         };
         let receive = async {
-            let mut answer = Vec::new();
-            stdout.take(MAX_ARTIFACT + 1).read_to_end(&mut answer).await.map(|_| answer)
+            let mut stdout = stdout.take(MAX_ARTIFACT);
+            // Apart from the body: Wasmer wants artifacts aligned as allocations are.
+            let verdict = stdout.read_u8().await.ok();
+            let mut body = Vec::new();
+            stdout.read_to_end(&mut body).await.map(|_| (verdict, body))
         };
         let ((), answer) = tokio::join!(send, receive);
-        let answer = Bytes::from(answer.map_err(|e| io("can't read from", e))?);
+        let (verdict, body) = answer.map_err(|e| io("can't read from", e))?;
         let status = child.wait().await.map_err(|e| io("can't wait for", e))?;
-        match answer.first() {
-            Some(&DONE) if status.success() && answer.len() as u64 <= MAX_ARTIFACT => Ok(answer.slice(1..)),
-            Some(&REFUSED) if status.success() => Err(too_much(&String::from_utf8_lossy(&answer[1..])).into()),
-            _ => {
-                Err(too_much(&format!("the compiler ended with {status}: the module needs too much time or memory"))
-                    .into())
-            }
+        match verdict {
+            Some(DONE) if status.success() => Ok(body.into()),
+            Some(REFUSED) if status.success() => Err(too_much(&String::from_utf8_lossy(&body)).into()),
+            _ => Err(too_much(&format!("the compiler ended with {status}, out of time or memory")).into()),
         }
     }
 

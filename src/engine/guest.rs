@@ -91,7 +91,9 @@ impl Guest {
         let mut store = Store::new(module.wasmer_engine().clone());
         let env = FunctionEnv::new(&mut store, state);
         let imports: Vec<Extern> = module.imports().iter().map(|make| Extern::from(make(&mut store, &env))).collect();
-        let made = with_grant(grant, || Instance::new_by_index(&mut store, module.wasmer_module(), &imports));
+        let made = with_grant(grant, || {
+            Instance::new_by_index(&mut store, module.wasmer_module(), &imports).map_err(Box::new)
+        });
         let ended = match made {
             Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
                 Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started }),
@@ -157,7 +159,7 @@ impl Guest {
 
     /// Bytes of its memory now; a living VM over its ceiling is replaced.
     pub fn memory_bytes(&self) -> u64 {
-        self.env.as_ref(&self.store).memory.len() as u64
+        self.env.as_ref(&self.store).memory.size() as u64
     }
 }
 

@@ -438,7 +438,7 @@ async fn traps_end_the_guest_alone() {
         ("(drop (i64.load offset=4294967295 (i32.const -1)))", "out of bounds"),
         ("(memory.fill (i32.const 1) (i32.const 0) (i32.const 65536))", "out of bounds"),
         ("(memory.copy (i32.const 0) (i32.const 1) (i32.const 65536))", "out of bounds"),
-        ("(call_indirect (i32.const 0))", "null"),
+        ("(call_indirect (i32.const 0))", "element"),
         ("(drop (i32.trunc_f32_s (f32.const nan)))", "convert"),
         ("(call $deep)", "stack"),
     ] {
@@ -610,7 +610,7 @@ fn compile_bombs_are_refused_before_any_compiler() {
 #[tokio::test]
 async fn a_compiler_without_time_or_memory_refuses_the_module() {
     let work = "(local.set 0 (i64.mul (i64.add (local.get 0) (i64.const 1)) (local.get 1)))".repeat(20_000);
-    let functions = format!("(func (local i64 i64) {work})").repeat(40);
+    let functions = format!("(func (param i64 i64) (result i64) {work} (local.get 0))").repeat(40);
     let bytes = Bytes::from(wat::parse_str(format!(r#"(module (func (export "run")) {functions})"#)).unwrap());
     for compile in [
         wasmgate::config::Compile { processes: 1, cpu: Duration::from_secs(1), memory_bytes: 4 << 30 },
@@ -977,8 +977,13 @@ async fn a_full_pool_refuses_at_once_and_a_long_queue_in_time() {
         );
         assert!(*at < Duration::from_millis(500), "{at:?}");
     }
-    let stats = kit.engine.stats();
-    assert_eq!((stats.guests_running, stats.guests_queued), (0, 0));
+    // A thread notes the end of a run just after it handed over the result.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while kit.engine.stats().guests_running > 0 {
+        assert!(Instant::now() < deadline, "a thread still counts as running");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(kit.engine.stats().guests_queued, 0);
 }
 
 #[tokio::test]

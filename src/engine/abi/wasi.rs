@@ -327,7 +327,10 @@ fn clock_wait(host: &HostState, subscription: u32) -> Result<u64, Halt> {
 /// An answer for what this WASI has not.
 macro_rules! answers {
     ($( $name:ident ( $($param:ident: $ty:ident),* ) = $errno:ident ; )*) => {
-        $( fn $name(_env: Env<'_>, $($param: $ty),*) -> i32 {
+        $(
+            // The parameters are preview1's.
+            #[allow(clippy::too_many_arguments)]
+            fn $name(_env: Env<'_>, $($param: $ty),*) -> i32 {
             $( let _ = $param; )*
             errno::$errno
         } )*
