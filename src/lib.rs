@@ -16,6 +16,8 @@
 //!
 //! Imports point one way: domain <- config, store <- auth, limit, engine <- gateway <- app <- api, cli.
 
+#![deny(unsafe_code)]
+
 pub mod app;
 pub mod auth;
 pub mod config;

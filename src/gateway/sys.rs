@@ -1,5 +1,7 @@
 //! What the gateway asks of the operating system beyond the standard library.
 
+#![allow(unsafe_code)] // two system calls that std does not wrap
+
 /// Raises the soft limit of open files to the hard one; gives the limit now in force.
 pub fn raise_open_files() -> std::io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -2,5 +2,6 @@
 
 mod auth;
 mod config;
+mod engine;
 mod limit;
 mod store;
