@@ -123,7 +123,7 @@ pub fn set_method(mut env: Env<'_>, method: i32, len: i32) -> Result<(), Halt> {
     }
     // CONNECT has neither a path nor a body; it would change what the connection is.
     let method = Method::from_bytes(text).ok().filter(|m| *m != Method::CONNECT && text.len() <= METHOD_BYTES);
-    http_state.edits.method = Some(method.ok_or_else(|| bad("not a method to forward", text))?);
+    http_state.edits.method = Some(method.ok_or_else(|| bad("the method is none to forward"))?);
     Ok(())
 }
 
@@ -180,7 +180,7 @@ pub fn set_status_code(mut env: Env<'_>, code: i32) -> Result<(), Halt> {
     state.owns_response("set_status_code")?;
     let code = u16::try_from(code).ok().filter(|c| (200..600).contains(c));
     let status = code.and_then(|c| StatusCode::from_u16(c).ok());
-    state.edits.status = Some(status.ok_or_else(|| Halt::BadOutput("the status is not one from 200 to 599".into()))?);
+    state.edits.status = Some(status.ok_or_else(|| bad("the status is not one from 200 to 599"))?);
     Ok(())
 }
 
