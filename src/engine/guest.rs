@@ -18,7 +18,7 @@ use crate::domain::{GuestFailure, Limits, Meter};
 use super::LoadedModule;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
-use super::host::{BoundedLog, HostState};
+use super::host::{BoundedLog, HostState, RunClock};
 use super::memory::{Budget, Grant, GuestMemory, with_grant};
 use super::sys;
 
@@ -66,6 +66,7 @@ impl Started {
 pub struct StillBorn {
     pub ended: Ended,
     pub meter: Meter,
+    pub stdout: Bytes,
     pub log: Bytes,
 }
 
@@ -90,7 +91,9 @@ impl Guest {
         let mut store = Store::new(module.wasmer_engine().clone());
         let env = FunctionEnv::new(&mut store, state);
         let imports: Vec<Extern> = module.imports().iter().map(|make| Extern::from(make(&mut store, &env))).collect();
-        let made = with_grant(grant, || Instance::new_by_index(&mut store, module.wasmer_module(), &imports));
+        let made = with_grant(grant, || {
+            Instance::new_by_index(&mut store, module.wasmer_module(), &imports).map_err(Box::new)
+        });
         let ended = match made {
             Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
                 Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started }),
@@ -103,7 +106,7 @@ impl Guest {
         };
         let state = env.as_mut(&mut store);
         let meter = meter(state, state.fuel.used_at_least(), started);
-        Err(Box::new(StillBorn { ended, meter, log: state.log.take() }))
+        Err(Box::new(StillBorn { ended, meter, stdout: state.wasi.take_stdout(), log: state.log.take() }))
     }
 
     /// A new invocation of a living VM: fresh fuel, deadline, counters and log.
@@ -111,6 +114,7 @@ impl Guest {
         self.started = Started::now();
         let state = self.env.as_mut(&mut self.store);
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);
+        state.clock = RunClock::now();
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;
         state.log = BoundedLog::new(allowance.limits.log_bytes);
@@ -155,7 +159,7 @@ impl Guest {
 
     /// Bytes of its memory now; a living VM over its ceiling is replaced.
     pub fn memory_bytes(&self) -> u64 {
-        self.env.as_ref(&self.store).memory.len() as u64
+        self.env.as_ref(&self.store).memory.size() as u64
     }
 }
 

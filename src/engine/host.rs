@@ -4,11 +4,13 @@
 //! Invariant: everything that a guest can observe beyond its own memory comes from its [`HostState`], so that a run can
 //! be recorded and replayed. No ABI file reads a clock or a random source by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
 use super::abi::http_wasm::HttpWasmState;
+use super::abi::wasi::WasiState;
+use super::failure::Halt;
 use super::fuel::Fuel;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
@@ -43,10 +45,52 @@ impl BoundedLog {
     }
 }
 
+/// The time of one run: a reading of the wall clock at its start, and what has passed since.
+#[derive(Clone, Copy, Debug)]
+pub struct RunClock {
+    started: Instant,
+    started_at: Duration,
+}
+
+impl RunClock {
+    pub fn now() -> RunClock {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        RunClock { started: Instant::now(), started_at: Duration::from_millis(millis) }
+    }
+
+    /// Since 1970-01-01 UTC, in whole milliseconds.
+    pub fn started_at(&self) -> Duration {
+        self.started_at
+    }
+
+    /// In whole ticks.
+    pub fn elapsed(&self, tick: Duration) -> Duration {
+        let tick = u64::try_from(tick.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let nanos = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(nanos - nanos % tick)
+    }
+}
+
+/// Where guests' random bytes come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Random;
+
+impl Random {
+    pub fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Halt> {
+        getrandom::fill(buffer).map_err(|_| Halt::Trap("the system gives no random bytes".into()))
+    }
+}
+
 /// The data of every host function of one guest.
 pub struct HostState {
     pub fuel: Fuel,
     pub memory: GuestMemory,
+    pub clock: RunClock,
+    pub random: Random,
+    pub wasi: WasiState,
+    /// The guest has a thread to itself and may sleep; else sleeping counts as running out of time.
+    pub may_block: bool,
     /// stderr and log calls.
     pub log: BoundedLog,
     /// Counted by ABIs that write output; shown in the meter.
@@ -64,6 +108,10 @@ impl HostState {
         HostState {
             fuel,
             memory,
+            clock: RunClock::now(),
+            random: Random,
+            wasi: WasiState::default(),
+            may_block: true,
             log: BoundedLog::default(),
             output_bytes: 0,
             output_limit: 0,
@@ -71,6 +119,19 @@ impl HostState {
             http: None,
             http_state: HttpWasmState::default(),
         }
+    }
+
+    /// Sleeps, never past the deadline: a longer sleep ends the guest there.
+    pub fn sleep(&self, wanted: Duration) -> Result<(), Halt> {
+        if wanted.is_zero() {
+            return self.fuel.check();
+        }
+        let left = self.remaining();
+        if !self.may_block {
+            return Err(Halt::Deadline);
+        }
+        std::thread::sleep(wanted.min(left));
+        if wanted < left { Ok(()) } else { Err(Halt::Deadline) }
     }
 
     /// Time left of this invocation.

@@ -72,7 +72,7 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.shared.len.load(Ordering::Relaxed)
     }
 
@@ -93,7 +93,7 @@ impl GuestMemory {
         // SAFETY: `base` and `len` describe the accessible part of a live slot: `PooledMemory` sets them, and clears
         // them before the slot goes away. Nobody writes meanwhile: the guest's thread is in this host function, the
         // memory isn't shared, and `bytes_mut` takes `&mut self` of the only `GuestMemory` of this guest.
-        unsafe { std::slice::from_raw_parts(base, self.len()) }
+        unsafe { std::slice::from_raw_parts(base, self.size()) }
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -102,7 +102,7 @@ impl GuestMemory {
             return &mut [];
         }
         // SAFETY: as in `bytes`; `&mut self` excludes other views.
-        unsafe { std::slice::from_raw_parts_mut(base, self.len()) }
+        unsafe { std::slice::from_raw_parts_mut(base, self.size()) }
     }
 
     pub fn slice(&self, ptr: u32, len: u32) -> Result<&[u8], Halt> {

@@ -37,10 +37,10 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<
     }
 }
 
-/// The calling process dies when its parent does.
-pub fn die_with_parent() {
-    // SAFETY: `prctl(PR_SET_PDEATHSIG)` takes its arguments by value.
+/// Closes every descriptor but the standard ones.
+pub fn close_inherited() {
+    // SAFETY: nothing in a process that has just begun holds a descriptor above 2 that it counts on.
     unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::close_range(3, libc::c_uint::MAX, 0);
     }
 }

@@ -1,0 +1,3 @@
+//! The system tests. One subject a file.
+
+mod engine;
