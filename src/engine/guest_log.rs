@@ -87,7 +87,11 @@ impl fmt::Display for Printable<'_> {
             None => self.0,
         };
         for c in text.chars() {
-            if c.is_control() && c != '\t' { write!(f, "{}", c.escape_default())? } else { fmt::Write::write_char(f, c)? }
+            if c.is_control() && c != '\t' {
+                write!(f, "{}", c.escape_default())?
+            } else {
+                fmt::Write::write_char(f, c)?
+            }
         }
         Ok(())
     }

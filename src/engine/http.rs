@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
-use super::lane::{History, INLINE, INLINE_RESPONSE};
-use super::vms::{Handled, Permit, Vm, Vms};
+use super::lane::{INLINE_SLICE, Lane};
+use super::vms::{Handled, Permit, Turn, Vm, Vms};
 use super::{Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
 
@@ -69,6 +69,9 @@ pub struct HttpOutcome {
     pub vm: Option<PinnedVm>,
 }
 
+/// A response phase can't be run again, since its guest holds the request's state. It gets five times an inline slice,
+/// once per row of short runs, so that only a guest that is far from its own past loses the request.
+const INLINE_RESPONSE: Duration = INLINE_SLICE.saturating_mul(5);
 /// Wall time is what ends a handler's phase; the fuel is enough for any that fits.
 const FUEL: u64 = u64::MAX / 2;
 const LOG_BYTES: u64 = 64 << 10;
@@ -80,12 +83,6 @@ impl HttpOutcome {
     fn failed(exchange: Box<HttpExchange>, error: RunError, meter: Meter) -> HttpOutcome {
         HttpOutcome { exchange, result: Err(error), meter, vm: None }
     }
-
-    /// With what an earlier attempt of the same phase used.
-    fn after(mut self, spent: Meter) -> HttpOutcome {
-        self.meter = spent.and(self.meter);
-        self
-    }
 }
 
 /// A handler of http-wasm guests: its module, configuration and pool of living VMs, keyed by owner, handler and
@@ -96,10 +93,9 @@ pub struct HttpHandler {
     owner: OwnerId,
     config: Bytes,
     limits: Limits,
-    queue_timeout: Duration,
     vms: Vms,
-    requests: History,
-    responses: History,
+    requests: Lane,
+    responses: Lane,
     log: GuestLog,
     start_failed: Mutex<Option<(Instant, RunError)>>,
 }
@@ -120,7 +116,6 @@ impl HttpHandler {
         label: Arc<str>,
         handler: &crate::config::Handler,
     ) -> Arc<HttpHandler> {
-        let config = engine.config();
         let limits = Limits {
             fuel: FUEL,
             memory_bytes: handler.memory_bytes,
@@ -135,11 +130,10 @@ impl HttpHandler {
             module,
             owner: handler.owner.clone(),
             config: handler.config.clone().into(),
-            queue_timeout: config.queue_timeout,
-            vms: Vms::new(config.vms_per_handler, config.vm_requests, limits.memory_bytes, engine.vm_counts().clone()),
+            vms: Vms::new(engine.clone(), limits.memory_bytes),
             limits,
-            requests: History::default(),
-            responses: History::default(),
+            requests: Lane::new(),
+            responses: Lane::new(),
             log: GuestLog::new(label),
             start_failed: Mutex::new(None),
         })
@@ -152,54 +146,60 @@ impl HttpHandler {
 
     /// Starts one VM ahead of the first request, so that a module that refuses its configuration says so at once.
     pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
-        let permit = self.vms.permit(self.queue_timeout).await?;
+        let permit = self.vms.permit().await?;
         let handler = self.clone();
-        let started = self.engine.on_guest_thread(&self.owner, move || (handler.start_vm(), permit)).await?;
-        let (vm, permit) = started;
+        let started = self.engine.pool().run(&self.owner, move || (handler.start_vm(), permit)).await;
+        let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
         self.vms.give_back(vm?, permit);
         Ok(())
     }
 
     pub async fn request(self: &Arc<Self>, exchange: Box<HttpExchange>) -> HttpOutcome {
-        let permit = match self.vms.permit(self.queue_timeout).await {
+        let permit = match self.vms.permit().await {
             Ok(permit) => permit,
             Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
         };
         match self.vms.take(&permit) {
-            Some(vm) if self.requests.is_short() => match self.inline_request(exchange, vm, permit) {
+            Some(vm) if self.requests.is_inline() => match self.inline_request(exchange, vm, permit) {
                 Ok(outcome) => outcome,
-                Err((exchange, permit, spent)) => self.pool_request(exchange, None, permit).await.after(spent),
+                // The run on the pool is the run: what the first try used is not charged.
+                Err((exchange, permit)) => self.pool_request(exchange, None, permit).await,
             },
             vm => self.pool_request(exchange, vm, permit).await,
         }
     }
 
-    /// On this thread. An overrun gives back everything but its VM, and what it used.
+    /// On this thread. An overrun gives back everything but its VM.
     fn inline_request(
         self: &Arc<Self>,
         exchange: Box<HttpExchange>,
         mut vm: Vm,
         permit: Permit,
-    ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit, Meter)> {
+    ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
         let mut exchange = Some(exchange);
-        let (result, meter) = vm.request(&mut exchange, &self.allowance(INLINE), &self.log);
+        let (result, meter) = vm.request(&mut exchange, &self.turn(Some(INLINE_SLICE)));
         let exchange = given_back(exchange);
-        if matches!(result, Err(GuestFailure::Deadline)) && self.limits.wall_ms > INLINE {
+        if matches!(result, Err(GuestFailure::Deadline)) && self.limits.wall_ms > INLINE_SLICE {
             self.requests.overran();
-            return Err((exchange, permit, meter));
+            return Err((exchange, permit));
         }
         self.requests.record(meter.wall);
         Ok(self.settle_request(exchange, vm, permit, result, meter))
     }
 
-    async fn pool_request(self: &Arc<Self>, exchange: Box<HttpExchange>, vm: Option<Vm>, permit: Permit) -> HttpOutcome {
+    async fn pool_request(
+        self: &Arc<Self>,
+        exchange: Box<HttpExchange>,
+        vm: Option<Vm>,
+        permit: Permit,
+    ) -> HttpOutcome {
         self.on_pool(exchange, (vm, permit), |handler, exchange, (vm, permit)| {
             let mut vm = match vm.map_or_else(|| handler.start_vm(), Ok) {
                 Ok(vm) => vm,
                 Err(failure) => return HttpOutcome::failed(exchange, failure, Meter::default()),
             };
             let mut exchange = Some(exchange);
-            let (result, meter) = vm.request(&mut exchange, &handler.allowance(Duration::MAX), &handler.log);
+            let (result, meter) = vm.request(&mut exchange, &handler.turn(None));
             handler.requests.record(meter.cpu);
             handler.settle_request(given_back(exchange), vm, permit, result, meter)
         })
@@ -245,15 +245,13 @@ impl HttpHandler {
             let work = theirs.lock().take();
             work.map(|(exchange, with)| run(&handler, exchange, with))
         };
-        let error = match self.engine.on_guest_thread(&self.owner, job).await {
+        let busy = match self.engine.pool().run(&self.owner, job).await {
             Ok(Some(outcome)) => return outcome,
-            Ok(None) => RunError::Busy { retry_after: Duration::from_secs(1) },
-            Err(error) => error,
+            Ok(None) => unreachable!("only this function takes the work back, after the pool has let it go"),
+            Err(busy) => RunError::Busy { retry_after: busy.retry_after },
         };
-        match ours.lock().take() {
-            Some((exchange, _)) => HttpOutcome::failed(exchange, error, Meter::default()),
-            None => panic!("a guest thread lost the exchange it had taken"),
-        }
+        let (exchange, _) = ours.lock().take().expect("a guest thread that took the exchange gives an outcome");
+        HttpOutcome::failed(exchange, busy, Meter::default())
     }
 
     fn start_vm(&self) -> Result<Vm, RunError> {
@@ -270,11 +268,11 @@ impl HttpHandler {
         started
     }
 
-    /// A phase's limits from now on; at most `slice` of time.
-    fn allowance(&self, slice: Duration) -> Allowance {
+    /// A phase's limits from now on: its own thread, or this one for a slice.
+    fn turn(&self, slice: Option<Duration>) -> Turn<'_> {
         let mut limits = self.limits.clone();
-        limits.wall_ms = limits.wall_ms.min(slice);
-        Allowance::from_now(limits)
+        limits.wall_ms = limits.wall_ms.min(slice.unwrap_or(Duration::MAX));
+        Turn { allowance: Allowance::from_now(limits), may_block: slice.is_none(), log: &self.log }
     }
 }
 
@@ -289,11 +287,11 @@ impl PinnedVm {
         let PinnedVm { handler, vm, permit, context, features } = self;
         let call = (context, is_error);
         // How long a guest takes for a body depends on the body: the past says nothing.
-        if handler.responses.is_short() && !features.has(Features::BUFFER_RESPONSE) {
-            return handler.run_response(exchange, vm, permit, call, INLINE_RESPONSE);
+        if handler.responses.is_inline() && !features.has(Features::BUFFER_RESPONSE) {
+            return handler.run_response(exchange, vm, permit, call, Some(INLINE_RESPONSE));
         }
         let run = move |handler: &Arc<HttpHandler>, exchange, (vm, permit)| {
-            handler.run_response(exchange, vm, permit, call, Duration::MAX)
+            handler.run_response(exchange, vm, permit, call, None)
         };
         handler.on_pool(exchange, (vm, permit), run).await
     }
@@ -306,10 +304,10 @@ impl HttpHandler {
         mut vm: Vm,
         permit: Permit,
         call: (i32, bool),
-        slice: Duration,
+        slice: Option<Duration>,
     ) -> HttpOutcome {
         let mut exchange = Some(exchange);
-        let (result, meter) = vm.response(&mut exchange, call, &self.allowance(slice), &self.log);
+        let (result, meter) = vm.response(&mut exchange, call, &self.turn(slice));
         let exchange = given_back(exchange);
         match result {
             Ok(()) => {

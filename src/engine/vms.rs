@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,31 +13,33 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmer::TypedFunction;
 
+use super::at_rest::AtRest;
 use super::failure::Ended;
 use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
 use super::memory::Budget;
-use super::{LoadedModule, RunError};
+use super::{Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
 /// VMs that nobody needed for so long are let go when another comes back.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// VMs of all handlers, for the engine's figures.
-#[derive(Debug, Default)]
-pub struct VmCounts {
-    pub idle: AtomicU64,
-    pub busy: AtomicU64,
-}
-
 pub struct Vm {
-    guest: Guest,
+    guest: AtRest,
     handle_request: TypedFunction<(), i64>,
     handle_response: TypedFunction<(i32, i32), ()>,
     requests: u64,
     memory_at_start: u64,
+}
+
+/// One turn of a guest: what it may use, and where what it prints goes.
+pub struct Turn<'a> {
+    pub allowance: Allowance,
+    /// The thread is the guest's own for the turn.
+    pub may_block: bool,
+    pub log: &'a GuestLog,
 }
 
 /// How `handle_request` ended.
@@ -76,7 +78,7 @@ impl Vm {
             handle_request: guest.function("handle_request").ok_or_else(|| missing("handle_request"))?,
             handle_response: guest.function("handle_response").ok_or_else(|| missing("handle_response"))?,
             memory_at_start: guest.memory_bytes(),
-            guest,
+            guest: AtRest::new(guest),
             requests: 0,
         })
     }
@@ -85,20 +87,21 @@ impl Vm {
     pub fn request(
         &mut self,
         exchange: &mut Option<Box<HttpExchange>>,
-        allowance: &Allowance,
-        log: &GuestLog,
+        turn: &Turn<'_>,
     ) -> (Result<Handled, GuestFailure>, Meter) {
         self.requests += 1;
-        self.guest.begin(allowance);
-        let host = self.guest.host();
+        let Vm { guest, handle_request, .. } = self;
+        let guest = guest.get();
+        guest.begin(&turn.allowance);
+        let host = guest.host();
+        host.may_block = turn.may_block;
         host.http = exchange.take();
         host.http_state.begin_request();
-        let Vm { guest, handle_request, .. } = self;
         let ended = guest.call(|store, _| handle_request.call(store));
         let meter = guest.meter();
         *exchange = guest.host().http.take();
         let result = match (ended, exchange) {
-            (Ok(next), Some(exchange)) => self.handled(next, exchange, log),
+            (Ok(next), Some(exchange)) => self.handled(next, exchange, turn.log),
             (Err(ended), _) => Err(ended.into_failure()),
             (Ok(_), None) => Err(GuestFailure::BadOutput("the exchange is gone".into())),
         };
@@ -106,7 +109,7 @@ impl Vm {
     }
 
     fn handled(&mut self, next: i64, exchange: &mut HttpExchange, log: &GuestLog) -> Result<Handled, GuestFailure> {
-        let host = self.guest.host();
+        let host = self.guest.get().host();
         print(host, &exchange.request_id, log);
         let edits = std::mem::take(&mut host.http_state.edits);
         // `ctx_next`: the low word says whether to go on, the high one is the guest's own.
@@ -125,21 +128,22 @@ impl Vm {
         &mut self,
         exchange: &mut Option<Box<HttpExchange>>,
         (context, is_error): (i32, bool),
-        allowance: &Allowance,
-        log: &GuestLog,
+        turn: &Turn<'_>,
     ) -> (Result<(), GuestFailure>, Meter) {
-        self.guest.begin(allowance);
-        let host = self.guest.host();
+        let Vm { guest, handle_response, .. } = self;
+        let guest = guest.get();
+        guest.begin(&turn.allowance);
+        let host = guest.host();
+        host.may_block = turn.may_block;
         host.http = exchange.take();
         host.http_state.begin_response();
-        let Vm { guest, handle_response, .. } = self;
         let ended = guest.call(|store, _| handle_response.call(store, context, i32::from(is_error)));
         let meter = guest.meter();
         let host = guest.host();
         *exchange = host.http.take();
         let result = match (ended, exchange) {
             (Ok(()), Some(exchange)) => {
-                print(host, &exchange.request_id, log);
+                print(host, &exchange.request_id, turn.log);
                 std::mem::take(&mut host.http_state.edits).commit_response(exchange);
                 Ok(())
             }
@@ -151,18 +155,18 @@ impl Vm {
 
     /// Writes out what a phase that failed had logged; one that ended by itself has already done so.
     pub fn print(&mut self, request_id: &str, log: &GuestLog) {
-        print(self.guest.host(), request_id, log);
+        print(self.guest.get().host(), request_id, log);
     }
 
     /// Module default and what the request under way enabled.
     pub fn features(&mut self) -> Features {
-        self.guest.host().http_state.features
+        self.guest.get().host().http_state.features
     }
 
-    fn is_worn(&self, requests: u64, memory_limit: u64) -> bool {
+    fn is_worn(&mut self, requests: u64, memory_limit: u64) -> bool {
         // A module that starts with more than half of its limit is not worn by that.
         let ceiling = (memory_limit / 2).max(self.memory_at_start);
-        self.requests >= requests || self.guest.memory_bytes() > ceiling
+        self.requests >= requests || self.guest.get().memory_bytes() > ceiling
     }
 }
 
@@ -188,12 +192,12 @@ fn start_failure(ended: Ended) -> RunError {
 /// The right to make or use one VM of the handler.
 pub struct Permit {
     _permit: OwnedSemaphorePermit,
-    counts: Arc<VmCounts>,
+    engine: Arc<Engine>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.counts.busy.fetch_sub(1, Ordering::Relaxed);
+        self.engine.vm_counters().1.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -202,40 +206,44 @@ pub struct Vms {
     permits: Arc<Semaphore>,
     /// The one used last is at the back.
     idle: Mutex<VecDeque<(Vm, Instant)>>,
-    counts: Arc<VmCounts>,
+    engine: Arc<Engine>,
     requests: u64,
     memory_limit: u64,
 }
 
 impl Vms {
-    /// `cap` VMs, each replaced after `requests` or at half of `memory_limit`.
-    pub fn new(cap: usize, requests: u64, memory_limit: u64, counts: Arc<VmCounts>) -> Vms {
-        let permits = Arc::new(Semaphore::new(cap.clamp(1, Semaphore::MAX_PERMITS)));
-        Vms { permits, idle: Mutex::default(), counts, requests, memory_limit }
+    pub fn new(engine: Arc<Engine>, memory_limit: u64) -> Vms {
+        let cap = engine.config().vms_per_handler.clamp(1, Semaphore::MAX_PERMITS);
+        let requests = engine.config().vm_requests;
+        Vms { permits: Arc::new(Semaphore::new(cap)), idle: Mutex::default(), engine, requests, memory_limit }
     }
 
-    /// In the order of asking; `Busy` after `wait`.
-    pub async fn permit(&self, wait: Duration) -> Result<Permit, RunError> {
+    /// In the order of asking; `Busy` after the queue's time.
+    pub async fn permit(&self) -> Result<Permit, RunError> {
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => match tokio::time::timeout(wait, self.permits.clone().acquire_owned()).await {
-                Ok(Ok(permit)) => permit,
-                _ => return Err(RunError::Busy { retry_after: Duration::from_secs(1) }),
-            },
+            Err(_) => {
+                match tokio::time::timeout(self.engine.config().queue_timeout, self.permits.clone().acquire_owned())
+                    .await
+                {
+                    Ok(Ok(permit)) => permit,
+                    _ => return Err(RunError::Busy { retry_after: Duration::from_secs(1) }),
+                }
+            }
         };
-        self.counts.busy.fetch_add(1, Ordering::Relaxed);
-        Ok(Permit { _permit: permit, counts: self.counts.clone() })
+        self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
+        Ok(Permit { _permit: permit, engine: self.engine.clone() })
     }
 
     /// An idle VM, the warmest first.
     pub fn take(&self, _permit: &Permit) -> Option<Vm> {
         let (vm, _) = self.idle.lock().pop_back()?;
-        self.counts.idle.fetch_sub(1, Ordering::Relaxed);
+        self.engine.vm_counters().0.fetch_sub(1, Ordering::Relaxed);
         Some(vm)
     }
 
     /// After a request that ended well. The permit goes last, so that whoever waits finds the VM.
-    pub fn give_back(&self, vm: Vm, permit: Permit) {
+    pub fn give_back(&self, mut vm: Vm, permit: Permit) {
         if !vm.is_worn(self.requests, self.memory_limit) {
             let now = Instant::now();
             let mut idle = self.idle.lock();
@@ -243,7 +251,7 @@ impl Vms {
             let stale = idle.pop_front_if(|(_, since)| now.saturating_duration_since(*since) > IDLE);
             drop(idle);
             if stale.is_none() {
-                self.counts.idle.fetch_add(1, Ordering::Relaxed);
+                self.engine.vm_counters().0.fetch_add(1, Ordering::Relaxed);
             }
         }
         drop(permit);
@@ -252,6 +260,6 @@ impl Vms {
 
 impl Drop for Vms {
     fn drop(&mut self) {
-        self.counts.idle.fetch_sub(self.idle.get_mut().len() as u64, Ordering::Relaxed);
+        self.engine.vm_counters().0.fetch_sub(self.idle.get_mut().len() as u64, Ordering::Relaxed);
     }
 }

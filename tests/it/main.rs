@@ -1,3 +1,4 @@
 //! The system tests. One subject a file.
 
 mod engine;
+mod http_wasm;

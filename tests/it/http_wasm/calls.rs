@@ -141,12 +141,22 @@ async fn written(kind: &str, value: &[u8]) -> (&'static str, Box<wasmgate::engin
     let write = match kind {
         "uri" => "(call $set_uri (i32.const 64) (local.get $i))",
         "method" => "(call $set_method (i32.const 64) (local.get $i))",
-        "request name" => "(call $set_header_value (i32.const 0) (i32.const 64) (local.get $i) (i32.const 0) (i32.const 1))",
-        "request value" => "(call $set_header_value (i32.const 0) (i32.const 8) (i32.const 3) (i32.const 64) (local.get $i))",
-        "added value" => "(call $add_header_value (i32.const 0) (i32.const 8) (i32.const 3) (i32.const 64) (local.get $i))",
-        "response value" => "(call $set_header_value (i32.const 1) (i32.const 8) (i32.const 3) (i32.const 64) (local.get $i))",
+        "request name" => {
+            "(call $set_header_value (i32.const 0) (i32.const 64) (local.get $i) (i32.const 0) (i32.const 1))"
+        }
+        "request value" => {
+            "(call $set_header_value (i32.const 0) (i32.const 8) (i32.const 3) (i32.const 64) (local.get $i))"
+        }
+        "added value" => {
+            "(call $add_header_value (i32.const 0) (i32.const 8) (i32.const 3) (i32.const 64) (local.get $i))"
+        }
+        "response value" => {
+            "(call $set_header_value (i32.const 1) (i32.const 8) (i32.const 3) (i32.const 64) (local.get $i))"
+        }
         "host" => "(call $set_header_value (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 64) (local.get $i))",
-        "added host" => "(call $add_header_value (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 64) (local.get $i))",
+        "added host" => {
+            "(call $add_header_value (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 64) (local.get $i))"
+        }
         "removed" => "(call $remove_header (i32.const 0) (i32.const 64) (local.get $i))",
         "status" => "(call $set_status_code (i32.load16_s (i32.const 64)))",
         other => panic!("{other}"),
@@ -216,7 +226,8 @@ async fn a_status_is_one_that_can_end_a_request() {
 
 #[tokio::test]
 async fn framing_stays_the_gateways() {
-    for name in ["content-length", "Transfer-Encoding", "connection", "keep-alive", "proxy-connection", "te", "upgrade"] {
+    for name in ["content-length", "Transfer-Encoding", "connection", "keep-alive", "proxy-connection", "te", "upgrade"]
+    {
         let (end, exchange) = written("request name", name.as_bytes()).await;
         assert_eq!((end, exchange.request.headers.contains_key(name)), ("ok", false), "{name}");
     }

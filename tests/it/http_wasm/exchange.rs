@@ -86,7 +86,11 @@ async fn a_second_handler_sees_what_the_first_one_left() {
     };
     let (exchange, _vm) = went_on(handler(&first.load().await, "").request(post("client body")).await);
     let answer = reply(handler(&second.load().await, "").request(exchange).await);
-    assert_eq!((answer.status, &answer.body[..]), (202, &[202, 0, b'b', b'c'][..]), "its own body replaces the first one's");
+    assert_eq!(
+        (answer.status, &answer.body[..]),
+        (202, &[202, 0, b'b', b'c'][..]),
+        "its own body replaces the first one's"
+    );
     assert_eq!(answer.headers.len(), 1, "headers set before stay");
 }
 
@@ -109,14 +113,16 @@ async fn reading_consumes_the_body_unless_it_is_buffered() {
     assert!(!exchange.request_body_consumed, "a body that is not read is forwarded");
     let (exchange, _vm) = went_on(run("(call $write_body (i32.const 0) (i32.const 0) (i32.const 1)) (call $write_body (i32.const 0) (i32.const 8) (i32.const 2)) (i64.const 1)").await);
     assert_eq!(exchange.request_body_replaced.as_deref(), Some(&b"abc"[..]), "the first write replaces, others append");
-    let read_then_write = format!("{read_all} (call $write_body (i32.const 0) (i32.const 0) (i32.const 1)) (i64.const 1)");
+    let read_then_write =
+        format!("{read_all} (call $write_body (i32.const 0) (i32.const 0) (i32.const 1)) (i64.const 1)");
     let (exchange, _vm) = went_on(run(&read_then_write).await);
     assert_eq!((exchange.request_body_replaced.as_deref(), exchange.request_body_consumed), (Some(&b"a"[..]), false));
 }
 
 #[tokio::test]
 async fn bodies_written_are_bounded() {
-    let endless = "(loop $more (call $write_body (i32.const 1) (i32.const 0) (i32.const 60000)) (br $more)) (i64.const 1)";
+    let endless =
+        "(loop $more (call $write_body (i32.const 1) (i32.const 0) (i32.const 60000)) (br $more)) (i64.const 1)";
     assert_eq!(failure(&run(endless).await.result), "handler-output-too-large");
 }
 
@@ -139,7 +145,8 @@ async fn features_of_a_module_stay_and_those_of_a_request_do_not() {
 }
 
 /// Answers in RESP with its context, `is_error`, the status and the body as it found them.
-const TELLS: &str = "(i32.store8 (i32.const 100) (local.get $context)) (i32.store8 (i32.const 101) (local.get $is_error))
+const TELLS: &str =
+    "(i32.store8 (i32.const 100) (local.get $context)) (i32.store8 (i32.const 101) (local.get $is_error))
     (i32.store16 (i32.const 102) (call $get_status_code))
     (local.set $l (call $read_body (i32.const 1) (i32.const 104) (i32.const 100)))
     (call $write_body (i32.const 1) (i32.const 100) (i32.add (i32.const 4) (i32.wrap_i64 (local.get $l))))";
@@ -172,7 +179,10 @@ async fn a_buffered_response_is_changed_in_place() {
     let (exchange, vm) = went_on(handler(&module, "").request(get()).await);
     let exchange = vm.response(answered(exchange, 200, "upstream"), false).await.exchange;
     assert_eq!(exchange.response.status.as_u16(), 299);
-    assert_eq!((exchange.response.headers.get("x-up"), &exchange.response.headers["x-pend"]), (None, &"a".parse().expect("a value")));
+    assert_eq!(
+        (exchange.response.headers.get("x-up"), &exchange.response.headers["x-pend"]),
+        (None, &"a".parse().expect("a value"))
+    );
     assert_eq!(exchange.response_body_replaced.as_deref(), Some(&b"abc"[..]));
 }
 

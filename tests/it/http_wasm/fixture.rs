@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use wasmgate::config;
 use wasmgate::domain::{Limits, Reply};
-use wasmgate::engine::{Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict};
+use wasmgate::engine::{
+    Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict,
+};
 
 /// One for all tests: it holds no state of theirs.
 pub fn engine() -> &'static Arc<Engine> {

@@ -18,19 +18,71 @@ const TABLE: [Row; 33] = [
     Row("get_protocol_version", "(drop (call $get_protocol_version (i32.const 64) (i32.const 64)))", "t...."),
     Row("get_source_addr", "(drop (call $get_source_addr (i32.const 64) (i32.const 64)))", "t...."),
     Row("request header names", "(drop (call $get_header_names (i32.const 0) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("response header names", "(drop (call $get_header_names (i32.const 1) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("request trailer names", "(drop (call $get_header_names (i32.const 2) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("response trailer names", "(drop (call $get_header_names (i32.const 3) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("names of an unknown kind", "(drop (call $get_header_names (i32.const 4) (i32.const 64) (i32.const 64)))", "ttttt"),
-    Row("request header values", "(drop (call $get_header_values (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("response header values", "(drop (call $get_header_values (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("request trailer values", "(drop (call $get_header_values (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)))", "t...."),
-    Row("values without a name", "(drop (call $get_header_values (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const 64)))", "ttttt"),
-    Row("set a request header", "(call $set_header_value (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))", "t.ttt"),
-    Row("set a response header", "(call $set_header_value (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))", "t.tt."),
-    Row("set a request trailer", "(call $set_header_value (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))", "ttttt"),
-    Row("add a request header", "(call $add_header_value (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))", "t.ttt"),
-    Row("add a response header", "(call $add_header_value (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))", "t.tt."),
+    Row(
+        "response header names",
+        "(drop (call $get_header_names (i32.const 1) (i32.const 64) (i32.const 64)))",
+        "t....",
+    ),
+    Row(
+        "request trailer names",
+        "(drop (call $get_header_names (i32.const 2) (i32.const 64) (i32.const 64)))",
+        "t....",
+    ),
+    Row(
+        "response trailer names",
+        "(drop (call $get_header_names (i32.const 3) (i32.const 64) (i32.const 64)))",
+        "t....",
+    ),
+    Row(
+        "names of an unknown kind",
+        "(drop (call $get_header_names (i32.const 4) (i32.const 64) (i32.const 64)))",
+        "ttttt",
+    ),
+    Row(
+        "request header values",
+        "(drop (call $get_header_values (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)))",
+        "t....",
+    ),
+    Row(
+        "response header values",
+        "(drop (call $get_header_values (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)))",
+        "t....",
+    ),
+    Row(
+        "request trailer values",
+        "(drop (call $get_header_values (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)))",
+        "t....",
+    ),
+    Row(
+        "values without a name",
+        "(drop (call $get_header_values (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const 64)))",
+        "ttttt",
+    ),
+    Row(
+        "set a request header",
+        "(call $set_header_value (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))",
+        "t.ttt",
+    ),
+    Row(
+        "set a response header",
+        "(call $set_header_value (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))",
+        "t.tt.",
+    ),
+    Row(
+        "set a request trailer",
+        "(call $set_header_value (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))",
+        "ttttt",
+    ),
+    Row(
+        "add a request header",
+        "(call $add_header_value (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))",
+        "t.ttt",
+    ),
+    Row(
+        "add a response header",
+        "(call $add_header_value (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))",
+        "t.tt.",
+    ),
     Row("remove a request header", "(call $remove_header (i32.const 0) (i32.const 0) (i32.const 1))", "t.ttt"),
     Row("remove a response header", "(call $remove_header (i32.const 1) (i32.const 0) (i32.const 1))", "t.tt."),
     Row("remove a response trailer", "(call $remove_header (i32.const 3) (i32.const 0) (i32.const 1))", "ttttt"),
@@ -44,7 +96,10 @@ const TABLE: [Row; 33] = [
 
 /// One guest for the whole table. Its configuration says which call (`op`) it makes in which phase, with which features.
 fn guest() -> String {
-    let calls: String = (0..).zip(&TABLE).map(|(i, Row(_, call, _))| format!("(if (i32.eq (global.get $op) (i32.const {i})) (then {call}))\n")).collect();
+    let calls: String = (0..)
+        .zip(&TABLE)
+        .map(|(i, Row(_, call, _))| format!("(if (i32.eq (global.get $op) (i32.const {i})) (then {call}))\n"))
+        .collect();
     Guest {
         more: &format!(
             r#"(data (i32.const 0) "x") (data (i32.const 8) "/")
@@ -102,7 +157,10 @@ async fn bad_pointers_and_arguments_trap() {
         "(call $write_body (i32.const 2) (i32.const 0) (i32.const 1))",
         "(call $write_body (i32.const 1) (i32.const 65535) (i32.const 2))",
     ];
-    let cases: String = (0..).zip(calls).map(|(i, call)| format!("(if (i32.eq (i32.load8_u (i32.const 16)) (i32.const {i})) (then {call}))")).collect();
+    let cases: String = (0..)
+        .zip(calls)
+        .map(|(i, call)| format!("(if (i32.eq (i32.load8_u (i32.const 16)) (i32.const {i})) (then {call}))"))
+        .collect();
     let request = format!("(drop (call $get_config (i32.const 16) (i32.const 8))) {cases} (i64.const 1)");
     let module = Guest { more: r#"(data (i32.const 0) "x")"#, request: &request, ..Guest::default() }.load().await;
     for (i, call) in (0u8..).zip(calls) {

@@ -12,7 +12,11 @@ use super::fixture::*;
 /// Answers with how many requests its VM has seen, as one byte. A request with `x-trap` traps, with `x-grow` grows the
 /// memory by 100 pages, with `x-spin` never ends, with `x-work` takes some milliseconds, with `x-pass` goes on.
 fn counter() -> String {
-    let asks = |name: usize| format!("(i64.ne (call $get_header_values (i32.const 0) (i32.const {name}) (i32.const 6) (i32.const 0) (i32.const 0)) (i64.const 0))");
+    let asks = |name: usize| {
+        format!(
+            "(i64.ne (call $get_header_values (i32.const 0) (i32.const {name}) (i32.const 6) (i32.const 0) (i32.const 0)) (i64.const 0))"
+        )
+    };
     let (trap, grow, spin, work, pass) = (asks(0), asks(8), asks(16), asks(24), asks(32));
     let request = format!(
         "(global.set $seen (i32.add (global.get $seen) (i32.const 1)))
@@ -79,9 +83,12 @@ async fn a_vm_is_replaced_when_it_holds_half_of_its_memory() {
 #[tokio::test]
 async fn whatever_goes_wrong_the_next_request_has_a_fresh_vm() {
     let handler = counting(|config| (config.wall, config.memory_bytes) = (Duration::from_millis(100), 4 << 20)).await;
-    for (header, end) in
-        [("x-trap", "handler-trap"), ("x-spin", "handler-timeout"), ("x-grow", "handler-out-of-memory"), ("x-trap", "handler-trap")]
-    {
+    for (header, end) in [
+        ("x-trap", "handler-trap"),
+        ("x-spin", "handler-timeout"),
+        ("x-grow", "handler-out-of-memory"),
+        ("x-trap", "handler-trap"),
+    ] {
         assert_eq!(count(&handler).await, 1);
         assert_eq!(count(&handler).await, 2);
         let outcome = handler.request(with_header(header, "")).await;
@@ -107,7 +114,11 @@ async fn loops_end_at_the_wall_wherever_they_are() {
     let loops = [
         ("", "(loop $ever (br $ever)) (i64.const 1)", ""),
         ("", "(loop $ever (drop (call $get_method (i32.const 0) (i32.const 8))) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $get_header_names (i32.const 0) (i32.const 0) (i32.const 0))) (br $ever)) (i64.const 1)", ""),
+        (
+            "",
+            "(loop $ever (drop (call $get_header_names (i32.const 0) (i32.const 0) (i32.const 0))) (br $ever)) (i64.const 1)",
+            "",
+        ),
         ("", "(loop $ever (drop (call $log_enabled (i32.const 0))) (br $ever)) (i64.const 1)", ""),
         ("", "(loop $ever (drop (call $enable_features (i32.const 0))) (br $ever)) (i64.const 1)", ""),
         ("", "(loop $ever (drop (call $get_status_code)) (br $ever)) (i64.const 1)", ""),
@@ -334,7 +345,11 @@ async fn logs_have_signed_levels_and_name_the_handler_and_the_request() {
     let text = String::from_utf8_lossy(&lines.lock().expect("no writer panics")).into_owned();
     let ours: Vec<_> = text.lines().filter(|l| l.contains("id-of-the-log-test")).collect();
     assert_eq!(ours.len(), 1, "one line, though the guest's text has two:\n{text}");
-    assert!(ours[0].contains("ERROR") && ours[0].contains("acme/logging@7") && ours[0].contains("loud\\nwords"), "{}", ours[0]);
+    assert!(
+        ours[0].contains("ERROR") && ours[0].contains("acme/logging@7") && ours[0].contains("loud\\nwords"),
+        "{}",
+        ours[0]
+    );
     assert!(!text.contains("quiet-words"));
 }
 
@@ -348,7 +363,10 @@ async fn modules_that_are_no_handlers_are_refused_by_name() {
         (whole.replace("(export \"handle_response\")", ""), "handle_response"),
         (whole.replace("(param $context i32) (param $is_error i32)", "(param $context i32)"), "handle_response"),
         (whole.replace("\"get_uri\"", "\"get_url\""), "get_url"),
-        (whole.replace("(func $get_uri (param i32 i32) (result i32))", "(func $get_uri (param i32) (result i32))"), "get_uri"),
+        (
+            whole.replace("(func $get_uri (param i32 i32) (result i32))", "(func $get_uri (param i32) (result i32))"),
+            "get_uri",
+        ),
     ];
     for (wat, name) in cases {
         let bytes = wat::parse_str(&wat).expect("valid WAT");

@@ -70,8 +70,7 @@ impl Edits {
         (name, value): (&[u8], &[u8]),
     ) -> Result<(), Halt> {
         let name = HeaderName::from_bytes(name).map_err(|_| bad("a header name is not a token"))?;
-        let value = HeaderValue::from_bytes(value)
-            .map_err(|_| bad("a header value holds control characters"))?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| bad("a header value holds control characters"))?;
         if is_gateways(&name, message) {
             return Ok(());
         }
