@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Method, Version};
+use parking_lot::Mutex;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
@@ -69,9 +70,18 @@ impl RouteHandler {
     }
 }
 
+/// A handler that let the request pass, and the VM that waits for the answer.
+struct Waiting {
+    handler: Arc<RouteHandler>,
+    /// It wants the answer's body before the head is final.
+    buffers: bool,
+    /// Never locked: it makes a VM, which may move between threads but not be shared, part of a shareable context.
+    vm: Mutex<PinnedVm>,
+}
+
 /// Handlers that let the request pass, and what they set ahead of the answer.
 pub struct Chain {
-    passed: Vec<(Arc<RouteHandler>, PinnedVm)>,
+    passed: Vec<Waiting>,
     pending: http::response::Parts,
     pending_body: Bytes,
 }
@@ -79,8 +89,7 @@ pub struct Chain {
 impl Chain {
     /// The most of an answer that may be held, when a handler asked for the whole of it.
     pub fn buffer_limit(&self) -> Option<u64> {
-        let asked = self.passed.iter().filter(|(_, vm)| vm.features().has(Features::BUFFER_RESPONSE));
-        asked.map(|(handler, _)| handler.config.max_buffer_bytes).min()
+        self.passed.iter().filter(|w| w.buffers).map(|w| w.handler.config.max_buffer_bytes).min()
     }
 }
 
@@ -135,7 +144,8 @@ pub async fn request_phase(
                     consumed = true;
                 }
                 if let (Some(chain), Some(vm)) = (&mut ctx.chain, vm) {
-                    chain.passed.push((handler.clone(), vm));
+                    let buffers = vm.features().has(Features::BUFFER_RESPONSE);
+                    chain.passed.push(Waiting { handler: handler.clone(), buffers, vm: Mutex::new(vm) });
                 }
             }
             Err(error) => tolerate(ctx, handler, error)?,
@@ -263,11 +273,11 @@ pub async fn respond(
             body = [pending_body, body].concat().into();
         }
     }
-    for (handler, vm) in passed.into_iter().rev() {
+    for Waiting { handler, vm, .. } in passed.into_iter().rev() {
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
         exchange.response_body = Some(body.clone());
-        let HttpOutcome { exchange, result, meter, .. } = vm.response(exchange, is_error).await;
+        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, is_error).await;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
@@ -296,10 +306,10 @@ pub async fn respond_head(
     let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
     let Chain { mut passed, pending, pending_body } = *chain;
     merge_pending(&mut head, pending).map_err(Stop::Broken)?;
-    while let Some((handler, vm)) = passed.pop() {
+    while let Some(Waiting { handler, vm, .. }) = passed.pop() {
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
-        let HttpOutcome { exchange, result, meter, .. } = vm.response(exchange, false).await;
+        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, false).await;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();

@@ -3,5 +3,6 @@
 mod auth;
 mod config;
 mod engine;
+mod http_wasm;
 mod limit;
 mod store;
