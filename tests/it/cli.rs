@@ -6,19 +6,19 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::gateway::{BINARY, run_to_end};
+use crate::support::gateway::{binary, run_to_end};
 use crate::support::toml::keyed_proxy;
 use crate::support::{Gateway, Upstream, c_guest, wat};
 
 fn wasmgate(args: &[&str]) -> Output {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(args);
     run_to_end(command)
 }
 
 /// A verb against a running gateway.
 fn verb(gw: &Gateway, args: &[&str]) -> Output {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     let token_file = gw.ready["admin_token_file"].as_str().expect("a path");
     command.args(args).env("WASMGATE_ADMIN", format!("http://{}", gw.admin));
     command.env("WASMGATE_ADMIN_TOKEN_FILE", gw.dir.path().join(token_file));
@@ -131,7 +131,7 @@ fn modules_of_a_running_gateway() {
 
 #[test]
 fn a_gateway_that_is_not_there_is_1_and_says_where_it_looked() {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(["key", "list"]).env("WASMGATE_ADMIN", "http://127.0.0.1:1").env("WASMGATE_ADMIN_TOKEN", "x");
     fails(run_to_end(command), 1, "127.0.0.1:1");
 }

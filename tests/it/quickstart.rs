@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use tempfile::TempDir;
 
-use crate::support::gateway::BINARY;
+use crate::support::gateway::binary;
 use crate::support::{DEADLINE, poll};
 
 /// The quickstart has fixed ports, so its tests take turns.
@@ -26,7 +26,7 @@ impl Quickstart {
         let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
         let dir = TempDir::new().expect("a temporary folder");
         let log = File::create(dir.path().join("log")).expect("the folder is writable");
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command.current_dir(dir.path()).stdout(log.try_clone().expect("files clone")).stderr(log);
         let child = command.spawn().expect("the binary starts");
         let mut this = Self { child, dir, _turn: turn };
@@ -105,7 +105,7 @@ fn a_second_start_revokes_the_first_demo_key() {
     };
     let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
     let log = File::create(dir.path().join("log")).expect("the folder is writable");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.current_dir(dir.path()).stdout(log.try_clone().expect("files clone")).stderr(log);
     let second = Quickstart { child: command.spawn().expect("the binary starts"), dir, _turn: turn };
     assert!(poll(DEADLINE, || second.curls().len() >= 4), "{}", second.log());

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::support::gateway::{BINARY, run_to_end};
+use crate::support::gateway::{binary, run_to_end};
 use crate::support::toml::open_proxy;
 use crate::support::{Gateway, Upstream, try_serve};
 
@@ -56,14 +56,14 @@ fn a_ready_file_without_its_folder_is_refused() {
         ),
     )
     .expect("writable");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.arg("serve").arg("-c").arg(&config).arg("--ready-file").arg(dir.path().join("missing/ready.json"));
     exits_2(&run_to_end(command), &["--ready-file"]);
 }
 
 #[test]
 fn a_missing_configuration_names_its_path() {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(["serve", "-c", "/nonexistent/wasmgate.toml"]);
     exits_2(&run_to_end(command), &["/nonexistent/wasmgate.toml"]);
 }

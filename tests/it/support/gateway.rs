@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use serde_json::Value;
@@ -13,7 +13,10 @@ use tempfile::TempDir;
 use super::http1::{Request, Response};
 use super::{DEADLINE, poll};
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_wasmgate");
+/// The binary under test: this build's, or the one that `WASMGATE_BIN` names (a release build, an installed one).
+pub fn binary() -> PathBuf {
+    std::env::var_os("WASMGATE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_wasmgate").into(), PathBuf::from)
+}
 
 pub struct Gateway {
     pub proxy: SocketAddr,
@@ -174,7 +177,7 @@ pub fn run_to_end(mut command: Command) -> Output {
 }
 
 fn serve_command(dir: &Path) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.current_dir(dir).arg("serve").arg("-c").arg(dir.join("wasmgate.toml"));
     command.arg("--ready-file").arg(dir.join("ready.json"));
     command
