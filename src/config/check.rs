@@ -46,7 +46,12 @@ impl fmt::Display for ConfigErrors {
             if !error.key.is_empty() {
                 write!(f, ": {}", error.key)?;
             }
-            write!(f, ": {}", error.message)?;
+            f.write_str(": ")?;
+            // One line an error, whatever a value holds.
+            error
+                .message
+                .chars()
+                .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_debug()) } else { write!(f, "{c}") })?;
         }
         Ok(())
     }
@@ -81,8 +86,9 @@ pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors
     } else {
         // What a broken file seems to hold is not worth checking: most of it would be after-effects.
         for error in syntax {
-            let (line, column) = doc.position(error.span().map_or(0, |s| s.start));
-            let at = At { key: String::new(), line };
+            let before = error.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+            let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+            let at = At { key: String::new(), line: doc.line(before.len()) };
             doc.error(&at, format!("column {column}: {}", error.message().replace('\n', " ")));
         }
         (None, doc.finish())
@@ -97,10 +103,6 @@ fn read(t: &Table<'_>, base: &Path) -> Config {
     let data_dir = t.get("data_dir", base.join("data"), sections::file(base));
     let server = t.section("server", |t| sections::server(t, base));
     let admin = t.section("admin", |t| sections::admin(t, base, &data_dir));
-    let taken = server.listeners.iter().any(|l| l.address == admin.address && l.address.port() != 0);
-    if taken {
-        t.error("admin", format!("`{}` is also a listener of the proxy; use another port", admin.address));
-    }
     t.section("store", sections::store);
     Config {
         auth: t.section("auth", |t| sections::auth(t, base)),

@@ -4,6 +4,7 @@
 //! numbers are in range, patterns parse). What the machine has to offer (ports, files) is found out at start.
 
 pub mod check;
+mod edits;
 pub mod pattern;
 mod raw;
 mod routes;
@@ -22,6 +23,9 @@ use ipnet::IpNet;
 use crate::domain::{ModuleRef, Name, OwnerId, ScopeSet, Tier};
 
 pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
+
+/// Owner of the modules that a route names without an owner: the operator.
+pub const OPERATOR: &str = "wasmgate";
 
 #[derive(Clone, Debug)]
 pub struct Config {

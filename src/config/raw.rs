@@ -27,14 +27,16 @@ pub enum Kind {
     Upstream,
     Tier,
     Route,
+    Address,
 }
 
 impl Kind {
     fn noun(self) -> &'static str {
         match self {
-            Kind::Upstream => "upstream",
-            Kind::Tier => "tier",
-            Kind::Route => "route",
+            Kind::Upstream => "an upstream",
+            Kind::Tier => "a tier",
+            Kind::Route => "a route",
+            Kind::Address => "a listening address",
         }
     }
 }
@@ -67,11 +69,9 @@ impl Doc {
         Self { survey: true, ..Self::new("") }
     }
 
-    /// 1-based line and byte column of an offset.
-    pub fn position(&self, offset: usize) -> (usize, usize) {
-        let line = self.newlines.partition_point(|n| *n < offset);
-        let start = if line == 0 { 0 } else { self.newlines[line - 1] + 1 };
-        (line + 1, offset - start + 1)
+    /// 1-based line of an offset in the text.
+    pub fn line(&self, offset: usize) -> usize {
+        self.newlines.partition_point(|n| *n < offset) + 1
     }
 
     pub fn error(&self, at: &At, message: impl Into<String>) {
@@ -83,9 +83,17 @@ impl Doc {
     pub fn define(&self, kind: Kind, name: &str, at: &At) {
         let earlier = self.state.borrow_mut().defined.insert((kind, name.to_owned()), at.clone());
         if let Some(earlier) = earlier {
-            let (noun, key, line) = (kind.noun(), &earlier.key, earlier.line);
-            self.error(at, format!("`{name}` is already a {noun}: `{key}` in line {line}; names are unique"));
+            let (noun, key) = (kind.noun(), &earlier.key);
+            let place = if earlier.line > 0 { format!("in line {}", earlier.line) } else { "by default".into() };
+            self.error(at, format!("`{name}` is already {noun}: `{key}` {place}; use another"));
         }
+    }
+
+    /// Whether something was wrong at a key or below it, so that checks of what was read there would mislead.
+    pub fn failed(&self, key: &str) -> bool {
+        let below =
+            |e: &ConfigError| e.key.strip_prefix(key).is_some_and(|r| r.is_empty() || r.starts_with(['.', '[']));
+        self.state.borrow().errors.iter().any(below)
     }
 
     /// A name that exists without the file's doing.
@@ -106,13 +114,12 @@ impl Doc {
                 continue;
             }
             let known: Vec<&str> = defined.keys().filter(|(k, _)| *k == kind).map(|(_, n)| n.as_str()).collect();
-            let article = if kind == Kind::Upstream { "an" } else { "a" };
             let hint = match (nearest(&name, known.iter().copied()), known.is_empty()) {
                 (Some(near), _) => format!("did you mean `{near}`?"),
-                (None, true) => format!("there is no {} in the file", kind.noun()),
+                (None, true) => "the file has none".into(),
                 (None, false) => format!("use `{}`", known.join("`, `")),
             };
-            let message = format!("`{name}` is not {article} {}; {hint}", kind.noun());
+            let message = format!("`{name}` is not {}; {hint}", kind.noun());
             errors.push(ConfigError { key: at.key, line: at.line, message });
         }
         errors.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
@@ -155,7 +162,7 @@ impl<'a> Item<'a> {
         };
         let element = |(i, item): (usize, &'a toml::Spanned<DeValue<'a>>)| Item {
             doc: self.doc,
-            at: At { key: format!("{}[{i}]", self.at.key), line: self.doc.position(item.span().start).0 },
+            at: At { key: format!("{}[{i}]", self.at.key), line: self.doc.line(item.span().start) },
             value: item.get_ref(),
         };
         items.iter().enumerate().map(element).collect()
@@ -168,8 +175,7 @@ impl<'a> Item<'a> {
             return Vec::new();
         };
         let entry = |(key, item): (&'a toml::Spanned<toml::de::DeString<'a>>, &'a toml::Spanned<DeValue<'a>>)| {
-            let at =
-                At { key: join(&self.at.key, &quoted(key.get_ref())), line: self.doc.position(key.span().start).0 };
+            let at = At { key: join(&self.at.key, &quoted(key.get_ref())), line: self.doc.line(key.span().start) };
             (key.get_ref().as_ref(), Item { doc: self.doc, at, value: item.get_ref() })
         };
         entries.iter().map(entry).collect()
@@ -201,7 +207,7 @@ impl<'a> Table<'a> {
             if known.contains(&name) {
                 continue;
             }
-            let at = At { key: join(&self.at.key, &quoted(name)), line: self.doc.position(key.span().start).0 };
+            let at = At { key: join(&self.at.key, &quoted(name)), line: self.doc.line(key.span().start) };
             let hint = match nearest(name, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("use `{}`", known.join("`, `")),
@@ -213,8 +219,12 @@ impl<'a> Table<'a> {
     /// A key of this table, whether it is there or not.
     pub fn at(&self, key: &str) -> At {
         let span = self.entries.and_then(|e| e.get_key_value(key)).map(|(k, _)| k.span());
-        let line = span.map_or(self.at.line, |s| self.doc.position(s.start).0);
+        let line = span.map_or(self.at.line, |s| self.doc.line(s.start));
         At { key: join(&self.at.key, key), line }
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.is_some_and(|e| e.contains_key(key))
     }
 
     pub fn error(&self, key: &str, message: impl Into<String>) {
@@ -233,8 +243,7 @@ impl<'a> Table<'a> {
 
     /// A key that is known only to be refused, with the reason. The value is not shown: it may be a secret.
     pub fn refuse(&self, key: &'static str, reason: &str) {
-        let there = self.entries.is_some_and(|e| e.contains_key(key));
-        if there {
+        if self.has(key) {
             self.known.borrow_mut().push(key);
             self.error(key, reason);
         }
@@ -304,8 +313,7 @@ impl<'a> Table<'a> {
 
     /// Exactly one of `keys`; an error naming them when there are none or several. `None` after an error.
     pub fn exactly_one(&self, keys: &[&'static str]) -> Option<&'static str> {
-        let present: Vec<&'static str> =
-            keys.iter().copied().filter(|key| self.entries.is_some_and(|e| e.contains_key(*key))).collect();
+        let present: Vec<&'static str> = keys.iter().copied().filter(|key| self.has(key)).collect();
         match present.as_slice() {
             [one] => Some(one),
             [] => {

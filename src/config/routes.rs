@@ -7,22 +7,19 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::Path;
 
-use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use toml::de::DeValue;
 
-use super::raw::{At, Doc, Item, Kind, Table};
+use super::edits::{edits, header_name, pairs, rewrite};
+use super::raw::{At, Doc, Kind, Table};
 use super::units::{
     GIB, KIB, MIB, choice, duration, flag, from_str, int, millis, only_true, secs, size, text, text_with, type_of,
 };
 use super::{
-    AuthMode, Handler, HandlerFail, HeaderEdits, HeaderMatch, HostPattern, Match, PathPattern, Rewrite, Route, Segment,
-    Target,
+    AuthMode, Handler, HandlerFail, HeaderMatch, HostPattern, Match, OPERATOR, PathPattern, Route, Segment, Target,
 };
 use crate::domain::{ModuleRef, Name, OwnerId, Scope, ScopeSet};
 
-/// Owner of modules that a route names without one: the operator.
-pub const OPERATOR: &str = "wasmgate";
 /// Bound of a handler's `config` and `config_file`.
 const MAX_HANDLER_CONFIG: u64 = MIB;
 
@@ -39,7 +36,7 @@ fn route(t: &Table<'_>, base: &Path) -> Option<Route> {
     }
     let matches = t.section("match", read_match);
     let target = t.opt_section("target", |t| target(t, base));
-    if target.is_none() && t.at("target").line == t.at.line {
+    if target.is_none() && !t.has("target") {
         t.doc.error(
             &t.at,
             "`target` is missing; use one of `upstream`, `handler`, `api`, `health`, `redirect`, `respond`",
@@ -51,6 +48,41 @@ fn route(t: &Table<'_>, base: &Path) -> Option<Route> {
         t.error("target", "the API lives below a prefix; use `match.path_prefix`, such as `/api`");
     }
 
+    let Access { auth, scopes, tier, limited } = access(t, target.as_ref());
+    let max_body_bytes = t.get("max_body", 10 * MIB, size(0..=1024 * GIB));
+    let pattern = Some(&matches.path).filter(|_| !t.doc.failed(&t.at("match").key));
+    let rewrite = t.opt_section("rewrite", |t| rewrite(t, pattern)).flatten();
+    if rewrite.is_some() && !forwards {
+        t.error("rewrite", "only the targets `upstream` and `handler` see a path; remove it");
+    }
+    let request_headers = t.section("request_headers", |t| edits(t, true));
+    let response_headers = t.section("response_headers", |t| edits(t, false));
+    let handlers = t.sections("handlers", |t| handler(t, base)).unwrap_or_default();
+    Some(Route {
+        name: name?,
+        matches,
+        target: target?,
+        auth,
+        scopes,
+        tier,
+        limited,
+        max_body_bytes,
+        rewrite,
+        request_headers,
+        response_headers,
+        handlers,
+    })
+}
+
+struct Access {
+    auth: AuthMode,
+    scopes: ScopeSet,
+    tier: Option<Name>,
+    limited: bool,
+}
+
+/// Who may use a route. Denied by default: a key with the scope `proxy`; the API checks scopes by endpoint.
+fn access(t: &Table<'_>, target: Option<&Target>) -> Access {
     let modes = [("key", AuthMode::Key), ("optional", AuthMode::Optional), ("none", AuthMode::None)];
     let auth = t.get("auth", AuthMode::Key, choice(&modes));
     let usual = if auth == AuthMode::Key && !matches!(target, Some(Target::Api)) { &[Scope::Proxy][..] } else { &[] };
@@ -71,29 +103,12 @@ fn route(t: &Table<'_>, base: &Path) -> Option<Route> {
             t.error(key, format!("`{key}` {needs}"));
         }
     }
-
-    let max_body_bytes = t.get("max_body", 10 * MIB, size(0..=1024 * GIB));
-    let rewrite = t.opt_section("rewrite", |t| rewrite(t, &matches.path)).flatten();
-    if rewrite.is_some() && !forwards {
-        t.error("rewrite", "only the targets `upstream` and `handler` see a path; remove it");
-    }
-    let request_headers = t.section("request_headers", |t| edits(t, true));
-    let response_headers = t.section("response_headers", |t| edits(t, false));
-    let handlers = t.sections("handlers", |t| handler(t, base)).unwrap_or_default();
-    Some(Route {
-        name: name?,
-        matches,
-        target: target?,
+    Access {
         auth,
         scopes: scopes.unwrap_or_else(|| usual.iter().copied().collect()),
         tier,
         limited: limited.unwrap_or(auth != AuthMode::None),
-        max_body_bytes,
-        rewrite,
-        request_headers,
-        response_headers,
-        handlers,
-    })
+    }
 }
 
 fn scope(value: &DeValue<'_>) -> Result<Scope, String> {
@@ -241,123 +256,6 @@ fn handler_config(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-fn rewrite(t: &Table<'_>, pattern: &PathPattern) -> Option<Rewrite> {
-    let one = t.exactly_one(&["strip_prefix", "replace_prefix", "path"]);
-    let strip = t.opt("strip_prefix", text_with(|s| prefix_of(s, pattern)));
-    if strip.as_deref() == Some("") {
-        t.error("strip_prefix", "`/` strips nothing; remove it");
-    }
-    let replace = t
-        .opt_section("replace_prefix", |t| {
-            let from = t.need("from", text_with(|s| prefix_of(s, pattern)));
-            let to = t.need("to", text_with(literal_path));
-            Some(Rewrite::ReplacePrefix { from: from?, to: to? })
-        })
-        .flatten();
-    let path = t.opt("path", text_with(|s| path_template(s, pattern))).map(Rewrite::Path);
-    one?;
-    strip.map(Rewrite::StripPrefix).or(replace).or(path)
-}
-
-/// A path without parameters, without its trailing slash.
-fn literal_path(s: &str) -> Result<String, String> {
-    let pattern = PathPattern::exact(s)?;
-    if pattern.segments.iter().any(|s| !matches!(s, Segment::Literal(_))) {
-        return Err(format!("`{s}`: a prefix to put in place has no parameters; use `path`"));
-    }
-    Ok(pattern.literal_prefix())
-}
-
-/// A path that everything the pattern matches begins with.
-fn prefix_of(s: &str, pattern: &PathPattern) -> Result<String, String> {
-    let prefix = literal_path(s)?;
-    let literal = pattern.literal_prefix();
-    match literal.strip_prefix(&prefix) {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => Ok(prefix),
-        _ => Err(format!("`{s}` is not what the paths of `{pattern}` begin with; use `{literal}` or less of it")),
-    }
-}
-
-fn path_template(s: &str, pattern: &PathPattern) -> Result<String, String> {
-    let template = PathPattern::exact(s)?;
-    let last = template.segments.len() - 1;
-    for (i, segment) in template.segments.iter().enumerate() {
-        let name = match segment {
-            Segment::Literal(_) => continue,
-            Segment::Rest(_) => return Err(format!("`{s}`: write `{{name}}`, also for a parameter `{{*name}}`")),
-            Segment::Param(name) => name,
-        };
-        match pattern.segments.iter().find(|p| p.name() == Some(name)) {
-            None => return Err(format!("`{s}`: `{pattern}` has no parameter `{{{name}}}`")),
-            // It can be empty or end in a slash, which would make an empty segment here.
-            Some(Segment::Rest(_)) if i != last => {
-                return Err(format!("`{s}`: `{{{name}}}` stands for several segments; put it last"));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(template.to_string())
-}
-
-/// Headers that decide about the connection or the framing of a message (RFC 9110 section 7.6.1, RFC 9112 section 6).
-const FRAMING: [&str; 9] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
-
-fn header_name(s: &str) -> Result<HeaderName, String> {
-    s.parse().map_err(|_| format!("`{s}` is not a header name"))
-}
-
-fn editable(s: &str, host_allowed: bool) -> Result<HeaderName, String> {
-    let name = header_name(s)?;
-    if FRAMING.contains(&name.as_str()) {
-        return Err(format!("`{name}` belongs to the connection or the framing, which the gateway decides; remove it"));
-    }
-    if name == header::HOST && !host_allowed {
-        return Err("`host` can only be set, in `request_headers.set`".into());
-    }
-    Ok(name)
-}
-
-fn edits(t: &Table<'_>, is_request: bool) -> HeaderEdits {
-    HeaderEdits {
-        remove: t.list("remove", text_with(|s| editable(s, false))),
-        set: pairs(t, "set", is_request),
-        add: pairs(t, "add", false),
-    }
-}
-
-/// A table of header fields; a list of values stands for several fields of one name.
-fn pairs(t: &Table<'_>, key: &'static str, host_allowed: bool) -> Vec<(HeaderName, HeaderValue)> {
-    let mut fields = Vec::new();
-    for (name, item) in t.entries(key) {
-        let Ok(name) = editable(name, host_allowed).map_err(|e| item.doc.error(&item.at, e)) else { continue };
-        let mut field = |item: &Item<'_>| fields.extend(item.read(text_with(header_value)).map(|v| (name.clone(), v)));
-        match item.value {
-            DeValue::Array(_) if key != "set" => item.elements().iter().for_each(field),
-            _ => field(&item),
-        }
-    }
-    fields
-}
-
-fn header_value(s: &str) -> Result<HeaderValue, String> {
-    // Field values have no leading or trailing whitespace (RFC 9110 section 5.5); receivers would drop it.
-    let ok = s.trim() == s && s.is_ascii();
-    let value = HeaderValue::from_str(s).ok().filter(|_| ok);
-    value.ok_or_else(|| {
-        format!("`{}` is not a header value; use visible ASCII without spaces around it", s.escape_debug())
-    })
-}
-
 /// Names of parameters do not tell paths apart. No literal has braces: they are encoded.
 fn shape(segment: &Segment) -> Option<&str> {
     match segment {
@@ -373,6 +271,9 @@ fn report_unreachable(doc: &Doc, routes: &[(Route, At)]) {
     type Place<'r> = (Option<&'r HostPattern>, Vec<Option<&'r str>>, Vec<(&'r str, Option<&'r str>)>);
     let mut earlier: HashMap<Place<'_>, Vec<usize>> = HashMap::new();
     for (index, (route, at)) in routes.iter().enumerate() {
+        if doc.failed(&format!("{}.match", at.key)) {
+            continue;
+        }
         let Match { hosts, path, methods, headers } = &route.matches;
         let mut headers: Vec<_> = headers.iter().map(|h| (h.name.as_str(), h.value.as_deref())).collect();
         headers.sort_unstable();

@@ -14,6 +14,8 @@ use super::{Admin, Auth, Compile, Engine, Listener, Log, LogFormat, SecretSource
 use crate::domain::path::normalize_host;
 use crate::domain::{FailMode, Limits, Name, Quota, Tier, Window};
 
+/// Bound of counts that have no other; fits the integers of TOML.
+const MANY: u64 = 1_000_000_000_000_000_000;
 const HOUR: Duration = secs(3600);
 const DAY: Duration = secs(86_400);
 const ADDRESS: &str = "an address; use `IP:PORT`, such as `127.0.0.1:8080` or `[::1]:8080`";
@@ -25,17 +27,14 @@ pub fn file(base: &Path) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, S
 
 pub fn server(t: &Table<'_>, base: &Path) -> Server {
     let listeners = t.sections("listeners", |l| listener(l, base));
-    if listeners.as_ref().is_some_and(Vec::is_empty) && t.at("listeners").line > 0 {
+    if listeners.as_ref().is_some_and(Vec::is_empty) && !t.doc.failed(&t.at("listeners").key) {
         t.error("listeners", "at least one listener is needed; leave the key out for `127.0.0.1:8080`");
     }
-    let mut seen: Vec<SocketAddr> = Vec::new();
-    for address in listeners.iter().flatten().map(|l| l.address) {
-        if address.port() != 0 && seen.contains(&address) {
-            t.error("listeners", format!("two listeners have the address `{address}`; remove one"));
-        }
-        seen.push(address);
-    }
-    let plain = || vec![Listener { address: SocketAddr::from(([127, 0, 0, 1], 8080)), tls: None, h2c: false }];
+    let plain = || {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+        take(t, "listeners", address);
+        vec![Listener { address, tls: None, h2c: false }]
+    };
     Server {
         listeners: listeners.unwrap_or_else(plain),
         threads: t.get("threads", 0, int(0..=1024)),
@@ -50,6 +49,13 @@ pub fn server(t: &Table<'_>, base: &Path) -> Server {
     }
 }
 
+/// Notes that an address is listened on. Port 0 is a new port each time.
+fn take(t: &Table<'_>, key: &str, address: SocketAddr) {
+    if address.port() != 0 {
+        t.doc.define(Kind::Address, &address.to_string(), &t.at(key));
+    }
+}
+
 fn network(s: &str) -> Result<IpNet, String> {
     let net = s.parse::<IpNet>().ok().or_else(|| s.parse::<IpAddr>().ok().map(IpNet::from));
     net.ok_or_else(|| format!("`{s}` is not a network; use `10.0.0.0/8`, `fd00::/8` or an address"))
@@ -57,6 +63,9 @@ fn network(s: &str) -> Result<IpNet, String> {
 
 fn listener(t: &Table<'_>, base: &Path) -> Option<Listener> {
     let address = t.need("address", parse_as(ADDRESS));
+    if let Some(address) = address {
+        take(t, "address", address);
+    }
     let tls = tls(t, base);
     let h2c = t.get("h2c", false, flag);
     if h2c && tls.is_some() {
@@ -75,9 +84,9 @@ fn tls(t: &Table<'_>, base: &Path) -> Option<Tls> {
 
 pub fn admin(t: &Table<'_>, base: &Path, data_dir: &Path) -> Admin {
     let address = t.get("address", SocketAddr::from(([127, 0, 0, 1], 9090)), parse_as(ADDRESS));
-    let asked_for_tls = t.at("tls").line > t.at.line;
+    take(t, "address", address);
     let tls = tls(t, base);
-    if !address.ip().to_canonical().is_loopback() && tls.is_none() && !asked_for_tls {
+    if !address.ip().to_canonical().is_loopback() && tls.is_none() && !t.has("tls") {
         let advice = "use a loopback address or give `admin.tls` a `cert_file` and a `key_file`";
         t.error("address", format!("`{address}` would send admin tokens in the clear; {advice}"));
     }
@@ -200,7 +209,7 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
         }
     }
     t.survey_below("quotas", "[]", read_quota);
-    tier.fuel_per_day = t.opt("fuel_per_day", int(1..=u64::MAX)).or(tier.fuel_per_day);
+    tier.fuel_per_day = t.opt("fuel_per_day", int(1..=MANY)).or(tier.fuel_per_day);
     tier.concurrent = t.get("concurrent", tier.concurrent, int(1..=1_000_000));
     tier.module_bytes = t.get("module_size", tier.module_bytes, size(0..=GIB));
     tier.modules = t.get("modules", tier.modules, int(0..=1_000_000));
@@ -209,7 +218,7 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
     tier.fail = t.get("fail", tier.fail, choice(&fail));
     let old = tier.limits.clone();
     tier.limits = t.section("limits", |t| Limits {
-        fuel: t.get("fuel", old.fuel, int(1_000..=u64::MAX)),
+        fuel: t.get("fuel", old.fuel, int(1_000..=MANY)),
         memory_bytes: t.get("memory", old.memory_bytes, size(64 * KIB..=4 * GIB)),
         wall_ms: t.get("wall", old.wall_ms, duration(millis(1)..=HOUR)),
         input_bytes: t.get("input", old.input_bytes, size(0..=GIB)),
@@ -221,9 +230,9 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
 
 fn read_quota(t: &Table<'_>) -> Option<Quota> {
     let name = t.need("name", from_str::<Name>);
-    let requests = t.need("requests", int(1..=u64::MAX));
+    let requests = t.need("requests", int(1..=MANY));
     let window = t.need("window", from_str::<Window>);
-    let burst = t.opt("burst", int(1..=u64::MAX));
+    let burst = t.opt("burst", int(1..=MANY));
     if burst.is_some() && window.is_some_and(|w| !matches!(w, Window::Rolling { .. })) {
         t.error(
             "burst",

@@ -116,16 +116,17 @@ fn number_and_unit(s: &str) -> Option<(u64, &str)> {
 const DURATIONS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Parsed<Duration> {
-    const WANTED: &str = "a duration: use a whole number with `ms`, `s`, `m`, `h` or `d`, such as `\"10s\"`";
+    const USE: &str = "use a whole number with `ms`, `s`, `m`, `h` or `d`, such as `\"10s\"`";
     move |value| {
         let DeValue::String(s) = value else {
-            return Err(format!("expected a string, found {}, not {WANTED}", type_of(value)));
+            return Err(format!("{} is not a duration; {USE}", type_of(value)));
         };
         let millis = number_and_unit(s).and_then(|(n, unit)| {
             let (_, scale) = DURATIONS.iter().find(|(u, _)| *u == unit)?;
             n.checked_mul(*scale)
         });
-        let duration = Duration::from_millis(millis.ok_or_else(|| format!("`{}` is not {WANTED}", shorten(s)))?);
+        let duration =
+            Duration::from_millis(millis.ok_or_else(|| format!("`{}` is not a duration; {USE}", shorten(s)))?);
         if range.contains(&duration) {
             return Ok(duration);
         }
@@ -142,7 +143,7 @@ fn show(duration: Duration) -> String {
 const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 pub fn size(range: RangeInclusive<u64>) -> impl Fn(&DeValue<'_>) -> Parsed<u64> {
-    const WANTED: &str = "a size: use bytes or a whole number with `KiB`, `MiB` or `GiB`, such as `\"10MiB\"`";
+    const WANTED: &str = "a size; use bytes or a whole number with `KiB`, `MiB` or `GiB`, such as `\"10MiB\"`";
     move |value| {
         let bytes = match (integer(value), value) {
             (Some(n), _) => n.ok(),

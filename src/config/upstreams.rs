@@ -31,7 +31,7 @@ pub fn upstream(t: &Table<'_>, base: &Path) -> Option<Upstream> {
     let usual = if tls.is_some() { UpstreamHttp::Auto } else { UpstreamHttp::H1 };
     let versions = [("h1", UpstreamHttp::H1), ("h2", UpstreamHttp::H2), ("auto", UpstreamHttp::Auto)];
     let http = t.get("http", usual, choice(&versions));
-    if http == UpstreamHttp::Auto && tls.is_none() && t.at("http").line > t.at.line {
+    if http == UpstreamHttp::Auto && tls.is_none() && t.has("http") {
         t.error("http", "`auto` needs `tls`, where ALPN chooses; use `h1` or `h2`");
     }
     let balance = balance(t);

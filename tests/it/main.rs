@@ -7,6 +7,7 @@ mod architecture;
 mod auth_http;
 mod cli;
 mod clients;
+mod config;
 mod drain;
 mod execute;
 mod handlers;
