@@ -236,6 +236,11 @@ fn signed(n: u64) -> i64 {
 pub struct LogControl(tracing_subscriber::reload::Handle<tracing_subscriber::EnvFilter, tracing_subscriber::Registry>);
 
 impl LogControl {
+    /// The filter in force, as text.
+    pub fn get(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+
     /// The message names what is wrong with the filter.
     pub fn set(&self, filter: &str) -> Result<(), String> {
         let filter = parse_filter(filter)?;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: all policies of a request are checked before any is charged; a refused request charges nothing.
 
+pub mod executions;
 pub mod limiter;
 pub mod quota;
 pub mod usage;
