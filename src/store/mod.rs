@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord,
+    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp, TokenId, UsageDelta,
+    UsageRecord,
 };
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     #[error("`{0}` does not exist")]
     NotFound(String),
@@ -29,6 +30,19 @@ pub enum StoreError {
     /// Written by a newer wasmgate.
     #[error("the store has schema {found}, this wasmgate knows up to {known}: use the newer wasmgate")]
     Newer { found: u32, known: u32 },
+}
+
+/// What a client sees of it; the text of a fault of the storage stays in the log.
+impl From<StoreError> for Rejection {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::NotFound(what) => Rejection::NotFound(format!("`{what}` does not exist")),
+            StoreError::Conflict(what) | StoreError::Limit(what) => Rejection::Conflict(what),
+            StoreError::Full => Rejection::StorageFull,
+            StoreError::Unavailable(_) => Rejection::StoreUnavailable,
+            StoreError::Corrupt(_) | StoreError::Newer { .. } => Rejection::Internal,
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -83,7 +97,8 @@ pub struct Page<T> {
 
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// `max_live`: refuses with `Limit` when the owner already has so many live keys (checked with the write).
+    /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
+    /// counted (checked with the write, as of the key's `created_at`). An id or hash that exists is a `Conflict`.
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()>;
     async fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>>;
     async fn key(&self, id: &KeyId) -> Result<Option<(KeyHash, ApiKey)>>;
@@ -91,6 +106,9 @@ pub trait Store: Send + Sync + 'static {
     async fn keys(&self, owner: Option<&OwnerId>) -> Result<Vec<ApiKey>>;
     /// Replaces the record of an existing key (revocation, rotation). A revoked key never becomes live again.
     async fn update_key(&self, key: &ApiKey) -> Result<KeyHash>;
+    /// Puts the new key and gives the old one its successor and the end of its grace period, both or neither. Returns
+    /// the old key as it is now. Only a live key that has no successor yet can be rotated.
+    async fn rotate_key(&self, rotation: Rotation) -> Result<(KeyHash, ApiKey)>;
 
     /// Overrides of configured tiers.
     async fn tiers(&self) -> Result<Vec<Tier>>;
@@ -131,6 +149,26 @@ pub trait Store: Send + Sync + 'static {
     /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds).
     async fn save_counters(&self, counters: &[Counter], expire_before: i64) -> Result<()>;
     async fn load_counters(&self) -> Result<Vec<Counter>>;
+}
+
+/// See [`Store::rotate_key`].
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    pub old: KeyId,
+    pub new_hash: KeyHash,
+    /// Its `created_at` is the moment of the rotation.
+    pub new: ApiKey,
+    /// End of the old key's grace period, unless it expires earlier.
+    pub old_expires_at: Timestamp,
+    /// How many keys of the owner may be in a grace period at once.
+    pub max_live: Option<u32>,
+}
+
+/// `mod_` and 24 hex digits. Not a secret.
+fn new_module_id() -> Result<String> {
+    let mut bytes = [0u8; 12];
+    getrandom::fill(&mut bytes).map_err(|e| StoreError::Unavailable(format!("no random bytes: {e}")))?;
+    Ok(bytes.iter().fold("mod_".to_owned(), |id, b| format!("{id}{b:02x}")))
 }
 
 #[derive(Clone, Debug)]
