@@ -148,19 +148,13 @@ impl Api {
     }
 }
 
-/// A store error as the client sees it.
+/// A store error as the client sees it; what it does not see is logged.
 fn refused(error: StoreError) -> Rejection {
-    match error {
-        StoreError::NotFound(what) => Rejection::NotFound(format!("`{what}` does not exist")),
-        StoreError::Conflict(detail) | StoreError::Limit(detail) => Rejection::Conflict(detail),
-        StoreError::Full => Rejection::StorageFull,
-        StoreError::Unavailable(reason) => {
-            tracing::error!(reason, "the store can't be reached");
-            Rejection::StoreUnavailable
-        }
-        error @ (StoreError::Corrupt(_) | StoreError::Newer { .. }) => {
+    match &error {
+        StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Limit(_) => {}
+        StoreError::Full | StoreError::Unavailable(_) | StoreError::Corrupt(_) | StoreError::Newer { .. } => {
             tracing::error!(%error, "the store failed");
-            Rejection::Internal
         }
     }
+    Rejection::from(error)
 }

@@ -16,7 +16,9 @@ use super::openapi::{Problem, json};
 use super::upload::OwnerQuery;
 use super::{Api, refused};
 use crate::domain::module::{ExportShape, ImportShape};
-use crate::domain::{Abi, Digest, Module, ModuleRef, ModuleVersion, Name, OwnerId, Rejection, Scope, Selector, Timestamp};
+use crate::domain::{
+    Abi, Digest, Module, ModuleRef, ModuleVersion, Name, OwnerId, Rejection, Scope, Selector, Timestamp,
+};
 use crate::store::Role;
 
 const MAX_PAGE: u64 = 100;
@@ -173,9 +175,8 @@ pub(super) async fn get(
 }
 
 fn details(module: &Module, selector: Selector) -> Result<ModuleDetails, Rejection> {
-    let shown = module
-        .select(selector)
-        .ok_or_else(|| Rejection::NotFound(format!("`{}` has no such version", module.name)))?;
+    let shown =
+        module.select(selector).ok_or_else(|| Rejection::NotFound(format!("`{}` has no such version", module.name)))?;
     Ok(ModuleDetails {
         module: ModuleView::new(module, shown),
         active_version: module.active,
@@ -197,12 +198,7 @@ fn details(module: &Module, selector: Selector) -> Result<ModuleDetails, Rejecti
 }
 
 /// By name with or without version (of the owner asked for), else by id. What the caller may not see is not found.
-async fn find(
-    api: &Api,
-    actor: &Actor,
-    asked: Option<&OwnerId>,
-    text: &str,
-) -> Result<(Module, Selector), Rejection> {
+async fn find(api: &Api, actor: &Actor, asked: Option<&OwnerId>, text: &str) -> Result<(Module, Selector), Rejection> {
     let mut found = None;
     if let Ok(reference) = text.parse::<ModuleRef>() {
         let owner = match reference.owner {

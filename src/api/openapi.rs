@@ -21,7 +21,7 @@ impl Document {
     pub(super) fn new(mut document: OpenApi) -> Self {
         document.components.get_or_insert_default().security_schemes.insert(
             "bearer".to_owned(),
-            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()),
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()).into(),
         );
         document.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>("bearer", [])]);
         // Only non-string map keys could fail, and the document has none.
@@ -31,7 +31,6 @@ impl Document {
 
 /// An error answer (RFC 9457); the documentation's form of what `Rejection::problem` writes.
 #[derive(Serialize, utoipa::ToSchema)]
-#[expect(dead_code, reason = "a schema only: problems are written by the domain")]
 pub(super) struct Problem {
     /// `/problems/<slug>`.
     r#type: String,

@@ -19,10 +19,8 @@ use super::{Api, INSPECTION_WAIT, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{Abi, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp};
 use crate::engine::{Compiler, Inspected, InstallError};
-use crate::store::{NewVersion, Role, StoreError};
+use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
 
-/// Versions a module may have; its record holds all of them.
-const MAX_VERSIONS: usize = 100;
 const MAX_DESCRIPTION: u64 = 1024;
 
 /// What comes beside the bytes: the query of a raw upload.
@@ -279,9 +277,7 @@ pub(super) async fn inspect(
 
 pub(super) fn not_installed(error: InstallError) -> Rejection {
     match error {
-        InstallError::NotLoadable(NotLoadable { kind, detail }) => {
-            Rejection::NotLoadable(NotLoadable { kind, detail })
-        }
+        InstallError::NotLoadable(NotLoadable { kind, detail }) => Rejection::NotLoadable(NotLoadable { kind, detail }),
         InstallError::Busy => Rejection::Busy { retry_after: INSPECTION_WAIT },
         InstallError::StorageFull => Rejection::StorageFull,
         InstallError::Io(reason) => {
@@ -325,8 +321,7 @@ async fn store(
         shape: inspected.shape,
     };
     let activate = extra.activate.unwrap_or(false);
-    let new =
-        NewVersion { owner, name, description: extra.description, public: extra.public, version, activate };
+    let new = NewVersion { owner, name, description: extra.description, public: extra.public, version, activate };
     let (module, version, is_new) = match api.app.store.add_version(new, max_modules).await {
         Err(StoreError::Limit(detail)) => return Err(over_cap(api, tier, detail)),
         other => other.map_err(refused)?,
@@ -375,7 +370,7 @@ async fn may_keep(
                 Err(Rejection::Conflict(format!("version {} has these bytes as `{}`", same.version, same.abi)))
             }
             Some(_) => Ok(()),
-            None if module.versions.len() >= MAX_VERSIONS => {
+            None if module.versions.len() >= MAX_VERSIONS as usize => {
                 Err(Rejection::Conflict(format!("`{name}` has {MAX_VERSIONS} versions: delete one")))
             }
             None => Ok(()),
