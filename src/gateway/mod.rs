@@ -3,6 +3,7 @@
 //! Invariant: a refusal reaches the client as one [`crate::domain::Rejection`], and neither an upstream nor a guest
 //! ever sees a credential of ours.
 
+pub mod routes;
 pub mod service;
 pub mod snapshot;
 

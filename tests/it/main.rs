@@ -1,0 +1,3 @@
+//! The system tests; one subject a file.
+
+mod config;
