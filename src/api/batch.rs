@@ -1,7 +1,7 @@
 //! Several executions in one request, one after the other.
 //!
-//! Invariant: each run is counted against the quotas as a request is, and all outputs together stay within the output
-//! limit of one.
+//! Invariant: each run is counted against the quotas as a request is, all of them before the first one starts; and all
+//! outputs together stay within the output limit of one.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::Api;
 use super::access::Actor;
 use super::body::{self, Params, parse_json};
 use super::call::{self, ExecuteRequest};
-use super::execute::{self, Execution, Failure};
+use super::execute::{self, Failure, Figures};
 use super::openapi::{Problem, json};
 use crate::domain::{OwnerId, Rejection, Scope, UsageRecord};
 use crate::gateway::Caller;
@@ -33,12 +33,13 @@ pub(super) struct BatchQuery {
     owner: Option<OwnerId>,
 }
 
-/// What came of one execution: `execution` when it ran, `problem` when not.
+/// What came of one execution: its figures when it ran, a problem when not.
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct BatchItem {
+    /// As of an execution on its own: 200 when it ran, whatever its exit code.
     status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    execution: Option<Execution>,
+    #[serde(flatten)]
+    figures: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Problem>)]
     problem: Option<serde_json::Value>,
@@ -49,6 +50,7 @@ pub(super) struct BatchItem {
     responses(
         (status = 200, description = "as many items as executions, in their order", body = Vec<BatchItem>),
         (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "the quota does not hold all of them; none ran", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn batch(
     State(api): State<Arc<Api>>,
@@ -72,31 +74,28 @@ pub(super) async fn batch(
         return Err(Rejection::BadRequest(format!("send 1 to {MAX_ITEMS} executions, not {}", requests.len())));
     }
 
+    if let Some(principal) = actor.principal() {
+        // The first execution was counted when the request was admitted.
+        api.app.shared.limiter.charge(principal, requests.len() as u64 - 1, Now::read())?;
+    }
+
     let mut limits = tier.limits.clone();
     let mut items = Vec::with_capacity(requests.len());
-    for (i, request) in requests.into_iter().enumerate() {
-        let outcome = match counted(&api, &actor, i).and_then(|()| request.into_call(&api, &tier)) {
+    for request in requests {
+        let outcome = match request.into_call(&api, &tier) {
             Ok(call) => execute::run(&api, &actor, query.owner.as_ref(), call, limits.clone(), false).await,
             Err(rejection) => Err(rejection.into()),
         };
         items.push(match outcome {
             Ok(ran) => {
                 limits.output_bytes = limits.output_bytes.saturating_sub(ran.output.stdout.len() as u64);
-                let execution = Some(Execution::new(ran, &caller.request_id));
-                BatchItem { status: StatusCode::OK.as_u16(), execution, problem: None }
+                let figures = Some(Figures::new(ran, &caller.request_id));
+                BatchItem { status: StatusCode::OK.as_u16(), figures, problem: None }
             }
             Err(failure) => refused(&api, &actor, failure, &caller.request_id),
         });
     }
     Ok(json(StatusCode::OK, items))
-}
-
-/// The request itself was counted when it was admitted; that is the first execution.
-fn counted(api: &Api, actor: &Actor, i: usize) -> Result<(), Rejection> {
-    match actor.principal() {
-        Some(principal) if i > 0 => api.app.shared.limiter.charge(principal, 1, Now::read()),
-        _ => Ok(()),
-    }
 }
 
 /// The answer as a whole is a 200, so the gateway can't count this one.
@@ -107,5 +106,5 @@ fn refused(api: &Api, actor: &Actor, failure: Failure, request_id: &str) -> Batc
         let add = UsageRecord { errors, ..UsageRecord::default() };
         api.app.shared.usage.record(owner, key, Now::read().wall.day(), &add);
     }
-    BatchItem { status: rejection.status(), execution: None, problem: Some(rejection.problem(request_id)) }
+    BatchItem { status: rejection.status(), figures: None, problem: Some(rejection.problem(request_id)) }
 }

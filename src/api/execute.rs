@@ -27,6 +27,15 @@ use crate::store::Role;
 /// A run that came to its own end.
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct Execution {
+    /// `ok`, or `failed` with an exit code other than 0.
+    status: &'static str,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+/// What a run gave and used.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Figures {
     /// Standard output; `null` when it is not UTF-8.
     output: Option<String>,
     /// Standard output when it is not UTF-8.
@@ -37,8 +46,6 @@ pub(super) struct Execution {
     /// What a core function returned: a number, or an array of several.
     #[schema(value_type = Option<Object>)]
     result: Option<serde_json::Value>,
-    /// `ok`, or `failed` with an exit code other than 0.
-    status: &'static str,
     execution_time_ms: f64,
     cpu_ms: f64,
     fuel: u64,
@@ -114,6 +121,13 @@ pub(super) async fn execute(
 }
 
 impl Execution {
+    fn new(ran: Ran, request_id: &str) -> Self {
+        let status = if ran.output.exit_code == 0 { "ok" } else { "failed" };
+        Self { status, figures: Figures::new(ran, request_id) }
+    }
+}
+
+impl Figures {
     pub(super) fn new(ran: Ran, request_id: &str) -> Self {
         let Ran { output, meter, stderr } = ran;
         let (text, base64) = match std::str::from_utf8(&output.stdout) {
@@ -132,7 +146,6 @@ impl Execution {
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
             exit_code: output.exit_code,
             result,
-            status: if output.exit_code == 0 { "ok" } else { "failed" },
             execution_time_ms: meter.wall.as_secs_f64() * 1e3,
             cpu_ms: meter.cpu.as_secs_f64() * 1e3,
             fuel: meter.fuel,

@@ -49,8 +49,11 @@ pub struct Settings {
     pub bootstrap_token: Option<String>,
     /// The state of the upstreams' endpoints, for `/health` and the runtime state.
     pub upstreams: Option<UpstreamSource>,
+    /// Begins the end of the process: no longer ready, requests under way finish, then it exits.
+    pub drain: Option<DrainHook>,
 }
 
+pub type DrainHook = Box<dyn Fn() + Send + Sync>;
 pub type UpstreamSource = Box<dyn Fn() -> Vec<UpstreamHealth> + Send + Sync>;
 
 pub struct Services {
@@ -68,6 +71,7 @@ pub fn services(app: Arc<App>, settings: Settings) -> Services {
         changes: AtomicU64::new(0),
         bootstrap: settings.bootstrap_token.as_deref().map(access::token_digest),
         upstreams: settings.upstreams,
+        drain: settings.drain,
         started: Timestamp::now(),
         app,
     });
@@ -89,6 +93,7 @@ struct Api {
     changes: AtomicU64,
     bootstrap: Option<[u8; 32]>,
     upstreams: Option<UpstreamSource>,
+    drain: Option<DrainHook>,
     started: Timestamp,
 }
 

@@ -63,8 +63,9 @@ pub(super) async fn read(
     over: impl Fn(&'static str, u64) -> Rejection,
 ) -> Result<Form, Rejection> {
     let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let boundary = multer::parse_boundary(content_type)
-        .map_err(|_| Rejection::BadRequest("`Content-Type`: the multipart boundary is missing".into()))?;
+    let boundary = multer::parse_boundary(content_type).ok().filter(|boundary| !boundary.is_empty());
+    let no_boundary = || Rejection::BadRequest("`Content-Type`: the multipart boundary is missing".into());
+    let boundary = boundary.ok_or_else(no_boundary)?;
     let paced = Paced { chunks: body.into_data_stream(), give_way: false, head: Arc::default() };
     let head = paced.head.clone();
     let mut parts = multer::Multipart::new(paced, boundary);

@@ -72,7 +72,7 @@ pub(super) fn run(args: ExecArgs, as_json: bool) -> Outcome {
     report(finished?, as_json)
 }
 
-fn stdin(args: &ExecArgs) -> anyhow::Result<Bytes> {
+fn stdin(args: &ExecArgs) -> Result<Bytes, Failure> {
     match (&args.input, &args.input_file) {
         (Some(text), _) => Ok(text.clone().into()),
         (None, Some(file)) if file.as_os_str() == "-" => {
@@ -80,9 +80,10 @@ fn stdin(args: &ExecArgs) -> anyhow::Result<Bytes> {
             std::io::stdin().lock().read_to_end(&mut bytes)?;
             Ok(bytes.into())
         }
-        (None, Some(file)) => {
-            Ok(std::fs::read(file).with_context(|| format!("`--input-file {}`", file.display()))?.into())
-        }
+        (None, Some(file)) => match std::fs::read(file) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(e) => Err(Failure::usage(format!("`--input-file {}`: {e}", file.display()))),
+        },
         (None, None) => Ok(Bytes::new()),
     }
 }

@@ -27,7 +27,7 @@ enum KeyVerb {
         owner: OwnerId,
         #[arg(long)]
         tier: Name,
-        /// `proxy`, `execute`, `modules`, `usage`, `keys`, `admin`; default: the first four.
+        /// `proxy`, `execute`, `modules`, `usage`, `keys`, `admin`; default: all but the last.
         #[arg(long, value_delimiter = ',')]
         scopes: Vec<String>,
         #[arg(long, default_value = "")]
@@ -60,15 +60,14 @@ pub(super) fn run(args: KeyArgs, as_json: bool) -> Outcome {
     let client = args.connect.client()?;
     match args.verb {
         KeyVerb::Create { owner, tier, scopes, label, expires_at } => {
-            let mut new = json!({"tier": tier, "label": label});
+            let mut new = json!({"owner": owner, "tier": tier, "label": label});
             if !scopes.is_empty() {
                 new["scopes"] = json!(scopes);
             }
             if let Some(at) = expires_at {
                 new["expires_at"] = json!(at);
             }
-            let query = [("owner", Some(owner.to_string()))];
-            print(&client.call(Method::POST, "/api/auth/keys", &query, Body::Json(new))?, as_json, created_key)
+            print(&client.call(Method::POST, "/api/auth/keys", &[], Body::Json(new))?, as_json, created_key)
         }
         KeyVerb::List { owner, page, limit } => {
             let owner = owner.map(String::from);
@@ -93,8 +92,8 @@ pub(super) fn run(args: KeyArgs, as_json: bool) -> Outcome {
         }
         KeyVerb::Rotate { id, grace_seconds } => {
             let path = format!("/api/auth/keys/{}/rotate", encoded(&id));
-            let query = [("grace_seconds", grace_seconds.map(|s| s.to_string()))];
-            print(&client.call(Method::POST, &path, &query, Body::None)?, as_json, created_key)
+            let grace = grace_seconds.map_or(Body::None, |s| Body::Json(json!({"grace_seconds": s})));
+            print(&client.call(Method::POST, &path, &[], grace)?, as_json, created_key)
         }
     }
 }
@@ -141,12 +140,12 @@ pub(super) fn run_token(args: TokenArgs, as_json: bool) -> Outcome {
     match args.verb {
         TokenVerb::Create { name, role } => {
             let new = Body::Json(json!({"name": name, "role": role}));
-            print(&client.call(Method::POST, "/api/admin/tokens", &[], new)?, as_json, |token| {
+            print(&client.call(Method::POST, "/api/tokens", &[], new)?, as_json, |token| {
                 eprintln!("{} ({role}); the token is not shown again:", output::cell(token, "/id"));
                 output::line(&output::cell(token, "/token"))
             })
         }
-        TokenVerb::List => print(&client.get("/api/admin/tokens", &[])?, as_json, |list| {
+        TokenVerb::List => print(&client.get("/api/tokens", &[])?, as_json, |list| {
             let columns = [
                 ("ID", "/id"),
                 ("NAME", "/name"),
@@ -157,7 +156,7 @@ pub(super) fn run_token(args: TokenArgs, as_json: bool) -> Outcome {
             output::objects(&list["tokens"], &columns)
         }),
         TokenVerb::Revoke { id } => {
-            client.call(Method::DELETE, &format!("/api/admin/tokens/{}", encoded(&id)), &[], Body::None)?;
+            client.call(Method::DELETE, &format!("/api/tokens/{}", encoded(&id)), &[], Body::None)?;
             print(&json!({"revoked": id}), as_json, |_| output::line(&format!("revoked {id}")))?;
             Ok(ExitCode::SUCCESS)
         }

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::Subcommand;
 use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Body, Client, Connect, encoded};
 use super::{Failure, Outcome, output};
-use crate::domain::{Abi, ModuleRef, Name, OwnerId};
+use crate::domain::{Abi, ModuleRef, Name, OwnerId, Selector};
 
 #[derive(clap::Args)]
 pub(super) struct ModuleArgs {
@@ -29,9 +29,9 @@ enum Verb {
     Push {
         /// WebAssembly, binary or text.
         file: PathBuf,
-        /// Default: the file's name without its ending.
+        /// `[owner/]name`; default: the file's name without its ending.
         #[arg(long)]
-        name: Option<Name>,
+        name: Option<ModuleRef>,
         #[arg(long)]
         description: Option<String>,
         /// Let anyone with the scope `execute` run it.
@@ -54,9 +54,12 @@ enum Verb {
     /// Show a module and its versions.
     Show { module: ModuleRef },
     /// Make a version the one that the name means.
-    Activate { name: Name, version: u32 },
+    Activate {
+        /// `[owner/]name@version`.
+        module: ModuleRef,
+    },
     /// Activate the version before the active one.
-    Rollback { name: Name },
+    Rollback { module: ModuleRef },
     /// Delete a module, or one version of it.
     Rm { module: ModuleRef },
 }
@@ -66,19 +69,20 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
     let owner = args.owner.map(String::from);
     match args.verb {
         Verb::Push { file, name, description, public, abi, activate } => {
-            let name = match name {
-                Some(name) => name,
+            let module = match name {
+                Some(module) => unversioned(module)?,
                 None => name_of(&file)?,
             };
+            let (path, [owner]) = place(&module, owner);
             let query = [
-                ("owner", owner),
+                owner,
                 ("description", description),
                 ("public", public.then(|| "true".into())),
                 ("abi", abi.map(|a| a.to_string())),
                 ("activate", activate.then(|| "true".into())),
             ];
             let body = Body::Wasm(read_module(&file)?);
-            let stored = client.call(Method::PUT, &format!("/api/wasm/modules/{name}"), &query, body)?;
+            let stored = client.call(Method::PUT, &path, &query, body)?;
             print(&stored, as_json, |m| {
                 let at = |at: &str| output::cell(m, at);
                 let state = if m["active"] == json!(true) { "active" } else { "not active" };
@@ -106,14 +110,19 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
             let (path, query) = place(&module, owner);
             print(&client.get(&path, &query)?, as_json, show)
         }
-        Verb::Activate { name, version } => print(&activate(&client, &name, owner, version)?, as_json, show),
-        Verb::Rollback { name } => {
-            let module = client.get(&format!("/api/wasm/modules/{name}"), &[("owner", owner.clone())])?;
-            let active = module["active_version"].as_u64().unwrap_or(0);
-            let versions = module["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Verb::Activate { module } => match module.selector {
+            Selector::Version(version) => print(&activate(&client, &module, owner, version)?, as_json, show),
+            Selector::Active => Err(Failure::usage(format!("name the version, as in `{module}@2`"))),
+        },
+        Verb::Rollback { module } => {
+            let module = unversioned(module)?;
+            let (path, query) = place(&module, owner.clone());
+            let shown = client.get(&path, &query)?;
+            let active = shown["active_version"].as_u64().unwrap_or(0);
+            let versions = shown["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
             let before = versions.iter().filter_map(|v| v["version"].as_u64()).filter(|v| *v < active).max();
-            let before = before.ok_or_else(|| anyhow!("`{name}` has no version before {active}"))?;
-            print(&activate(&client, &name, owner, u32::try_from(before)?)?, as_json, show)
+            let before = before.ok_or_else(|| anyhow!("`{module}` has no version before {active}"))?;
+            print(&activate(&client, &module, owner, u32::try_from(before)?)?, as_json, show)
         }
         Verb::Rm { module } => {
             let (path, query) = place(&module, owner);
@@ -130,9 +139,16 @@ fn place(module: &ModuleRef, owner: Option<String>) -> (String, [(&'static str, 
     (format!("/api/wasm/modules/{}", encoded(&bare.to_string())), [("owner", owner)])
 }
 
-fn activate(client: &Client, name: &Name, owner: Option<String>, version: u32) -> anyhow::Result<Value> {
-    let path = format!("/api/wasm/modules/{name}/activate");
-    client.call(Method::POST, &path, &[("owner", owner)], Body::Json(json!({"version": version})))
+fn activate(client: &Client, module: &ModuleRef, owner: Option<String>, version: u32) -> anyhow::Result<Value> {
+    let (path, query) = place(&ModuleRef { selector: Selector::Active, ..module.clone() }, owner);
+    client.call(Method::POST, &format!("{path}/activate"), &query, Body::Json(json!({"version": version})))
+}
+
+fn unversioned(module: ModuleRef) -> Result<ModuleRef, Failure> {
+    match module.selector {
+        Selector::Active => Ok(module),
+        Selector::Version(_) => Err(Failure::usage(format!("`{module}`: leave out the version"))),
+    }
 }
 
 fn show(module: &Value) -> std::io::Result<()> {
@@ -168,17 +184,20 @@ pub(super) fn print(value: &Value, as_json: bool, human: impl Fn(&Value) -> std:
     Ok(ExitCode::SUCCESS)
 }
 
-fn name_of(file: &Path) -> Result<Name, Failure> {
+fn name_of(file: &Path) -> Result<ModuleRef, Failure> {
     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    stem.parse().map_err(|e| Failure::usage(format!("{e}; or give `--name`")))
+    match stem.parse::<Name>() {
+        Ok(name) => Ok(ModuleRef { owner: None, name, selector: Selector::Active }),
+        Err(e) => Err(Failure::usage(format!("{e}; or give `--name`"))),
+    }
 }
 
 /// A module's bytes; text is turned into binary.
-pub(super) fn read_module(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let bytes = std::fs::read(file).with_context(|| format!("`{}`", file.display()))?;
+pub(super) fn read_module(file: &Path) -> Result<Vec<u8>, Failure> {
+    let bytes = std::fs::read(file).map_err(|e| Failure::usage(format!("`{}`: {e}", file.display())))?;
     wat::parse_bytes(&bytes).map(|wasm| wasm.into_owned()).map_err(|mut e| {
         e.set_path(file);
-        anyhow!("{e}")
+        anyhow!("{e}").into()
     })
 }
 

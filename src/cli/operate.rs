@@ -26,7 +26,7 @@ pub(super) struct AuditArgs {
 }
 
 pub(super) fn audit(args: &AuditArgs, as_json: bool) -> Outcome {
-    let list = args.connect.client()?.get("/api/admin/audit", &[("limit", Some(args.limit.to_string()))])?;
+    let list = args.connect.client()?.get("/api/audit", &[("limit", Some(args.limit.to_string()))])?;
     print(&list, as_json, |list| {
         let columns =
             [("AT", "/at"), ("ACTOR", "/actor"), ("ACTION", "/action"), ("SUBJECT", "/subject"), ("DETAIL", "/detail")];
@@ -61,7 +61,7 @@ pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
 }
 
 pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
-    print(&args.connect.client()?.get("/api/admin/routes", &[])?, as_json, |list| {
+    print(&args.connect.client()?.get("/api/routes", &[])?, as_json, |list| {
         let columns = [
             ("NAME", "/name"),
             ("HOSTS", "/hosts"),
@@ -207,7 +207,7 @@ impl TierChange {
 
 pub(super) fn tier(args: TierArgs, as_json: bool) -> Outcome {
     match args.verb {
-        TierVerb::List => print(&args.connect.client()?.get("/api/admin/tiers", &[])?, as_json, |list| {
+        TierVerb::List => print(&args.connect.client()?.get("/api/tiers", &[])?, as_json, |list| {
             let tiers = list["tiers"].as_array().map(Vec::as_slice).unwrap_or_default();
             show_tiers(tiers)
         }),
@@ -216,7 +216,7 @@ pub(super) fn tier(args: TierArgs, as_json: bool) -> Outcome {
             if body.as_object().is_none_or(Map::is_empty) {
                 return Err(Failure::usage("name at least one thing to change; see `wasmgate tier set --help`"));
             }
-            let path = format!("/api/admin/tiers/{}", change.name);
+            let path = format!("/api/tiers/{}", change.name);
             let tier = args.connect.client()?.call(Method::PUT, &path, &[], Body::Json(body))?;
             print(&tier, as_json, |tier| show_tiers(std::slice::from_ref(tier)))
         }
@@ -259,8 +259,8 @@ pub(super) fn logs(args: LogsArgs, as_json: bool) -> Outcome {
     let client = args.connect.client()?;
     let LogsVerb::Level { filter } = args.verb;
     let level = match filter {
-        None => client.get("/api/admin/log-level", &[])?,
-        Some(filter) => client.call(Method::PUT, "/api/admin/log-level", &[], Body::Json(json!({"level": filter})))?,
+        None => client.get("/api/log-level", &[])?,
+        Some(filter) => client.call(Method::PUT, "/api/log-level", &[], Body::Json(json!({"level": filter})))?,
     };
     print(&level, as_json, |level| output::line(&output::cell(level, "/level")))
 }

@@ -48,7 +48,7 @@ impl From<AuditEntry> for AuditView {
 }
 
 /// Lists who changed what.
-#[utoipa::path(get, path = "/api/admin/audit", tag = "admin", params(AuditQuery),
+#[utoipa::path(get, path = "/api/audit", tag = "admin", params(AuditQuery),
     responses((status = 200, description = "newest first", body = AuditList)))]
 pub(in crate::api) async fn list(
     State(api): State<Arc<Api>>,

@@ -118,7 +118,7 @@ fn target(target: &Target) -> String {
 }
 
 /// Lists the routes in force.
-#[utoipa::path(get, path = "/api/admin/routes", tag = "admin",
+#[utoipa::path(get, path = "/api/routes", tag = "admin",
     responses((status = 200, description = "the routes, in the file's order", body = RouteList)))]
 pub(in crate::api) async fn routes(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;
@@ -127,7 +127,7 @@ pub(in crate::api) async fn routes(State(api): State<Arc<Api>>, actor: Actor) ->
 }
 
 /// Checks a configuration (TOML in the body; without one, the gateway's own file) and changes nothing.
-#[utoipa::path(post, path = "/api/admin/config/check", tag = "admin",
+#[utoipa::path(post, path = "/api/config/check", tag = "admin",
     request_body(content = String, content_type = "application/toml"),
     responses((status = 200, description = "all its errors, or none", body = CheckReport)))]
 pub(in crate::api) async fn check(
@@ -165,7 +165,7 @@ fn shown(errors: ConfigErrors) -> Vec<CheckError> {
 }
 
 /// Reads the configuration file anew. With an error nothing changes, and every error is listed.
-#[utoipa::path(post, path = "/api/admin/config/reload", tag = "admin",
+#[utoipa::path(post, path = "/api/config/reload", tag = "admin",
     responses(
         (status = 200, description = "the new configuration is in force", body = Reloaded),
         (status = 400, description = "the file has errors", body = Problem, content_type = "application/problem+json"),

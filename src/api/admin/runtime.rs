@@ -49,18 +49,21 @@ pub(in crate::api) struct EngineState {
     artifacts_rejected: u64,
 }
 
-/// Makes the gateway not ready, so that load balancers stop sending; it goes on serving until it is told to end.
-#[utoipa::path(post, path = "/api/admin/drain", tag = "admin",
-    responses((status = 202, description = "no longer ready")))]
+/// Drains the gateway, as SIGTERM does: it is no longer ready, requests under way finish, then it ends.
+#[utoipa::path(post, path = "/api/drain", tag = "admin",
+    responses((status = 202, description = "draining")))]
 pub(in crate::api) async fn drain(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Operator)?;
-    api.app.shared.set_draining();
     api.audit(&actor, "drain", "gateway", "").await;
+    api.app.shared.set_draining();
+    if let Some(drain) = &api.drain {
+        drain();
+    }
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
 /// Shows the log filter in force.
-#[utoipa::path(get, path = "/api/admin/log-level", tag = "admin",
+#[utoipa::path(get, path = "/api/log-level", tag = "admin",
     responses((status = 200, description = "the filter", body = LogLevel)))]
 pub(in crate::api) async fn log_level(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;
@@ -68,7 +71,7 @@ pub(in crate::api) async fn log_level(State(api): State<Arc<Api>>, actor: Actor)
 }
 
 /// Sets the log filter of this process, until it ends.
-#[utoipa::path(put, path = "/api/admin/log-level", tag = "admin", request_body = LogLevel,
+#[utoipa::path(put, path = "/api/log-level", tag = "admin", request_body = LogLevel,
     responses(
         (status = 200, description = "the filter", body = LogLevel),
         (status = 400, description = "not a filter", body = Problem, content_type = "application/problem+json"),
@@ -85,7 +88,7 @@ pub(in crate::api) async fn set_log_level(
 }
 
 /// Shows what the process is doing now.
-#[utoipa::path(get, path = "/api/admin/state", tag = "admin",
+#[utoipa::path(get, path = "/api/state", tag = "admin",
     responses((status = 200, description = "figures of this moment", body = RuntimeState)))]
 pub(in crate::api) async fn state(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;

@@ -71,7 +71,7 @@ impl LimitsChange {
 }
 
 /// Lists the tiers in force.
-#[utoipa::path(get, path = "/api/admin/tiers", tag = "admin",
+#[utoipa::path(get, path = "/api/tiers", tag = "admin",
     responses((status = 200, description = "the tiers", body = TierList)))]
 pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;
@@ -81,7 +81,7 @@ pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> R
 }
 
 /// Changes a tier for all its keys at once. The change is stored and outlives the configuration file's value.
-#[utoipa::path(put, path = "/api/admin/tiers/{name}", tag = "admin",
+#[utoipa::path(put, path = "/api/tiers/{name}", tag = "admin",
     params(("name" = String, Path, description = "the tier")), request_body = TierChange,
     responses(
         (status = 200, description = "the tier as it is now", body = Object),

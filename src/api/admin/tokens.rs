@@ -60,7 +60,7 @@ impl From<AdminToken> for TokenView {
 }
 
 /// Makes a token.
-#[utoipa::path(post, path = "/api/admin/tokens", tag = "admin", request_body = NewToken,
+#[utoipa::path(post, path = "/api/tokens", tag = "admin", request_body = NewToken,
     responses(
         (status = 201, description = "the token, this once", body = CreatedToken),
         (status = 409, description = "a live token has this name", body = Problem, content_type = "application/problem+json"),
@@ -93,7 +93,7 @@ pub(in crate::api) async fn create(
 }
 
 /// Lists the tokens, without their text.
-#[utoipa::path(get, path = "/api/admin/tokens", tag = "admin",
+#[utoipa::path(get, path = "/api/tokens", tag = "admin",
     responses((status = 200, description = "the tokens", body = TokenList)))]
 pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Admin)?;
@@ -102,7 +102,7 @@ pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> R
 }
 
 /// Revokes a token at once.
-#[utoipa::path(delete, path = "/api/admin/tokens/{id}", tag = "admin",
+#[utoipa::path(delete, path = "/api/tokens/{id}", tag = "admin",
     params(("id" = String, Path, description = "`tok_...`")),
     responses(
         (status = 204, description = "revoked"),
