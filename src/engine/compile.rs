@@ -195,7 +195,8 @@ fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
     let (cpu, memory, len) = (number(5)?, number(13)?, number(21)?);
     // Before the first byte of the module: nothing of it is looked at without limits.
     sys::set_limit(libc::RLIMIT_CPU, cpu)?;
-    sys::set_limit(libc::RLIMIT_AS, memory)?;
+    // On top of what is mapped by now: the binary itself, and the gigabyte that mimalloc reserves.
+    sys::set_limit(libc::RLIMIT_AS, memory.saturating_add(sys::mapped_bytes()))?;
     sys::set_limit(libc::RLIMIT_CORE, 0)?;
     sys::nice_this_thread(10);
     let mut wasm = Vec::new();

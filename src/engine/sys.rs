@@ -37,6 +37,14 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<
     }
 }
 
+/// Address space that the process has mapped, in bytes; 0 where it can't be told.
+pub fn mapped_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|s| s.split(' ').next()?.parse::<u64>().ok());
+    // SAFETY: `sysconf` reads its argument only.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
+    pages.unwrap_or(0).saturating_mul(page)
+}
+
 /// Closes every descriptor but the standard ones.
 pub fn close_inherited() {
     // SAFETY: nothing in a process that has just begun holds a descriptor above 2 that it counts on.
