@@ -37,7 +37,8 @@ pub struct Allowance {
 impl Allowance {
     /// The limits, their wall time beginning now.
     pub fn from_now(limits: Limits) -> Allowance {
-        let deadline = Instant::now() + limits.wall_ms;
+        // No run may last longer than a day, whatever a tier says.
+        let deadline = Instant::now() + limits.wall_ms.min(Duration::from_secs(86_400));
         Allowance { limits, deadline }
     }
 }
