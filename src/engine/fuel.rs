@@ -54,6 +54,12 @@ impl Fuel {
         self.base = self.base.saturating_add(units);
     }
 
+    /// The first slice; 0 when there is none, and the first instruction finds out why.
+    pub fn begin(&mut self) -> i64 {
+        self.slice = self.next_slice().unwrap_or(0);
+        self.slice as i64
+    }
+
     /// The counter fell below zero: a new slice, or the end.
     pub fn expire(&mut self, counter: i64) -> Result<i64, Halt> {
         self.base = self.used(counter);
