@@ -18,10 +18,14 @@
 
 #![deny(unsafe_code)]
 
+pub mod api;
+pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod engine;
 pub mod gateway;
 pub mod limit;
 pub mod store;
+pub mod telemetry;

@@ -5,3 +5,5 @@
 pub mod cache;
 pub mod credential;
 pub mod format;
+pub mod manage;
+pub mod pepper;

@@ -1,12 +1,22 @@
-//! Raw configuration to [`Config`], collecting every error.
+//! From a file's text to [`Config`], with everything that is wrong with it.
+//!
+//! Invariant: either a whole valid configuration comes out or all its errors do, in line order.
 
+use std::fmt;
+use std::io::Read as _;
 use std::path::Path;
 
-use super::Config;
+use toml::de::DeTable;
+
+use super::raw::{At, Doc, Table};
+use super::{Config, routes, sections, upstreams};
+
+/// Bound of a configuration file.
+const MAX_FILE: u64 = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// `routes[2].target.upstream`.
+    /// `routes[2].target.upstream`; empty when it is about the whole file.
     pub key: String,
     /// 1-based; 0 when unknown.
     pub line: usize,
@@ -14,19 +24,107 @@ pub struct ConfigError {
     pub message: String,
 }
 
-/// Everything that is wrong with a file, in line order.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} error(s) in the configuration", .errors.len())]
+/// Everything that is wrong with a file, in line order; shown one a line as `FILE:LINE: KEY: MESSAGE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
     pub file: String,
     pub errors: Vec<ConfigError>,
 }
 
-pub fn load_file(_path: &Path) -> Result<Config, ConfigErrors> {
-    unimplemented!()
+impl std::error::Error for ConfigErrors {}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.errors.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            f.write_str(&self.file)?;
+            if error.line > 0 {
+                write!(f, ":{}", error.line)?;
+            }
+            if !error.key.is_empty() {
+                write!(f, ": {}", error.key)?;
+            }
+            f.write_str(": ")?;
+            // One line an error, whatever a value holds.
+            error
+                .message
+                .chars()
+                .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_debug()) } else { write!(f, "{c}") })?;
+        }
+        Ok(())
+    }
+}
+
+pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
+    let file = path.display().to_string();
+    let fail = |message: String| ConfigErrors {
+        file: file.clone(),
+        errors: vec![ConfigError { key: String::new(), line: 0, message }],
+    };
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|f| f.take(MAX_FILE + 1).read_to_string(&mut text));
+    match read {
+        Err(e) => return Err(fail(format!("the configuration can't be read: {e}"))),
+        Ok(n) if n as u64 > MAX_FILE => return Err(fail(format!("the file is over the limit of {MAX_FILE} bytes"))),
+        Ok(_) => {}
+    }
+    // Absolute, so that a later change of the working directory (a daemon, a reload) changes no path.
+    let path = std::path::absolute(path).map_err(|e| fail(format!("the file's folder can't be found: {e}")))?;
+    parse(&text, &file, path.parent().unwrap_or(Path::new("/")))
 }
 
 /// `file` is only for messages; relative paths in the text are taken from `base`.
-pub fn parse(_text: &str, _file: &str, _base: &Path) -> Result<Config, ConfigErrors> {
-    unimplemented!()
+pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors> {
+    let doc = Doc::new(text);
+    let (tree, syntax) = DeTable::parse_recoverable(text);
+    let (config, errors) = if syntax.is_empty() {
+        let root = At { key: String::new(), line: 0 };
+        let config = Table::read(&doc, root, Some(tree.get_ref()), |t| read(t, base));
+        (Some(config), doc.finish())
+    } else {
+        // What a broken file seems to hold is not worth checking: most of it would be after-effects.
+        for error in syntax {
+            let before = error.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+            let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+            let at = At { key: String::new(), line: doc.line(before.len()) };
+            doc.error(&at, format!("column {column}: {}", error.message().replace('\n', " ")));
+        }
+        (None, doc.finish())
+    };
+    match config {
+        Some(config) if errors.is_empty() => Ok(config),
+        _ => Err(ConfigErrors { file: file.to_owned(), errors }),
+    }
+}
+
+fn read(t: &Table<'_>, base: &Path) -> Config {
+    let data_dir = t.get("data_dir", base.join("data"), sections::file(base));
+    let server = t.section("server", |t| sections::server(t, base));
+    let admin = t.section("admin", |t| sections::admin(t, base, &data_dir));
+    t.section("store", sections::store);
+    Config {
+        auth: t.section("auth", |t| sections::auth(t, base)),
+        log: t.section("log", sections::log),
+        engine: t.section("engine", sections::engine),
+        tiers: sections::tiers(t),
+        upstreams: t.sections("upstreams", |t| upstreams::upstream(t, base)).unwrap_or_default(),
+        routes: routes::routes(t, base),
+        server,
+        admin,
+        data_dir,
+    }
+}
+
+/// Every key a file may have, such as `routes[].match.path`; from the reader itself, so that documentation can be
+/// checked against it.
+pub fn known_keys() -> Vec<String> {
+    let doc = Doc::survey();
+    let root = At { key: String::new(), line: 0 };
+    Table::read(&doc, root, None, |t| read(t, Path::new("")));
+    let mut keys = doc.surveyed();
+    let mut seen = std::collections::HashSet::new();
+    keys.retain(|key| seen.insert(key.clone()));
+    keys
 }

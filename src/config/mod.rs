@@ -1,10 +1,16 @@
-//! Configuration: `raw` is the file as serde sees it, `check` turns it into [`Config`] and collects every error.
+//! Configuration: `raw` is the file as a tree with positions, `check` turns it into [`Config`] and collects every error.
 //!
 //! Invariant: a `Config` that exists is valid as far as the file alone can tell (names refer to things that exist,
 //! numbers are in range, patterns parse). What the machine has to offer (ports, files) is found out at start.
 
 pub mod check;
-pub mod raw;
+mod edits;
+pub mod pattern;
+mod raw;
+mod routes;
+mod sections;
+mod units;
+mod upstreams;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +22,10 @@ use ipnet::IpNet;
 
 use crate::domain::{ModuleRef, Name, OwnerId, ScopeSet, Tier};
 
-pub use check::{ConfigError, ConfigErrors, load_file, parse};
+pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
+
+/// Owner of the modules that a route names without an owner: the operator.
+pub const OPERATOR: &str = "wasmgate";
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -135,7 +144,7 @@ pub struct Compile {
     pub memory_bytes: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub name: Name,
     pub endpoints: Vec<Endpoint>,
@@ -178,7 +187,7 @@ pub enum HashOn {
     Path,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// Server name to send and verify; default: the endpoint's host.
     pub sni: Option<String>,
@@ -195,7 +204,7 @@ pub enum UpstreamHttp {
     Auto,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     /// `None`: a TCP connect.
     pub http_path: Option<String>,
@@ -206,7 +215,7 @@ pub struct HealthCheck {
 }
 
 /// Passive: an endpoint that fails `failures` times in a row gets no requests for `duration`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ejection {
     pub failures: u32,
     pub duration: Duration,
@@ -241,7 +250,7 @@ pub struct Match {
     pub headers: Vec<HeaderMatch>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     Exact(String),
     /// `*.example.com`: the suffix behind `*.`.
@@ -249,7 +258,7 @@ pub enum HostPattern {
 }
 
 /// A path pattern as segments. `/api/{id}/files/{*rest}`; a prefix ends in `Rest(None)`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
     pub segments: Vec<Segment>,
 }
@@ -298,13 +307,11 @@ pub enum AuthMode {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rewrite {
-    /// Removes this many leading characters, which the pattern's literal prefix has.
+    /// Removes these leading segments, which are literals of the route's pattern. No trailing slash.
     StripPrefix(String),
-    ReplacePrefix {
-        from: String,
-        to: String,
-    },
-    /// A whole new path; `{name}` stands for route parameters.
+    /// Puts `to` in their place. No trailing slashes; empty for the root.
+    ReplacePrefix { from: String, to: String },
+    /// A whole new path; `{name}` stands for parameters of the route's pattern.
     Path(String),
 }
 
@@ -323,7 +330,7 @@ impl HeaderEdits {
 }
 
 /// A module version, its configuration and its failure policy on a route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
     /// Owner of a bare module name: the operator's own, `wasmgate`, unless given.
     pub module: ModuleRef,

@@ -5,6 +5,7 @@ pub mod id;
 pub mod key;
 pub mod module;
 pub mod outcome;
+pub mod path;
 pub mod problem;
 pub mod rejection;
 pub mod tier;

@@ -1,1 +1,268 @@
 //! Quota maths: GCRA for rolling windows, UTC calendar windows. Pure; time is a parameter.
+//!
+//! Invariant: integers only and no rounding on the way, so that a quota is exact for ever: GCRA counts time in
+//! nanoseconds times the quota's requests, in which one request costs the window's nanoseconds.
+
+use std::time::Duration;
+
+use crate::domain::{Quota, Window};
+
+/// A refusal: how long until the same cost would be admitted. `None`: never, the cost is over the policy's capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused(pub Option<Duration>);
+
+/// Both clocks as the cells use them.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick {
+    /// Monotonic nanoseconds since the limiter began.
+    pub mono: u64,
+    /// Unix milliseconds.
+    pub wall: i64,
+}
+
+impl Tick {
+    pub fn seconds(self) -> i64 {
+        self.wall.div_euclid(1000)
+    }
+}
+
+/// `requests` over `window`, at most `burst` at once. A request moves the theoretical arrival time (TAT) on by
+/// window / requests; it is admitted while the TAT is at most burst * window / requests ahead of now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    requests: u64,
+    window: u64,
+    burst: u64,
+}
+
+/// The theoretical arrival time, in nanoseconds times the rate's requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tat(u128);
+
+impl Rate {
+    /// A rate of 0 requests admits nothing.
+    pub fn new(requests: u64, window: Duration, burst: u64) -> Self {
+        let burst = if requests == 0 { 0 } else { burst };
+        Self { requests, window: u64::try_from(window.as_nanos()).unwrap_or(u64::MAX), burst }
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// The TAT after `cost` more requests.
+    pub fn check(&self, tat: Tat, cost: u64, now: u64) -> Result<Tat, Refused> {
+        if cost > self.burst {
+            return Err(Refused(None));
+        }
+        let now = self.scale(now);
+        let next = tat.0.max(now) + self.units(cost);
+        let latest = now + self.units(self.burst);
+        if next <= latest {
+            return Ok(Tat(next));
+        }
+        Err(Refused(Some(self.duration(next - latest))))
+    }
+
+    /// Takes back what a [`Self::check`] charged.
+    pub fn give_back(&self, tat: Tat, cost: u64) -> Tat {
+        Tat(tat.0.saturating_sub(self.units(cost)))
+    }
+
+    /// Requests that would be admitted now.
+    pub fn remaining(&self, tat: Tat, now: u64) -> u64 {
+        let free = self.units(self.burst).saturating_sub(tat.0.saturating_sub(self.scale(now)));
+        u64::try_from(free / u128::from(self.window.max(1))).unwrap_or(u64::MAX)
+    }
+
+    /// Until the whole burst is there again.
+    pub fn reset(&self, tat: Tat, now: u64) -> Duration {
+        self.duration(tat.0.saturating_sub(self.scale(now)))
+    }
+
+    pub fn is_idle(&self, tat: Tat, now: u64) -> bool {
+        tat.0 <= self.scale(now)
+    }
+
+    /// The same backlog in time under another rate, at most what that rate can owe.
+    pub fn convert(&self, tat: Tat, from: &Rate, now: u64) -> Tat {
+        let backlog = tat.0.saturating_sub(from.scale(now));
+        let here = backlog * u128::from(self.requests) / u128::from(from.requests.max(1));
+        Tat(self.scale(now) + here.min(self.units(self.burst)))
+    }
+
+    fn scale(&self, nanos: u64) -> u128 {
+        u128::from(nanos) * u128::from(self.requests)
+    }
+
+    fn units(&self, cost: u64) -> u128 {
+        u128::from(cost) * u128::from(self.window)
+    }
+
+    /// Rounded up, so that a client that waits so long is never too early.
+    fn duration(&self, scaled: u128) -> Duration {
+        let nanos = scaled.div_ceil(u128::from(self.requests.max(1)));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// A counter over a calendar window. Times are Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calendar {
+    pub start: i64,
+    pub end: i64,
+    pub used: u64,
+}
+
+impl Calendar {
+    pub fn new(window: Window, now: i64) -> Self {
+        let (start, end) = bounds(window, now);
+        Self { start, end, used: 0 }
+    }
+
+    /// Moves on to the window of `now`. A clock that went back keeps what was used: neither does a jump give quota
+    /// away, nor does a counter from a wrong future stand until then.
+    pub fn roll(&mut self, window: Window, now: i64) {
+        if now >= self.end {
+            *self = Self::new(window, now);
+        } else if now < self.start {
+            *self = Self { used: self.used, ..Self::new(window, now) };
+        }
+    }
+
+    pub fn until_end(&self, now: Tick) -> Duration {
+        let left = self.end.saturating_mul(1000).saturating_sub(now.wall);
+        Duration::from_millis(u64::try_from(left).unwrap_or(0))
+    }
+
+    pub fn check(&self, limit: u64, cost: u64, now: Tick) -> Result<(), Refused> {
+        if cost > limit {
+            return Err(Refused(None));
+        }
+        if self.used.saturating_add(cost) <= limit { Ok(()) } else { Err(Refused(Some(self.until_end(now)))) }
+    }
+}
+
+/// Start (included) and end (excluded) of the window that holds `now`, Unix seconds. A rolling window, which has none,
+/// counts from the second itself.
+pub fn bounds(window: Window, now: i64) -> (i64, i64) {
+    const DAY: i64 = 86_400;
+    let aligned = |length: i64| {
+        let start = now.div_euclid(length) * length;
+        (start, start + length)
+    };
+    match window {
+        Window::Rolling { seconds } => (now, now + i64::from(seconds)),
+        Window::Hour => aligned(3600),
+        Window::Day => aligned(DAY),
+        Window::Month => {
+            let day = now.div_euclid(DAY);
+            let (of_month, length) = day_of_month(day);
+            let first = day - of_month;
+            (first * DAY, (first + length) * DAY)
+        }
+    }
+}
+
+/// The day of the month from 0, and the month's length, of a day since 1970-01-01 in the proleptic Gregorian calendar.
+/// Years are counted from March, so that the leap day is their last; an era is 400 years.
+fn day_of_month(day: i64) -> (i64, i64) {
+    const ERA: i64 = 146_097;
+    let day_of_era = (day + 719_468).rem_euclid(ERA);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let first = (153 * month + 2) / 5;
+    let length = if month == 11 {
+        // February of the civil year that follows this March year.
+        let year = year_of_era + 1;
+        if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) { 29 } else { 28 }
+    } else {
+        (153 * (month + 1) + 2) / 5 - first
+    };
+    (day_of_year - first, length)
+}
+
+/// One policy's state.
+#[derive(Clone, Copy, Debug)]
+pub enum Cell {
+    Rolling { rate: Rate, tat: Tat },
+    Calendar { window: Window, limit: u64, count: Calendar },
+}
+
+impl Cell {
+    /// `factor` multiplies the quota (wider address ranges).
+    pub fn new(quota: &Quota, factor: u64, now: Tick) -> Self {
+        let requests = quota.requests.saturating_mul(factor);
+        match quota.window {
+            Window::Rolling { seconds } => {
+                let burst = quota.burst.unwrap_or(quota.requests).saturating_mul(factor);
+                let rate = Rate::new(requests, Duration::from_secs(u64::from(seconds)), burst);
+                Self::Rolling { rate, tat: Tat::default() }
+            }
+            window => Self::Calendar { window, limit: requests, count: Calendar::new(window, now.seconds()) },
+        }
+    }
+
+    /// Takes over what the same policy had before its numbers changed.
+    pub fn inherit(&mut self, old: &Cell, now: Tick) {
+        match (self, old) {
+            (Self::Rolling { rate, tat }, Self::Rolling { rate: from, tat: had }) => {
+                *tat = rate.convert(*had, from, now.mono);
+            }
+            (Self::Calendar { window, count, .. }, Self::Calendar { window: from, count: had, .. })
+                if window == from =>
+            {
+                *count = *had;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether `cost` fits; changes nothing but the calendar window.
+    pub fn check(&mut self, cost: u64, now: Tick) -> Result<(), Refused> {
+        match self {
+            Self::Rolling { rate, tat } => rate.check(*tat, cost, now.mono).map(|_| ()),
+            Self::Calendar { window, limit, count } => {
+                count.roll(*window, now.seconds());
+                count.check(*limit, cost, now)
+            }
+        }
+    }
+
+    /// After a [`Self::check`] of the same cost at the same time.
+    pub fn charge(&mut self, cost: u64, now: Tick) {
+        match self {
+            Self::Rolling { rate, tat } => {
+                if let Ok(next) = rate.check(*tat, cost, now.mono) {
+                    *tat = next;
+                }
+            }
+            Self::Calendar { count, .. } => count.used = count.used.saturating_add(cost),
+        }
+    }
+
+    /// What is left, and when all of it is there again.
+    pub fn left(&self, now: Tick) -> (u64, Duration) {
+        match self {
+            Self::Rolling { rate, tat } => (rate.remaining(*tat, now.mono), rate.reset(*tat, now.mono)),
+            Self::Calendar { limit, count, .. } => (limit.saturating_sub(count.used), count.until_end(now)),
+        }
+    }
+
+    /// Forgetting it would give nothing away.
+    pub fn is_idle(&self, now: Tick) -> bool {
+        match self {
+            Self::Rolling { rate, tat } => rate.is_idle(*tat, now.mono),
+            Self::Calendar { count, .. } => count.used == 0 || now.seconds() >= count.end,
+        }
+    }
+
+    /// The most that can be admitted at once.
+    pub fn capacity(&self) -> u64 {
+        match self {
+            Self::Rolling { rate, .. } => rate.burst,
+            Self::Calendar { limit, .. } => *limit,
+        }
+    }
+}

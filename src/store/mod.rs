@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord,
+    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp, TokenId, UsageDelta,
+    UsageRecord,
 };
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     #[error("`{0}` does not exist")]
     NotFound(String),
@@ -31,7 +32,23 @@ pub enum StoreError {
     Newer { found: u32, known: u32 },
 }
 
+/// What a client sees of it; the text of a fault of the storage stays in the log.
+impl From<StoreError> for Rejection {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::NotFound(what) => Rejection::NotFound(format!("`{what}` does not exist")),
+            StoreError::Conflict(what) | StoreError::Limit(what) => Rejection::Conflict(what),
+            StoreError::Full => Rejection::StorageFull,
+            StoreError::Unavailable(_) => Rejection::StoreUnavailable,
+            StoreError::Corrupt(_) | StoreError::Newer { .. } => Rejection::Internal,
+        }
+    }
+}
+
 pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Versions a module may have: reading a module reads them all.
+pub const MAX_VERSIONS: u32 = 100;
 
 /// A named admin token. Its text is kept only as a keyed hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +100,8 @@ pub struct Page<T> {
 
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// `max_live`: refuses with `Limit` when the owner already has so many live keys (checked with the write).
+    /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
+    /// counted (checked with the write, as of the key's `created_at`). An id or hash that exists is a `Conflict`.
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()>;
     async fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>>;
     async fn key(&self, id: &KeyId) -> Result<Option<(KeyHash, ApiKey)>>;
@@ -91,6 +109,9 @@ pub trait Store: Send + Sync + 'static {
     async fn keys(&self, owner: Option<&OwnerId>) -> Result<Vec<ApiKey>>;
     /// Replaces the record of an existing key (revocation, rotation). A revoked key never becomes live again.
     async fn update_key(&self, key: &ApiKey) -> Result<KeyHash>;
+    /// Puts the new key and gives the old one its successor and the end of its grace period, both or neither. Returns
+    /// the old key as it is now. Only a live key that has no successor yet can be rotated.
+    async fn rotate_key(&self, rotation: Rotation) -> Result<(KeyHash, ApiKey)>;
 
     /// Overrides of configured tiers.
     async fn tiers(&self) -> Result<Vec<Tier>>;
@@ -112,6 +133,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Page<Module>>;
     async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module>;
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
+    /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
+    async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion>;
     /// Adds to `executions`, sets `last_executed`; unknown modules are skipped.
     async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
 
@@ -131,6 +154,26 @@ pub trait Store: Send + Sync + 'static {
     /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds).
     async fn save_counters(&self, counters: &[Counter], expire_before: i64) -> Result<()>;
     async fn load_counters(&self) -> Result<Vec<Counter>>;
+}
+
+/// See [`Store::rotate_key`].
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    pub old: KeyId,
+    pub new_hash: KeyHash,
+    /// Its `created_at` is the moment of the rotation.
+    pub new: ApiKey,
+    /// End of the old key's grace period, unless it expires earlier.
+    pub old_expires_at: Timestamp,
+    /// How many keys of the owner may be in a grace period at once.
+    pub max_live: Option<u32>,
+}
+
+/// `mod_` and 24 hex digits. Not a secret.
+fn new_module_id() -> Result<String> {
+    let mut bytes = [0u8; 12];
+    getrandom::fill(&mut bytes).map_err(|e| StoreError::Unavailable(format!("no random bytes: {e}")))?;
+    Ok(bytes.iter().fold("mod_".to_owned(), |id, b| format!("{id}{b:02x}")))
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,86 @@
+//! What the gateway needs from the layers around it, and the seam behind which the API lives.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+
+use super::Snapshot;
+use crate::auth::cache::Authenticator;
+use crate::domain::Principal;
+use crate::engine::Engine;
+use crate::limit::limiter::Limiter;
+use crate::limit::usage::UsageRecorder;
+use crate::telemetry::Metrics;
+
+/// A body as it arrives, or as it is to be sent.
+pub type ApiBody = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// The tenant or admin API. The request's extensions hold a [`Caller`]; its path is the whole path.
+#[async_trait]
+pub trait ApiService: Send + Sync + 'static {
+    async fn call(&self, request: http::Request<ApiBody>) -> http::Response<ApiBody>;
+}
+
+/// Who calls the API, as far as the gateway knows.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// `None` on the admin listener, where the API checks the token itself.
+    pub principal: Option<Principal>,
+    pub request_id: Arc<str>,
+    pub peer: std::net::SocketAddr,
+}
+
+/// What one running gateway shares between its requests.
+pub struct Shared {
+    pub snapshot: ArcSwap<Snapshot>,
+    pub auth: Arc<Authenticator>,
+    pub limiter: Arc<Limiter>,
+    pub engine: Arc<Engine>,
+    pub metrics: Arc<Metrics>,
+    pub usage: Arc<UsageRecorder>,
+    ready: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        auth: Arc<Authenticator>,
+        limiter: Arc<Limiter>,
+        engine: Arc<Engine>,
+        metrics: Arc<Metrics>,
+        usage: Arc<UsageRecorder>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::new(snapshot),
+            auth,
+            limiter,
+            engine,
+            metrics,
+            usage,
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && !self.is_draining()
+    }
+
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}

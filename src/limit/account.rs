@@ -1,0 +1,141 @@
+//! What the limiter keeps of one subject: a bucket for each tier it used, and the fuel of the day.
+//!
+//! Invariant: a subject's request counts in its own tier's bucket and, when the subject also has a higher tier, in that
+//! one's: a key of a lower tier is a sub-limit and adds nothing to what its owner may do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::quota::{Calendar, Cell, Tick, bounds};
+use crate::domain::{Tier, Window};
+
+pub const FUEL_WINDOW: Window = Window::Day;
+
+/// The state of one tier's policies. `cells` are in the order of `tier.quotas`.
+pub struct Bucket {
+    pub tier: Arc<Tier>,
+    pub cells: Vec<Cell>,
+    /// Shared with the guards, which give back without the shard's lock.
+    pub in_flight: Arc<AtomicU32>,
+    factor: u64,
+}
+
+impl Bucket {
+    fn new(tier: &Arc<Tier>, factor: u64, now: Tick) -> Self {
+        let cells = tier.quotas.iter().map(|q| Cell::new(q, factor, now)).collect();
+        Self { tier: tier.clone(), cells, in_flight: Arc::default(), factor }
+    }
+
+    pub fn concurrent(&self) -> u32 {
+        u32::try_from(u64::from(self.tier.concurrent) * self.factor).unwrap_or(u32::MAX)
+    }
+
+    pub fn has_place(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) < self.concurrent()
+    }
+
+    /// The tier may have changed with a reload; what was used stays used.
+    fn adopt(&mut self, tier: &Arc<Tier>, now: Tick) {
+        if *self.tier != **tier {
+            let mut fresh = Self::new(tier, self.factor, now);
+            for (quota, cell) in tier.quotas.iter().zip(&mut fresh.cells) {
+                let before = self.tier.quotas.iter().position(|q| q.name == quota.name && q.window == quota.window);
+                if let Some(at) = before {
+                    cell.inherit(&self.cells[at], now);
+                }
+            }
+            self.cells = fresh.cells;
+        }
+        self.tier = tier.clone();
+    }
+
+    fn is_idle(&self, now: Tick) -> bool {
+        self.in_flight.load(Ordering::Acquire) == 0 && self.cells.iter().all(|c| c.is_idle(now))
+    }
+}
+
+/// A counter from before a restart, until its tier is seen.
+pub struct Restored {
+    pub tier: String,
+    pub policy: String,
+    pub window: Window,
+    pub start: i64,
+    pub used: u64,
+}
+
+pub struct Account {
+    pub buckets: Vec<Bucket>,
+    pub fuel: Calendar,
+    pub restored: Vec<Restored>,
+    factor: u64,
+}
+
+impl Account {
+    pub fn new(factor: u64, now: Tick) -> Self {
+        Self {
+            buckets: Vec::with_capacity(1),
+            fuel: Calendar::new(FUEL_WINDOW, now.seconds()),
+            restored: Vec::new(),
+            factor,
+        }
+    }
+
+    /// The bucket of `tier`, and that of the highest tier the subject has, when it is another one.
+    pub fn buckets(&mut self, tier: &Arc<Tier>, now: Tick) -> (&mut Bucket, Option<&mut Bucket>) {
+        let own = match self.buckets.iter().position(|b| Arc::ptr_eq(&b.tier, tier)) {
+            Some(own) => own,
+            None => self.find_or_add(tier, now),
+        };
+        let top = (0..self.buckets.len()).max_by_key(|at| (self.buckets[*at].tier.rank, *at == own)).unwrap_or(own);
+        if own < top {
+            let (left, right) = self.buckets.split_at_mut(top);
+            (&mut left[own], right.first_mut())
+        } else {
+            let (left, right) = self.buckets.split_at_mut(own);
+            (&mut right[0], if top == own { None } else { Some(&mut left[top]) })
+        }
+    }
+
+    fn find_or_add(&mut self, tier: &Arc<Tier>, now: Tick) -> usize {
+        if let Some(at) = self.buckets.iter().position(|b| b.tier.name == tier.name) {
+            self.buckets[at].adopt(tier, now);
+            return at;
+        }
+        let mut bucket = Bucket::new(tier, self.factor, now);
+        let is_top = self.buckets.iter().all(|b| b.tier.rank < tier.rank);
+        for (quota, cell) in tier.quotas.iter().zip(&mut bucket.cells) {
+            let Cell::Calendar { window, count, .. } = cell else { continue };
+            // What lower keys used in this window is part of what the owner used.
+            for other in self.buckets.iter().filter(|_| is_top).flat_map(|b| &b.cells) {
+                if let Cell::Calendar { window: w, count: c, .. } = other
+                    && w == window
+                    && c.start == count.start
+                {
+                    count.used = count.used.max(c.used);
+                }
+            }
+            let same =
+                |r: &&Restored| r.tier == tier.name.as_str() && r.policy == quota.name.as_str() && r.window == *window;
+            if let Some(r) = self.restored.iter().find(same)
+                && r.start == count.start
+            {
+                count.used = count.used.max(r.used);
+            }
+        }
+        self.restored.retain(|r| r.tier != tier.name.as_str());
+        self.buckets.push(bucket);
+        self.buckets.len() - 1
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.buckets.iter().any(|b| b.in_flight.load(Ordering::Acquire) > 0)
+    }
+
+    /// Forgets what is idle; whether anything is left that forgetting would give away.
+    pub fn shrink(&mut self, now: Tick) -> bool {
+        self.restored.retain(|r| bounds(r.window, r.start).1 > now.seconds());
+        self.buckets.retain(|b| !b.is_idle(now));
+        let fuel = self.fuel.used > 0 && now.seconds() < self.fuel.end;
+        fuel || !self.restored.is_empty() || !self.buckets.is_empty()
+    }
+}

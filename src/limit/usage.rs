@@ -1,0 +1,50 @@
+//! Usage is gathered in memory and written in batches by the app's ticker; a request only adds to a sharded map.
+//!
+//! Invariant: what [`UsageRecorder::drain`] returned is no longer here; a failed write is given back with `record`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::{DefaultHasher, Entry};
+use std::hash::{Hash, Hasher};
+
+use parking_lot::Mutex;
+
+use crate::domain::{KeyId, OwnerId, UsageDelta, UsageRecord};
+
+const SHARDS: usize = 16;
+/// Keys a shard holds between two flushes; further ones are added to the owner's row of unnamed keys.
+const MAX_ROWS: usize = 10_000;
+
+type Rows = HashMap<(OwnerId, KeyId, i64), UsageRecord>;
+
+#[derive(Default)]
+pub struct UsageRecorder {
+    shards: [Mutex<Rows>; SHARDS],
+    /// Runs by module, flushed beside the rows.
+    pub executions: super::executions::Executions,
+}
+
+impl UsageRecorder {
+    pub fn record(&self, owner: &OwnerId, key: &KeyId, day: i64, add: &UsageRecord) {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        let mut rows = self.shards[hasher.finish() as usize % SHARDS].lock();
+        let full = rows.len() >= MAX_ROWS;
+        match rows.entry((owner.clone(), key.clone(), day)) {
+            Entry::Occupied(row) => row.into_mut().merge(add),
+            Entry::Vacant(row) if !full => {
+                row.insert(add.clone());
+            }
+            Entry::Vacant(_) => rows.entry((owner.clone(), "other".into(), day)).or_default().merge(add),
+        }
+    }
+
+    /// Takes all that has come since the last call.
+    pub fn drain(&self) -> Vec<UsageDelta> {
+        let mut out = Vec::new();
+        for shard in &self.shards {
+            let rows = std::mem::take(&mut *shard.lock());
+            out.extend(rows.into_iter().map(|((owner, key, day), add)| UsageDelta { owner, key, day, add }));
+        }
+        out
+    }
+}

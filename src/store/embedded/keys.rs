@@ -1,0 +1,189 @@
+//! API keys: by id, by hash, by owner.
+//!
+//! Invariant: the three tables change together, in one transaction; a revoked record never becomes live again.
+
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
+
+use super::db::{decode, encode, fault};
+use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId, Timestamp};
+use crate::store::{Result, Rotation, StoreError};
+
+type Row = (&'static [u8; 32], &'static [u8]);
+const KEYS: TableDefinition<&str, Row> = TableDefinition::new("keys");
+const BY_HASH: TableDefinition<&[u8; 32], &str> = TableDefinition::new("key_hashes");
+const BY_OWNER: TableDefinition<(&str, &str), ()> = TableDefinition::new("key_owners");
+
+/// Revoked and expired records kept of one owner; the oldest go first. The audit log keeps their story.
+const MAX_DEAD: usize = 1_000;
+
+pub fn create(tx: &WriteTransaction) -> Result<()> {
+    tx.open_table(KEYS).map_err(fault)?;
+    tx.open_table(BY_HASH).map_err(fault)?;
+    tx.open_table(BY_OWNER).map_err(fault)?;
+    Ok(())
+}
+
+pub fn by_hash(tx: &ReadTransaction, hash: &KeyHash) -> Result<Option<ApiKey>> {
+    let Some(id) = tx.open_table(BY_HASH).map_err(fault)?.get(&hash.0).map_err(fault)? else { return Ok(None) };
+    let keys = tx.open_table(KEYS).map_err(fault)?;
+    let row = load(&keys, id.value())?;
+    row.map(|(_, key)| key).map(Some).ok_or_else(|| dangling(id.value()))
+}
+
+pub fn by_id(tx: &ReadTransaction, id: &KeyId) -> Result<Option<(KeyHash, ApiKey)>> {
+    load(&tx.open_table(KEYS).map_err(fault)?, id.as_str())
+}
+
+pub fn list(tx: &ReadTransaction, owner: Option<&OwnerId>) -> Result<Vec<ApiKey>> {
+    let keys = tx.open_table(KEYS).map_err(fault)?;
+    let mut found = match owner {
+        Some(owner) => of_owner(&tx.open_table(BY_OWNER).map_err(fault)?, &keys, owner)?,
+        None => {
+            let mut all = Vec::new();
+            for row in keys.iter().map_err(fault)? {
+                let (id, row) = row.map_err(fault)?;
+                all.push(decode::<ApiKey>(row.value().1, id.value())?);
+            }
+            all
+        }
+    };
+    found.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    Ok(found)
+}
+
+pub fn put(tx: &WriteTransaction, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {
+    let mut tables = Tables::open(tx)?;
+    let now = key.created_at;
+    let owned = tables.of_owner(&key.owner)?;
+    if let Some(max) = max_live {
+        check_cap(owned.iter().filter(|k| k.is_live(now) && k.rotated_to.is_none()).count(), max, key)?;
+    }
+    tables.check_new(&hash, key)?;
+    tables.insert(&hash, key)?;
+    tables.forget_oldest_dead(owned, now)
+}
+
+pub fn update(tx: &WriteTransaction, key: &ApiKey) -> Result<KeyHash> {
+    let mut tables = Tables::open(tx)?;
+    let (hash, old) = load(&tables.keys, key.id.as_str())?.ok_or_else(|| StoreError::NotFound(key.id.to_string()))?;
+    if old.owner != key.owner || old.pepper != key.pepper {
+        return Err(StoreError::Conflict(format!("`{}` keeps its owner and its pepper", key.id)));
+    }
+    if old.revoked_at.is_some() && key.revoked_at.is_none() {
+        return Err(StoreError::Conflict(format!("`{}` is revoked and stays so", key.id)));
+    }
+    tables.write(&hash, key)?;
+    Ok(hash)
+}
+
+pub fn rotate(tx: &WriteTransaction, rotation: &Rotation) -> Result<(KeyHash, ApiKey)> {
+    let Rotation { old: old_id, new_hash, new, old_expires_at, max_live } = rotation;
+    let now = new.created_at;
+    let mut tables = Tables::open(tx)?;
+    let (old_hash, mut old) =
+        load(&tables.keys, old_id.as_str())?.ok_or_else(|| StoreError::NotFound(old_id.to_string()))?;
+    if old.owner != new.owner {
+        return Err(StoreError::Conflict(format!("`{old_id}` belongs to another owner")));
+    }
+    if !old.is_live(now) || old.rotated_to.is_some() {
+        return Err(StoreError::Conflict(format!("`{old_id}` is revoked, expired or already rotated")));
+    }
+    let owned = tables.of_owner(&new.owner)?;
+    if let Some(max) = max_live {
+        // Without this bound a chain of rotations would keep any number of keys alive through their grace periods.
+        let graced = owned.iter().filter(|k| k.is_live(now) && k.rotated_to.is_some()).count();
+        check_cap(graced, *max, new)?;
+    }
+    tables.check_new(new_hash, new)?;
+    old.rotated_to = Some(new.id.clone());
+    old.expires_at = Some(old.expires_at.map_or(*old_expires_at, |at| at.min(*old_expires_at)));
+    tables.insert(new_hash, new)?;
+    tables.write(&old_hash, &old)?;
+    tables.forget_oldest_dead(owned, now)?;
+    Ok((old_hash, old))
+}
+
+fn check_cap(held: usize, max: u32, key: &ApiKey) -> Result<()> {
+    if held >= max as usize {
+        return Err(StoreError::Limit(format!("`{}` has {held} live keys of {max}; revoke one first", key.owner)));
+    }
+    Ok(())
+}
+
+struct Tables<'tx> {
+    keys: Table<'tx, &'static str, Row>,
+    by_hash: Table<'tx, &'static [u8; 32], &'static str>,
+    by_owner: Table<'tx, (&'static str, &'static str), ()>,
+}
+
+impl<'tx> Tables<'tx> {
+    fn open(tx: &'tx WriteTransaction) -> Result<Self> {
+        Ok(Self {
+            keys: tx.open_table(KEYS).map_err(fault)?,
+            by_hash: tx.open_table(BY_HASH).map_err(fault)?,
+            by_owner: tx.open_table(BY_OWNER).map_err(fault)?,
+        })
+    }
+
+    fn of_owner(&self, owner: &OwnerId) -> Result<Vec<ApiKey>> {
+        of_owner(&self.by_owner, &self.keys, owner)
+    }
+
+    fn check_new(&self, hash: &KeyHash, key: &ApiKey) -> Result<()> {
+        let taken = self.keys.get(key.id.as_str()).map_err(fault)?.is_some()
+            || self.by_hash.get(&hash.0).map_err(fault)?.is_some();
+        if taken { Err(StoreError::Conflict(format!("`{}` exists already", key.id))) } else { Ok(()) }
+    }
+
+    fn insert(&mut self, hash: &KeyHash, key: &ApiKey) -> Result<()> {
+        self.by_hash.insert(&hash.0, key.id.as_str()).map_err(fault)?;
+        self.by_owner.insert((key.owner.as_str(), key.id.as_str()), ()).map_err(fault)?;
+        self.write(hash, key)
+    }
+
+    fn write(&mut self, hash: &KeyHash, key: &ApiKey) -> Result<()> {
+        self.keys.insert(key.id.as_str(), (&hash.0, encode(key)?.as_slice())).map_err(fault)?;
+        Ok(())
+    }
+
+    fn forget_oldest_dead(&mut self, mut owned: Vec<ApiKey>, now: Timestamp) -> Result<()> {
+        owned.retain(|k| !k.is_live(now));
+        let surplus = owned.len().saturating_sub(MAX_DEAD);
+        owned.sort_by_key(|k| k.created_at);
+        for key in owned.into_iter().take(surplus) {
+            let hash = self.keys.remove(key.id.as_str()).map_err(fault)?.map(|row| *row.value().0);
+            if let Some(hash) = hash {
+                self.by_hash.remove(&hash).map_err(fault)?;
+            }
+            self.by_owner.remove((key.owner.as_str(), key.id.as_str())).map_err(fault)?;
+        }
+        Ok(())
+    }
+}
+
+fn load(keys: &impl ReadableTable<&'static str, Row>, id: &str) -> Result<Option<(KeyHash, ApiKey)>> {
+    let Some(row) = keys.get(id).map_err(fault)? else { return Ok(None) };
+    let (hash, record) = row.value();
+    Ok(Some((KeyHash(*hash), decode(record, id)?)))
+}
+
+fn of_owner(
+    by_owner: &impl ReadableTable<(&'static str, &'static str), ()>,
+    keys: &impl ReadableTable<&'static str, Row>,
+    owner: &OwnerId,
+) -> Result<Vec<ApiKey>> {
+    let mut found = Vec::new();
+    for row in by_owner.range((owner.as_str(), "")..).map_err(fault)? {
+        let (pair, ()) = { row.map(|(k, v)| (k, v.value())).map_err(fault)? };
+        let (of, id) = pair.value();
+        if of != owner.as_str() {
+            break;
+        }
+        found.push(load(keys, id)?.ok_or_else(|| dangling(id))?.1);
+    }
+    Ok(found)
+}
+
+fn dangling(id: &str) -> StoreError {
+    StoreError::Corrupt(format!("an index names the key `{id}`, which is missing"))
+}

@@ -1,0 +1,339 @@
+//! Modules, their versions and their execution counts.
+//!
+//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once; a number is never given twice, also not
+//! after its version was deleted.
+
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::db::{decode, encode, fault};
+use crate::domain::{Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
+use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
+
+type Named = (&'static str, &'static str);
+/// By owner and name.
+const MODULES: TableDefinition<Named, &[u8]> = TableDefinition::new("modules");
+const BY_ID: TableDefinition<&str, Named> = TableDefinition::new("module_ids");
+const PUBLIC: TableDefinition<Named, ()> = TableDefinition::new("module_public");
+/// By module id and version.
+const VERSIONS: TableDefinition<(&str, u32), &[u8]> = TableDefinition::new("module_versions");
+/// By module id: runs, and the last one in Unix milliseconds. Apart, because it changes at every flush.
+const RUNS: TableDefinition<&str, (u64, i64)> = TableDefinition::new("module_runs");
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    id: String,
+    owner: OwnerId,
+    name: Name,
+    description: String,
+    public: bool,
+    active: u32,
+    /// The highest number given so far.
+    last: u32,
+}
+
+pub fn create(tx: &WriteTransaction) -> Result<()> {
+    tx.open_table(MODULES).map_err(fault)?;
+    tx.open_table(BY_ID).map_err(fault)?;
+    tx.open_table(PUBLIC).map_err(fault)?;
+    tx.open_table(VERSIONS).map_err(fault)?;
+    tx.open_table(RUNS).map_err(fault)?;
+    Ok(())
+}
+
+pub fn by_name(tx: &ReadTransaction, owner: &OwnerId, name: &Name) -> Result<Option<Module>> {
+    let modules = tx.open_table(MODULES).map_err(fault)?;
+    let record = record(&modules, owner.as_str(), name.as_str())?;
+    record.map(|r| Reader::open(tx)?.module(r)).transpose()
+}
+
+pub fn by_id(tx: &ReadTransaction, id: &str) -> Result<Option<Module>> {
+    let Some(row) = tx.open_table(BY_ID).map_err(fault)?.get(id).map_err(fault)? else { return Ok(None) };
+    let (owner, name) = row.value();
+    let modules = tx.open_table(MODULES).map_err(fault)?;
+    let record = record(&modules, owner, name)?
+        .ok_or_else(|| StoreError::Corrupt(format!("an index names the module `{owner}/{name}`, which is missing")))?;
+    Reader::open(tx)?.module(record).map(Some)
+}
+
+pub fn list(
+    tx: &ReadTransaction,
+    owner: Option<&OwnerId>,
+    include_public: bool,
+    offset: u64,
+    limit: u64,
+) -> Result<Page<Module>> {
+    let modules = tx.open_table(MODULES).map_err(fault)?;
+    let mut names: Vec<(String, String)> = Vec::new();
+    let mut total = 0;
+    let mut take = |owner: &str, name: &str| {
+        if total >= offset && total - offset < limit {
+            names.push((owner.into(), name.into()));
+        }
+        total += 1;
+    };
+    let public = tx.open_table(PUBLIC).map_err(fault)?;
+    match owner {
+        None if offset >= modules.len().map_err(fault)? => total = modules.len().map_err(fault)?,
+        None => {
+            for row in modules.iter().map_err(fault)? {
+                let key = row.map_err(fault)?.0;
+                take(key.value().0, key.value().1);
+            }
+        }
+        Some(own) => {
+            let own = own.as_str();
+            if include_public {
+                for row in public.range(..(own, "")).map_err(fault)? {
+                    let key = row.map_err(fault)?.0;
+                    take(key.value().0, key.value().1);
+                }
+            }
+            for row in modules.range((own, "")..).map_err(fault)? {
+                let key = row.map_err(fault)?.0;
+                if key.value().0 != own {
+                    break;
+                }
+                take(key.value().0, key.value().1);
+            }
+            if include_public {
+                for row in public.range((own, "")..).map_err(fault)? {
+                    let key = row.map_err(fault)?.0;
+                    if key.value().0 != own {
+                        take(key.value().0, key.value().1);
+                    }
+                }
+            }
+        }
+    }
+    let reader = Reader::open(tx)?;
+    let items = names
+        .iter()
+        .filter_map(|(owner, name)| record(&modules, owner, name).transpose())
+        .map(|record| reader.module(record?))
+        .collect::<Result<_>>()?;
+    Ok(Page { items, total })
+}
+
+pub fn add_version(
+    tx: &WriteTransaction,
+    new: &NewVersion,
+    max_modules: Option<u32>,
+    fresh_id: &str,
+) -> Result<(Module, u32, bool)> {
+    let (owner, name) = (new.owner.as_str(), new.name.as_str());
+    let mut writer = WriterTables::open(tx)?;
+    let existing = record(&writer.modules, owner, name)?;
+    if existing.is_none()
+        && let Some(max) = max_modules
+    {
+        let held = writer.count_of(owner)?;
+        if held >= u64::from(max) {
+            return Err(StoreError::Limit(format!("`{owner}` has {held} modules of {max}; delete one first")));
+        }
+    }
+    let is_first = existing.is_none();
+    let mut record = existing.unwrap_or_else(|| Record {
+        id: fresh_id.to_owned(),
+        owner: new.owner.clone(),
+        name: new.name.clone(),
+        description: String::new(),
+        public: false,
+        active: 1,
+        last: 0,
+    });
+    let (known, held) = writer.find_version(&record.id, &new.version.digest)?;
+    let (number, added) = match known {
+        Some(number) => (number, false),
+        None if held >= MAX_VERSIONS => {
+            return Err(StoreError::Limit(format!(
+                "`{owner}/{name}` has its {MAX_VERSIONS} versions; delete one first"
+            )));
+        }
+        None => (record.last + 1, true),
+    };
+    record.last = record.last.max(number);
+    if added {
+        let version = ModuleVersion { version: number, ..new.version.clone() };
+        writer.versions.insert((record.id.as_str(), number), encode(&version)?.as_slice()).map_err(fault)?;
+    }
+    if is_first {
+        writer.by_id.insert(record.id.as_str(), (owner, name)).map_err(fault)?;
+    }
+    if is_first || new.activate {
+        record.active = number;
+    }
+    if let Some(description) = &new.description {
+        record.description.clone_from(description);
+    }
+    record.public = new.public.unwrap_or(record.public);
+    writer.write(&record)?;
+    Ok((writer.module(record)?, number, added))
+}
+
+pub fn activate(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u32) -> Result<Module> {
+    let mut writer = WriterTables::open(tx)?;
+    let mut record = writer.existing(owner, name)?;
+    if writer.versions.get((record.id.as_str(), version)).map_err(fault)?.is_none() {
+        return Err(StoreError::NotFound(format!("{owner}/{name}@{version}")));
+    }
+    record.active = version;
+    writer.write(&record)?;
+    writer.module(record)
+}
+
+pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Module> {
+    let mut writer = WriterTables::open(tx)?;
+    let record = writer.existing(owner, name)?;
+    let key = (owner.as_str(), name.as_str());
+    let id = record.id.clone();
+    let module = writer.module(record)?;
+    writer.modules.remove(key).map_err(fault)?;
+    writer.public.remove(key).map_err(fault)?;
+    writer.by_id.remove(id.as_str()).map_err(fault)?;
+    writer.runs.remove(id.as_str()).map_err(fault)?;
+    for version in &module.versions {
+        writer.versions.remove((id.as_str(), version.version)).map_err(fault)?;
+    }
+    Ok(module)
+}
+
+pub fn delete_version(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion> {
+    let mut writer = WriterTables::open(tx)?;
+    let record = writer.existing(owner, name)?;
+    if record.active == version {
+        return Err(StoreError::Conflict(format!("`{owner}/{name}@{version}` is active; activate another one first")));
+    }
+    let removed = writer.versions.remove((record.id.as_str(), version)).map_err(fault)?;
+    match removed {
+        Some(row) => decode(row.value(), &record.id),
+        None => Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+    }
+}
+
+pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
+    let mut writer = WriterTables::open(tx)?;
+    for (owner, name, add, at) in counts {
+        let Some(record) = record(&writer.modules, owner.as_str(), name.as_str())? else { continue };
+        let (runs, last) = writer.runs.get(record.id.as_str()).map_err(fault)?.map_or((0, i64::MIN), |row| row.value());
+        let row = (runs.saturating_add(*add), last.max(at.unix_millis()));
+        writer.runs.insert(record.id.as_str(), row).map_err(fault)?;
+    }
+    Ok(())
+}
+
+fn record(modules: &impl ReadableTable<Named, &'static [u8]>, owner: &str, name: &str) -> Result<Option<Record>> {
+    let Some(row) = modules.get((owner, name)).map_err(fault)? else { return Ok(None) };
+    decode(row.value(), &format!("{owner}/{name}")).map(Some)
+}
+
+fn join(
+    record: Record,
+    versions: &impl ReadableTable<(&'static str, u32), &'static [u8]>,
+    runs: &impl ReadableTable<&'static str, (u64, i64)>,
+) -> Result<Module> {
+    let id = record.id.as_str();
+    let mut all = Vec::new();
+    for row in versions.range((id, 0)..=(id, u32::MAX)).map_err(fault)? {
+        let row = row.map_err(fault)?.1;
+        all.push(decode::<ModuleVersion>(row.value(), id)?);
+    }
+    let (executions, last) = match runs.get(id).map_err(fault)? {
+        Some(row) => (row.value().0, Timestamp::from_unix_millis(row.value().1)),
+        None => (0, None),
+    };
+    Ok(Module {
+        id: record.id,
+        owner: record.owner,
+        name: record.name,
+        description: record.description,
+        public: record.public,
+        active: record.active,
+        versions: all,
+        executions,
+        last_executed: last,
+    })
+}
+
+struct Reader {
+    versions: redb::ReadOnlyTable<(&'static str, u32), &'static [u8]>,
+    runs: redb::ReadOnlyTable<&'static str, (u64, i64)>,
+}
+
+impl Reader {
+    fn open(tx: &ReadTransaction) -> Result<Self> {
+        Ok(Self { versions: tx.open_table(VERSIONS).map_err(fault)?, runs: tx.open_table(RUNS).map_err(fault)? })
+    }
+
+    fn module(&self, record: Record) -> Result<Module> {
+        join(record, &self.versions, &self.runs)
+    }
+}
+
+struct WriterTables<'tx> {
+    modules: redb::Table<'tx, Named, &'static [u8]>,
+    by_id: redb::Table<'tx, &'static str, Named>,
+    public: redb::Table<'tx, Named, ()>,
+    versions: redb::Table<'tx, (&'static str, u32), &'static [u8]>,
+    runs: redb::Table<'tx, &'static str, (u64, i64)>,
+}
+
+impl<'tx> WriterTables<'tx> {
+    fn open(tx: &'tx WriteTransaction) -> Result<Self> {
+        Ok(Self {
+            modules: tx.open_table(MODULES).map_err(fault)?,
+            by_id: tx.open_table(BY_ID).map_err(fault)?,
+            public: tx.open_table(PUBLIC).map_err(fault)?,
+            versions: tx.open_table(VERSIONS).map_err(fault)?,
+            runs: tx.open_table(RUNS).map_err(fault)?,
+        })
+    }
+
+    fn existing(&self, owner: &OwnerId, name: &Name) -> Result<Record> {
+        record(&self.modules, owner.as_str(), name.as_str())?
+            .ok_or_else(|| StoreError::NotFound(format!("{owner}/{name}")))
+    }
+
+    fn module(&self, record: Record) -> Result<Module> {
+        join(record, &self.versions, &self.runs)
+    }
+
+    fn count_of(&self, owner: &str) -> Result<u64> {
+        let mut held = 0;
+        for row in self.modules.range((owner, "")..).map_err(fault)? {
+            if row.map_err(fault)?.0.value().0 != owner {
+                break;
+            }
+            held += 1;
+        }
+        Ok(held)
+    }
+
+    /// The version that has this digest, and how many there are.
+    fn find_version(&self, id: &str, digest: &Digest) -> Result<(Option<u32>, u32)> {
+        #[derive(Deserialize)]
+        struct Head {
+            digest: Digest,
+        }
+        let (mut known, mut held) = (None, 0);
+        for row in self.versions.range((id, 0)..=(id, u32::MAX)).map_err(fault)? {
+            let (key, value) = row.map_err(fault)?;
+            held += 1;
+            if decode::<Head>(value.value(), id)?.digest == *digest {
+                known = Some(key.value().1);
+            }
+        }
+        Ok((known, held))
+    }
+
+    fn write(&mut self, record: &Record) -> Result<()> {
+        let key = (record.owner.as_str(), record.name.as_str());
+        self.modules.insert(key, encode(record)?.as_slice()).map_err(fault)?;
+        if record.public {
+            self.public.insert(key, ()).map_err(fault)?;
+        } else {
+            self.public.remove(key).map_err(fault)?;
+        }
+        Ok(())
+    }
+}

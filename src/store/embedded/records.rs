@@ -1,0 +1,158 @@
+//! Tier overrides, usage, admin tokens, the audit log and the limiter's counters.
+//!
+//! Invariant: an audit line is written once, under the next number, and never touched again.
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::db::{decode, encode, fault};
+use crate::domain::{KeyHash, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
+use crate::store::{AdminToken, AuditEntry, Counter, Result, StoreError, UsageRow};
+
+const TIERS: TableDefinition<&str, &[u8]> = TableDefinition::new("tiers");
+/// By day, owner and key.
+const USAGE: TableDefinition<(i64, &str, &str), &[u8]> = TableDefinition::new("usage");
+const TOKENS: TableDefinition<&str, &[u8]> = TableDefinition::new("tokens");
+const TOKENS_BY_HASH: TableDefinition<&[u8; 32], &str> = TableDefinition::new("token_hashes");
+const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
+/// By counter id: start of the window, and what is used.
+const COUNTERS: TableDefinition<&str, (i64, u64)> = TableDefinition::new("counters");
+
+pub fn create(tx: &WriteTransaction) -> Result<()> {
+    tx.open_table(TIERS).map_err(fault)?;
+    tx.open_table(USAGE).map_err(fault)?;
+    tx.open_table(TOKENS).map_err(fault)?;
+    tx.open_table(TOKENS_BY_HASH).map_err(fault)?;
+    tx.open_table(AUDIT).map_err(fault)?;
+    tx.open_table(COUNTERS).map_err(fault)?;
+    Ok(())
+}
+
+pub fn tiers(tx: &ReadTransaction) -> Result<Vec<Tier>> {
+    let mut all = Vec::new();
+    for row in tx.open_table(TIERS).map_err(fault)?.iter().map_err(fault)? {
+        let (name, row) = row.map_err(fault)?;
+        all.push(decode(row.value(), name.value())?);
+    }
+    Ok(all)
+}
+
+pub fn put_tier(tx: &WriteTransaction, tier: &Tier) -> Result<()> {
+    let mut tiers = tx.open_table(TIERS).map_err(fault)?;
+    tiers.insert(tier.name.as_str(), encode(tier)?.as_slice()).map_err(fault)?;
+    Ok(())
+}
+
+pub fn add_usage(tx: &WriteTransaction, deltas: &[UsageDelta]) -> Result<()> {
+    let mut usage = tx.open_table(USAGE).map_err(fault)?;
+    for delta in deltas {
+        let key = (delta.day, delta.owner.as_str(), delta.key.as_str());
+        let mut sum: UsageRecord = match usage.get(key).map_err(fault)? {
+            Some(row) => decode(row.value(), "usage")?,
+            None => UsageRecord::default(),
+        };
+        sum.merge(&delta.add);
+        usage.insert(key, encode(&sum)?.as_slice()).map_err(fault)?;
+    }
+    Ok(())
+}
+
+pub fn usage(tx: &ReadTransaction, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>> {
+    let mut rows = Vec::new();
+    let table = tx.open_table(USAGE).map_err(fault)?;
+    for row in table.range((from_day, "", "")..).map_err(fault)? {
+        let (key, value) = row.map_err(fault)?;
+        let (day, of, id) = key.value();
+        if day > to_day {
+            break;
+        }
+        if owner.is_some_and(|o| o.as_str() != of) {
+            continue;
+        }
+        let owner = of.parse::<OwnerId>().map_err(|e| StoreError::Corrupt(e.to_string()))?;
+        rows.push(UsageRow { day, owner, key: id.into(), usage: decode(value.value(), "usage")? });
+    }
+    Ok(rows)
+}
+
+pub fn put_token(tx: &WriteTransaction, hash: KeyHash, token: &AdminToken) -> Result<()> {
+    let mut tokens = tx.open_table(TOKENS).map_err(fault)?;
+    let mut by_hash = tx.open_table(TOKENS_BY_HASH).map_err(fault)?;
+    let mut taken = by_hash.get(&hash.0).map_err(fault)?.is_some();
+    for row in tokens.iter().map_err(fault)? {
+        let (id, row) = row.map_err(fault)?;
+        let other: AdminToken = decode(row.value(), id.value())?;
+        // The audit log names tokens, so a live name stands for one of them.
+        taken |= other.id == token.id || (other.name == token.name && other.revoked_at.is_none());
+    }
+    if taken {
+        return Err(StoreError::Conflict(format!("a token `{}` exists already; revoke it first", token.name)));
+    }
+    by_hash.insert(&hash.0, token.id.as_str()).map_err(fault)?;
+    tokens.insert(token.id.as_str(), encode(token)?.as_slice()).map_err(fault)?;
+    Ok(())
+}
+
+pub fn token_by_hash(tx: &ReadTransaction, hash: &KeyHash) -> Result<Option<AdminToken>> {
+    let Some(id) = tx.open_table(TOKENS_BY_HASH).map_err(fault)?.get(&hash.0).map_err(fault)? else {
+        return Ok(None);
+    };
+    let tokens = tx.open_table(TOKENS).map_err(fault)?;
+    let row = tokens.get(id.value()).map_err(fault)?;
+    row.map(|row| decode(row.value(), id.value())).transpose()
+}
+
+pub fn tokens(tx: &ReadTransaction) -> Result<Vec<AdminToken>> {
+    let mut all: Vec<AdminToken> = Vec::new();
+    for row in tx.open_table(TOKENS).map_err(fault)?.iter().map_err(fault)? {
+        let (id, row) = row.map_err(fault)?;
+        all.push(decode(row.value(), id.value())?);
+    }
+    all.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    Ok(all)
+}
+
+pub fn revoke_token(tx: &WriteTransaction, id: &TokenId, at: Timestamp) -> Result<AdminToken> {
+    let mut tokens = tx.open_table(TOKENS).map_err(fault)?;
+    let mut token: AdminToken = match tokens.get(id.as_str()).map_err(fault)? {
+        Some(row) => decode(row.value(), id.as_str())?,
+        None => return Err(StoreError::NotFound(id.to_string())),
+    };
+    token.revoked_at.get_or_insert(at);
+    tokens.insert(id.as_str(), encode(&token)?.as_slice()).map_err(fault)?;
+    Ok(token)
+}
+
+pub fn append_audit(tx: &WriteTransaction, entry: &AuditEntry) -> Result<()> {
+    let mut audit = tx.open_table(AUDIT).map_err(fault)?;
+    let next = audit.last().map_err(fault)?.map_or(1, |(number, _)| number.value() + 1);
+    audit.insert(next, encode(entry)?.as_slice()).map_err(fault)?;
+    Ok(())
+}
+
+pub fn audit(tx: &ReadTransaction, limit: u64) -> Result<Vec<AuditEntry>> {
+    let table = tx.open_table(AUDIT).map_err(fault)?;
+    let newest_first = table.iter().map_err(fault)?.rev();
+    newest_first
+        .take(usize::try_from(limit).unwrap_or(usize::MAX))
+        .map(|row| decode(row.map_err(fault)?.1.value(), "audit"))
+        .collect()
+}
+
+pub fn save_counters(tx: &WriteTransaction, counters: &[Counter], expire_before: i64) -> Result<()> {
+    let mut table = tx.open_table(COUNTERS).map_err(fault)?;
+    for counter in counters {
+        table.insert(counter.id.as_str(), (counter.window_start, counter.used)).map_err(fault)?;
+    }
+    table.retain(|_, (start, _)| start >= expire_before).map_err(fault)?;
+    Ok(())
+}
+
+pub fn load_counters(tx: &ReadTransaction) -> Result<Vec<Counter>> {
+    let mut all = Vec::new();
+    for row in tx.open_table(COUNTERS).map_err(fault)?.iter().map_err(fault)? {
+        let (id, row) = row.map_err(fault)?;
+        let (window_start, used) = row.value();
+        all.push(Counter { id: id.value().to_owned(), window_start, used });
+    }
+    Ok(all)
+}

@@ -1,0 +1,284 @@
+//! The only place where metrics and tracing are registered.
+//!
+//! Invariant: every label has a bounded set of values (routes and tiers come from configuration, modules are cut at
+//! [`MAX_MODULE_LABELS`]); a key, a path or an address is never a label.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::config;
+use crate::domain::{Abi, GuestFailure, Meter, Phase};
+
+/// Modules with a label of their own; the rest are counted as `other`.
+pub const MAX_MODULE_LABELS: usize = 200;
+
+const METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "other"];
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Upper bounds in seconds, from 100 us to 60 s.
+const LATENCY: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 60.0];
+
+pub struct Metrics {
+    registry: Registry,
+    http_requests: IntCounterVec,
+    http_duration: HistogramVec,
+    pub active_connections: IntGauge,
+    wasm_executions: IntCounterVec,
+    wasm_duration: HistogramVec,
+    wasm_errors: IntCounterVec,
+    wasm_fuel: IntCounter,
+    wasm_memory: IntGauge,
+    wasm_compile: HistogramVec,
+    wasm_instances: IntGaugeVec,
+    rate_limit_hits: IntCounterVec,
+    rate_limit_violations: IntCounterVec,
+    auth: IntCounterVec,
+    key_cache: IntGaugeVec,
+    pub store_up: IntGauge,
+    store_latency: HistogramVec,
+    upstream_requests: IntCounterVec,
+    artifacts_rejected: IntGauge,
+    module_labels: Mutex<HashMap<Arc<str>, Arc<str>>>,
+}
+
+/// The handles of one route, resolved once so that a request touches no label map.
+pub struct RouteMetrics {
+    requests: Vec<OnceLock<IntCounter>>,
+    family: IntCounterVec,
+    route: String,
+    duration: Histogram,
+}
+
+impl RouteMetrics {
+    pub fn observe(&self, method: &http::Method, status: u16, took: Duration) {
+        let method = METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len() - 1);
+        let class = usize::from(status / 100).clamp(1, STATUS_CLASSES.len()) - 1;
+        self.requests[method * STATUS_CLASSES.len() + class]
+            .get_or_init(|| self.family.with_label_values(&[&self.route, METHODS[method], STATUS_CLASSES[class]]))
+            .inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+}
+
+impl Metrics {
+    /// All families of the contract, plus `process_*` and `build_info`.
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        // Names and labels below are constants, each registered once.
+        const VALID: &str = "metric names are valid and unique";
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels).expect(VALID);
+            registry.register(Box::new(family.clone())).expect(VALID);
+            family
+        };
+        let histogram = |name: &str, help: &str, labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
+            let family = HistogramVec::new(opts, labels).expect(VALID);
+            registry.register(Box::new(family.clone())).expect(VALID);
+            family
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels).expect(VALID);
+            registry.register(Box::new(family.clone())).expect(VALID);
+            family
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect(VALID);
+            registry.register(Box::new(gauge.clone())).expect(VALID);
+            gauge
+        };
+        let build = gauges("build_info", "version of this gateway; always 1", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("the process collector is registered once");
+        let wasm_fuel = IntCounter::new("wasm_fuel_total", "fuel units used by guests").expect(VALID);
+        registry.register(Box::new(wasm_fuel.clone())).expect(VALID);
+        Arc::new(Self {
+            http_requests: counter("http_requests_total", "requests answered", &["route", "method", "status_class"]),
+            http_duration: histogram(
+                "http_request_duration_seconds",
+                "from the request's head to the answer's end",
+                &["route"],
+            ),
+            active_connections: gauge("active_connections", "client connections open on the proxy listeners"),
+            wasm_executions: counter("wasm_executions_total", "runs of guests", &["module", "abi", "phase", "outcome"]),
+            wasm_duration: histogram("wasm_execution_duration_seconds", "wall time of a run", &["module", "abi"]),
+            wasm_errors: counter("wasm_execution_errors_total", "runs that failed", &["kind"]),
+            wasm_fuel,
+            wasm_memory: gauge("wasm_memory_usage_bytes", "linear memory of live guests"),
+            wasm_compile: histogram("wasm_compile_duration_seconds", "time to compile a module", &["compiler"]),
+            wasm_instances: gauges("wasm_instances", "instances by state", &["module", "state"]),
+            rate_limit_hits: counter("rate_limit_hits_total", "requests checked against limits", &["tier"]),
+            rate_limit_violations: counter("rate_limit_violations_total", "requests over a limit", &["tier", "policy"]),
+            auth: counter("auth_total", "authentications by result", &["result"]),
+            key_cache: gauges("key_cache", "key cache look-ups by result", &["result"]),
+            store_up: gauge("store_up", "1 while the store answers"),
+            store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
+            upstream_requests: counter(
+                "upstream_requests_total",
+                "attempts at upstreams",
+                &["upstream", "status_class"],
+            ),
+            artifacts_rejected: gauge("wasm_artifacts_rejected", "artifacts whose MAC did not verify, since start"),
+            module_labels: Mutex::default(),
+            registry,
+        })
+    }
+
+    pub fn route(&self, route: &str) -> RouteMetrics {
+        RouteMetrics {
+            requests: (0..METHODS.len() * STATUS_CLASSES.len()).map(|_| OnceLock::new()).collect(),
+            family: self.http_requests.clone(),
+            route: route.to_owned(),
+            duration: self.http_duration.with_label_values(&[route]),
+        }
+    }
+
+    fn module_label(&self, module: &Arc<str>) -> Arc<str> {
+        let mut labels = self.module_labels.lock();
+        if let Some(label) = labels.get(module) {
+            return label.clone();
+        }
+        if labels.len() >= MAX_MODULE_LABELS {
+            return "other".into();
+        }
+        labels.insert(module.clone(), module.clone());
+        module.clone()
+    }
+
+    /// One run of a guest, however it ended.
+    pub fn execution(&self, module: &Arc<str>, abi: Abi, phase: Phase, failure: Option<&GuestFailure>, meter: &Meter) {
+        let module = self.module_label(module);
+        let outcome = if failure.is_some() { "error" } else { "ok" };
+        self.wasm_executions.with_label_values(&[&*module, abi.as_str(), phase.as_str(), outcome]).inc();
+        self.wasm_duration.with_label_values(&[&*module, abi.as_str()]).observe(meter.wall.as_secs_f64());
+        self.wasm_fuel.inc_by(meter.fuel);
+        if let Some(failure) = failure {
+            self.wasm_errors.with_label_values(&[failure.kind()]).inc();
+        }
+    }
+
+    pub fn compiled(&self, compiler: &str, took: Duration) {
+        self.wasm_compile.with_label_values(&[compiler]).observe(took.as_secs_f64());
+    }
+
+    pub fn limit_checked(&self, tier: &str) {
+        self.rate_limit_hits.with_label_values(&[tier]).inc();
+    }
+
+    pub fn limit_violated(&self, tier: &str, policy: &str) {
+        self.rate_limit_violations.with_label_values(&[tier, policy]).inc();
+    }
+
+    /// `result`: `ok`, `invalid`, `anonymous`, `store_unavailable` or `too_many_failures`.
+    pub fn authenticated(&self, result: &'static str) {
+        self.auth.with_label_values(&[result]).inc();
+    }
+
+    pub fn store_operation(&self, operation: &'static str, took: Duration) {
+        self.store_latency.with_label_values(&[operation]).observe(took.as_secs_f64());
+    }
+
+    /// `status`: 0 when there was no answer.
+    pub fn upstream(&self, upstream: &str, status: u16) {
+        let class = match status {
+            100..=599 => STATUS_CLASSES[usize::from(status / 100) - 1],
+            _ => "none",
+        };
+        self.upstream_requests.with_label_values(&[upstream, class]).inc();
+    }
+
+    /// Copies the figures that other layers keep themselves; called before a scrape.
+    pub fn set_engine(&self, stats: &crate::engine::Stats) {
+        self.wasm_memory.set(signed(stats.memory_bytes));
+        self.artifacts_rejected.set(signed(stats.artifacts_rejected));
+        for (state, n) in [
+            ("running", stats.guests_running),
+            ("queued", stats.guests_queued),
+            ("idle", stats.vms_idle),
+            ("busy", stats.vms_busy),
+        ] {
+            self.wasm_instances.with_label_values(&["all", state]).set(signed(n));
+        }
+    }
+
+    pub fn set_key_cache(&self, stats: &crate::auth::cache::CacheStats) {
+        for (result, n) in
+            [("hit", stats.hit), ("miss", stats.miss), ("stale", stats.stale), ("negative", stats.negative)]
+        {
+            self.key_cache.with_label_values(&[result]).set(signed(n));
+        }
+    }
+
+    /// Prometheus text format 0.0.4.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut out = Vec::with_capacity(16 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        Ok(out)
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Changes the log filter of the running process (the admin API's log level).
+#[derive(Clone)]
+pub struct LogControl(tracing_subscriber::reload::Handle<tracing_subscriber::EnvFilter, tracing_subscriber::Registry>);
+
+impl LogControl {
+    /// The filter in force, as text.
+    pub fn get(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+
+    /// The message names what is wrong with the filter.
+    pub fn set(&self, filter: &str) -> Result<(), String> {
+        let filter = parse_filter(filter)?;
+        self.0.reload(filter).map_err(|e| e.to_string())
+    }
+}
+
+fn parse_filter(filter: &str) -> Result<tracing_subscriber::EnvFilter, String> {
+    let bad = |e: &dyn std::fmt::Display| {
+        format!("`{filter}` is not a log filter ({e}): use a level such as `info`, or `wasmgate=debug,info`")
+    };
+    // A word alone would be taken for a target, so that a misspelt level silences everything else.
+    let word = |d: &&str| !d.is_empty() && d.chars().all(char::is_alphanumeric);
+    for level in filter.split(',').map(str::trim).filter(word) {
+        level.parse::<tracing_subscriber::filter::LevelFilter>().map_err(|_| bad(&"no such level"))?;
+    }
+    tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| bad(&e))
+}
+
+/// Logs to standard error. Called once, by the serve command.
+pub fn init_logs(log: &config::Log) -> Result<LogControl, String> {
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(parse_filter(&log.level)?);
+    let base = tracing_subscriber::registry().with(filter);
+    let writer = std::io::stderr;
+    let installed = match log.format {
+        config::LogFormat::Json => base
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(false)
+                    .with_writer(writer),
+            )
+            .try_init(),
+        config::LogFormat::Pretty => base.with(tracing_subscriber::fmt::layer().with_writer(writer)).try_init(),
+    };
+    installed.map_err(|e| e.to_string())?;
+    Ok(LogControl(handle))
+}
