@@ -37,12 +37,14 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<
     }
 }
 
-/// Address space that the process has mapped, in bytes; 0 where it can't be told.
-pub fn mapped_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|s| s.split(' ').next()?.parse::<u64>().ok());
-    // SAFETY: `sysconf` reads its argument only.
-    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
-    pages.unwrap_or(0).saturating_mul(page)
+/// Bytes of address space that this process has mapped (proc(5), `statm`).
+pub fn address_space() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+    // SAFETY: `sysconf` takes its argument by value.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = u64::try_from(page).ok();
+    pages.zip(page).map(|(n, size)| n * size).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Closes every descriptor but the standard ones.
