@@ -5,7 +5,7 @@
 mod account;
 pub mod failures;
 pub mod limiter;
-mod network;
+pub mod network;
 pub mod quota;
 mod table;
 pub mod usage;
