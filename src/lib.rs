@@ -16,8 +16,12 @@
 //!
 //! Imports point one way: domain <- config, store <- auth, limit, engine <- gateway <- app <- api, cli.
 
+#![deny(unsafe_code)]
+
+pub mod api;
 pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod engine;
