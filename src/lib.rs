@@ -18,8 +18,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod engine;

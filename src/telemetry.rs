@@ -236,6 +236,11 @@ fn signed(n: u64) -> i64 {
 pub struct LogControl(tracing_subscriber::reload::Handle<tracing_subscriber::EnvFilter, tracing_subscriber::Registry>);
 
 impl LogControl {
+    /// The filter in force, as text.
+    pub fn get(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+
     /// The message names what is wrong with the filter.
     pub fn set(&self, filter: &str) -> Result<(), String> {
         let filter = parse_filter(filter)?;
@@ -244,9 +249,15 @@ impl LogControl {
 }
 
 fn parse_filter(filter: &str) -> Result<tracing_subscriber::EnvFilter, String> {
-    tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| {
+    let bad = |e: &dyn std::fmt::Display| {
         format!("`{filter}` is not a log filter ({e}): use a level such as `info`, or `wasmgate=debug,info`")
-    })
+    };
+    // A word alone would be taken for a target, so that a misspelt level silences everything else.
+    let word = |d: &&str| !d.is_empty() && d.chars().all(char::is_alphanumeric);
+    for level in filter.split(',').map(str::trim).filter(word) {
+        level.parse::<tracing_subscriber::filter::LevelFilter>().map_err(|_| bad(&"no such level"))?;
+    }
+    tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| bad(&e))
 }
 
 /// Logs to standard error. Called once, by the serve command.

@@ -3,6 +3,7 @@
 //! Invariant: all policies of a request are checked before any is charged; a refused request charges nothing.
 
 mod account;
+pub mod executions;
 pub mod failures;
 pub mod limiter;
 pub mod network;

@@ -20,7 +20,9 @@ use redb::{ReadTransaction, WriteTransaction};
 use tokio::sync::Semaphore;
 
 use super::{AdminToken, AuditEntry, Counter, NewVersion, Page, Result, Rotation, Store, StoreError, UsageRow};
-use crate::domain::{ApiKey, KeyHash, KeyId, Module, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta};
+use crate::domain::{
+    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
+};
 use db::Db;
 use writer::Writer;
 
@@ -133,6 +135,11 @@ impl Store for EmbeddedStore {
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module> {
         let (owner, name) = (owner.clone(), name.clone());
         self.write(move |tx| modules::delete(tx, &owner, &name)).await
+    }
+
+    async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion> {
+        let (owner, name) = (owner.clone(), name.clone());
+        self.write(move |tx| modules::delete_version(tx, &owner, &name, version)).await
     }
 
     async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {

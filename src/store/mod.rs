@@ -47,6 +47,9 @@ impl From<StoreError> for Rejection {
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
+/// Versions a module may have: reading a module reads them all.
+pub const MAX_VERSIONS: u32 = 100;
+
 /// A named admin token. Its text is kept only as a keyed hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminToken {
@@ -130,6 +133,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Page<Module>>;
     async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module>;
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
+    /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
+    async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion>;
     /// Adds to `executions`, sets `last_executed`; unknown modules are skipped.
     async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
 

@@ -1,13 +1,14 @@
 //! Modules, their versions and their execution counts.
 //!
-//! Invariant: versions of a module are numbered 1, 2, 3 ... without gaps, each digest once.
+//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once; a number is never given twice, also not
+//! after its version was deleted.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
 use crate::domain::{Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
-use crate::store::{NewVersion, Page, Result, StoreError};
+use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
 
 type Named = (&'static str, &'static str);
 /// By owner and name.
@@ -19,9 +20,6 @@ const VERSIONS: TableDefinition<(&str, u32), &[u8]> = TableDefinition::new("modu
 /// By module id: runs, and the last one in Unix milliseconds. Apart, because it changes at every flush.
 const RUNS: TableDefinition<&str, (u64, i64)> = TableDefinition::new("module_runs");
 
-/// Versions one module may have.
-const MAX_VERSIONS: u32 = 1_000;
-
 #[derive(Serialize, Deserialize)]
 struct Record {
     id: String,
@@ -30,6 +28,8 @@ struct Record {
     description: String,
     public: bool,
     active: u32,
+    /// The highest number given so far.
+    last: u32,
 }
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
@@ -140,17 +140,19 @@ pub fn add_version(
         description: String::new(),
         public: false,
         active: 1,
+        last: 0,
     });
-    let (known, last) = writer.find_version(&record.id, &new.version.digest)?;
+    let (known, held) = writer.find_version(&record.id, &new.version.digest)?;
     let (number, added) = match known {
         Some(number) => (number, false),
-        None if last >= MAX_VERSIONS => {
+        None if held >= MAX_VERSIONS => {
             return Err(StoreError::Limit(format!(
-                "`{owner}/{name}` has its {MAX_VERSIONS} versions; delete it first"
+                "`{owner}/{name}` has its {MAX_VERSIONS} versions; delete one first"
             )));
         }
-        None => (last + 1, true),
+        None => (record.last + 1, true),
     };
+    record.last = record.last.max(number);
     if added {
         let version = ModuleVersion { version: number, ..new.version.clone() };
         writer.versions.insert((record.id.as_str(), number), encode(&version)?.as_slice()).map_err(fault)?;
@@ -194,6 +196,19 @@ pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Mod
         writer.versions.remove((id.as_str(), version.version)).map_err(fault)?;
     }
     Ok(module)
+}
+
+pub fn delete_version(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion> {
+    let mut writer = WriterTables::open(tx)?;
+    let record = writer.existing(owner, name)?;
+    if record.active == version {
+        return Err(StoreError::Conflict(format!("`{owner}/{name}@{version}` is active; activate another one first")));
+    }
+    let removed = writer.versions.remove((record.id.as_str(), version)).map_err(fault)?;
+    match removed {
+        Some(row) => decode(row.value(), &record.id),
+        None => Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+    }
 }
 
 pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
@@ -294,21 +309,21 @@ impl<'tx> WriterTables<'tx> {
         Ok(held)
     }
 
-    /// The version that has this digest, and the highest number there is (0: none).
+    /// The version that has this digest, and how many there are.
     fn find_version(&self, id: &str, digest: &Digest) -> Result<(Option<u32>, u32)> {
         #[derive(Deserialize)]
         struct Head {
             digest: Digest,
         }
-        let (mut known, mut last) = (None, 0);
+        let (mut known, mut held) = (None, 0);
         for row in self.versions.range((id, 0)..=(id, u32::MAX)).map_err(fault)? {
             let (key, value) = row.map_err(fault)?;
-            last = key.value().1;
+            held += 1;
             if decode::<Head>(value.value(), id)?.digest == *digest {
-                known = Some(last);
+                known = Some(key.value().1);
             }
         }
-        Ok((known, last))
+        Ok((known, held))
     }
 
     fn write(&mut self, record: &Record) -> Result<()> {

@@ -1,0 +1,160 @@
+//! Who calls, and on whose behalf.
+//!
+//! Invariant: a key acts for its own owner alone unless it has the scope `admin`; a token acts for every owner, within
+//! its role.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::Api;
+use crate::domain::{KeyId, OwnerId, Principal, Rejection, Scope, Tier};
+use crate::store::Role;
+
+/// Owner of what an operator makes without naming another one.
+pub(super) const OPERATOR: &str = "wasmgate";
+
+#[derive(Clone)]
+pub(super) enum Actor {
+    /// The tenant face; the gateway has checked the key.
+    Key(Principal),
+    /// The admin face.
+    Token { name: Arc<str>, role: Role },
+}
+
+impl Actor {
+    /// A key needs the scope, a token the role.
+    pub(super) fn need(&self, scope: Scope, role: Role) -> Result<(), Rejection> {
+        match self {
+            Actor::Key(principal) if principal.scopes.contains(scope) => Ok(()),
+            Actor::Key(Principal { subject: crate::domain::Subject::Address(_), .. }) => Err(Rejection::Unauthorized),
+            Actor::Key(_) => Err(Rejection::ScopeRequired(scope)),
+            Actor::Token { .. } => self.need_role(role),
+        }
+    }
+
+    pub(super) fn need_role(&self, needed: Role) -> Result<(), Rejection> {
+        match self {
+            Actor::Token { role, .. } if *role >= needed => Ok(()),
+            Actor::Token { role, .. } => Err(Rejection::Forbidden(format!(
+                "the token's role is `{}`; this needs `{}`",
+                role_name(*role),
+                role_name(needed)
+            ))),
+            Actor::Key(_) => Err(Rejection::Forbidden("this needs an admin token".into())),
+        }
+    }
+
+    pub(super) fn acts_for_all(&self) -> bool {
+        match self {
+            Actor::Key(principal) => principal.scopes.contains(Scope::Admin),
+            Actor::Token { .. } => true,
+        }
+    }
+
+    /// Whose things are meant: the one asked for, else one's own; an operator's own are those of [`OPERATOR`].
+    pub(super) fn owner(&self, asked: Option<&OwnerId>) -> Result<OwnerId, Rejection> {
+        match self.owners(asked)? {
+            Some(owner) => Ok(owner),
+            None => OPERATOR.parse().map_err(|_| Rejection::Internal),
+        }
+    }
+
+    /// As [`Self::owner`], for listings: `None` is every owner.
+    pub(super) fn owners(&self, asked: Option<&OwnerId>) -> Result<Option<OwnerId>, Rejection> {
+        match self {
+            Actor::Token { .. } => Ok(asked.cloned()),
+            Actor::Key(principal) => {
+                let own = principal.owner().ok_or(Rejection::Unauthorized)?;
+                match asked {
+                    Some(other) if other != own && !self.acts_for_all() => {
+                        Err(Rejection::Forbidden("`owner`: only a key with the scope `admin` acts for others".into()))
+                    }
+                    Some(asked) => Ok(Some(asked.clone())),
+                    None => Ok(Some(own.clone())),
+                }
+            }
+        }
+    }
+
+    /// `None` for tokens and anonymous callers.
+    pub(super) fn own(&self) -> Option<&OwnerId> {
+        match self {
+            Actor::Key(principal) => principal.owner(),
+            Actor::Token { .. } => None,
+        }
+    }
+
+    pub(super) fn principal(&self) -> Option<&Principal> {
+        match self {
+            Actor::Key(principal) => Some(principal),
+            Actor::Token { .. } => None,
+        }
+    }
+
+    pub(super) fn key(&self) -> Option<(&OwnerId, &KeyId)> {
+        let principal = self.principal()?;
+        Some((principal.owner()?, principal.key_id()?))
+    }
+
+    /// The bounds of what the caller sends and runs; an operator has those of the highest tier.
+    pub(super) fn tier(&self, api: &Api) -> Result<Arc<Tier>, Rejection> {
+        match self {
+            Actor::Key(principal) => Ok(principal.tier.clone()),
+            Actor::Token { .. } => api.highest_tier(),
+        }
+    }
+
+    pub(super) fn audit_name(&self) -> String {
+        match self {
+            Actor::Key(principal) => principal.key_id().map_or_else(|| "anonymous".into(), ToString::to_string),
+            Actor::Token { name, .. } => name.to_string(),
+        }
+    }
+}
+
+/// Set by the edge for every request that needs one.
+impl<S: Sync> FromRequestParts<S> for Actor {
+    type Rejection = Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
+        parts.extensions.get::<Actor>().cloned().ok_or(Rejection::Unauthorized)
+    }
+}
+
+pub(super) fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Viewer => "viewer",
+        Role::Operator => "operator",
+        Role::Admin => "admin",
+    }
+}
+
+/// Tokens are compared by their digests, so that the time taken tells nothing of length or content.
+pub(super) fn token_digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.trim().as_bytes()).into()
+}
+
+/// The bearer of an `Authorization: Bearer` header on the admin face.
+pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap) -> Result<Actor, Rejection> {
+    let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Rejection::Unauthorized) };
+    let value = value.to_str().map_err(|_| Rejection::Unauthorized)?;
+    let token = match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+        _ => return Err(Rejection::Unauthorized),
+    };
+    if let Some(bootstrap) = &api.bootstrap
+        && bool::from(bootstrap.ct_eq(&token_digest(token)))
+    {
+        return Ok(Actor::Token { name: "bootstrap".into(), role: Role::Admin });
+    }
+    match api.app.shared.auth.admin_token(token).await {
+        Ok(token) => Ok(Actor::Token { name: token.name.as_str().into(), role: token.role }),
+        Err(crate::auth::cache::AuthError::Invalid) => Err(Rejection::Unauthorized),
+        Err(crate::auth::cache::AuthError::StoreUnavailable) => Err(Rejection::StoreUnavailable),
+    }
+}

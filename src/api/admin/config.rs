@@ -1,0 +1,192 @@
+//! The configuration of the running gateway: its routes, a check of another file, a reload.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::api::Api;
+use crate::api::access::Actor;
+use crate::api::body;
+use crate::api::openapi::{Problem, json};
+use crate::app::AppError;
+use crate::config::{self, ConfigErrors, HostPattern, Route, Segment, Target};
+use crate::domain::Rejection;
+use crate::store::Role;
+
+/// Bound of a configuration sent to be checked: 10,000 routes take about 2 MiB.
+const CONFIG_BYTES: u64 = 8 << 20;
+/// Errors shown of one check.
+const MAX_ERRORS: usize = 1_000;
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct RouteList {
+    routes: Vec<RouteView>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct RouteView {
+    name: String,
+    hosts: Vec<String>,
+    path: String,
+    methods: Vec<String>,
+    /// `upstream`, `handler`, `api`, `health`, `redirect` or `respond`, and what it names.
+    target: String,
+    /// `key`, `optional` or `none`.
+    auth: &'static str,
+    scopes: Vec<&'static str>,
+    tier: Option<String>,
+    limited: bool,
+    max_body_bytes: u64,
+    handlers: Vec<String>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct CheckReport {
+    ok: bool,
+    /// In line order.
+    errors: Vec<CheckError>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct CheckError {
+    /// `routes[2].target.upstream`.
+    key: String,
+    /// From 1; 0 when unknown.
+    line: usize,
+    message: String,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct Reloaded {
+    /// Counts up with every swap.
+    generation: u64,
+}
+
+impl RouteView {
+    fn new(route: &Route) -> Self {
+        let host = |h: &HostPattern| match h {
+            HostPattern::Exact(host) => host.clone(),
+            HostPattern::Suffix(suffix) => format!("*.{suffix}"),
+        };
+        Self {
+            name: route.name.to_string(),
+            hosts: route.matches.hosts.iter().map(host).collect(),
+            path: pattern(&route.matches.path.segments),
+            methods: route.matches.methods.iter().map(ToString::to_string).collect(),
+            target: target(&route.target),
+            auth: match route.auth {
+                config::AuthMode::Key => "key",
+                config::AuthMode::Optional => "optional",
+                config::AuthMode::None => "none",
+            },
+            scopes: route.scopes.iter().map(|s| s.as_str()).collect(),
+            tier: route.tier.as_ref().map(ToString::to_string),
+            limited: route.limited,
+            max_body_bytes: route.max_body_bytes,
+            handlers: route.handlers.iter().map(|h| format!("{}/{}", h.owner, h.module)).collect(),
+        }
+    }
+}
+
+fn pattern(segments: &[Segment]) -> String {
+    let mut text = String::new();
+    for segment in segments {
+        text.push('/');
+        match segment {
+            Segment::Literal(literal) => text.push_str(literal),
+            Segment::Param(name) => text.push_str(&format!("{{{name}}}")),
+            Segment::Rest(Some(name)) => text.push_str(&format!("{{*{name}}}")),
+            Segment::Rest(None) => text.push('*'),
+        }
+    }
+    if text.is_empty() { "/".into() } else { text }
+}
+
+fn target(target: &Target) -> String {
+    match target {
+        Target::Upstream(name) => format!("upstream {name}"),
+        Target::Handler(handler) => format!("handler {}/{}", handler.owner, handler.module),
+        Target::Api => "api".into(),
+        Target::Health => "health".into(),
+        Target::Redirect { location, status } => format!("redirect {status} {location}"),
+        Target::Respond { status, .. } => format!("respond {status}"),
+    }
+}
+
+/// Lists the routes in force.
+#[utoipa::path(get, path = "/api/routes", tag = "admin",
+    responses((status = 200, description = "the routes, in the file's order", body = RouteList)))]
+pub(in crate::api) async fn routes(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
+    actor.need_role(Role::Viewer)?;
+    let routes = api.app.config().routes.iter().map(RouteView::new).collect();
+    Ok(json(StatusCode::OK, RouteList { routes }))
+}
+
+/// Checks a configuration (TOML in the body; without one, the gateway's own file) and changes nothing.
+#[utoipa::path(post, path = "/api/config/check", tag = "admin",
+    request_body(content = String, content_type = "application/toml"),
+    responses((status = 200, description = "all its errors, or none", body = CheckReport)))]
+pub(in crate::api) async fn check(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    request: Request,
+) -> Result<Response, Rejection> {
+    actor.need_role(Role::Operator)?;
+    let (parts, sent) = request.into_parts();
+    let over = |_| Rejection::PayloadTooLarge { limit: CONFIG_BYTES };
+    let bytes = body::gather(&api, &parts.headers, sent, CONFIG_BYTES, over).await?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| Rejection::BadRequest("the body is not UTF-8 text".into()))?;
+    let (text, file) = (text.to_owned(), api.app.config_file.clone());
+    if text.is_empty() && file.is_none() {
+        return Err(Rejection::BadRequest("the gateway runs without a configuration file: send one".into()));
+    }
+    // A large file takes a while to check.
+    let checked = tokio::task::spawn_blocking(move || match (text.is_empty(), file) {
+        (true, Some(file)) => config::load_file(&file).map(drop),
+        (_, file) => {
+            let base = file.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
+            config::parse(&text, "body", base).map(drop)
+        }
+    });
+    let errors = match checked.await.map_err(|_| Rejection::Internal)? {
+        Ok(()) => Vec::new(),
+        Err(errors) => shown(errors),
+    };
+    Ok(json(StatusCode::OK, CheckReport { ok: errors.is_empty(), errors }))
+}
+
+fn shown(errors: ConfigErrors) -> Vec<CheckError> {
+    let shown = |e: config::ConfigError| CheckError { key: e.key, line: e.line, message: e.message };
+    errors.errors.into_iter().take(MAX_ERRORS).map(shown).collect()
+}
+
+/// Reads the configuration file anew. With an error nothing changes, and every error is listed.
+#[utoipa::path(post, path = "/api/config/reload", tag = "admin",
+    responses(
+        (status = 200, description = "the new configuration is in force", body = Reloaded),
+        (status = 400, description = "the file has errors", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "there is no file", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(in crate::api) async fn reload(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
+    actor.need_role(Role::Operator)?;
+    if api.app.config_file.is_none() {
+        return Err(Rejection::Conflict("the gateway runs without a configuration file".into()));
+    }
+    match api.app.reload().await {
+        Ok(()) => {
+            let generation = api.app.snapshot().generation;
+            api.audit(&actor, "config.reload", format!("generation {generation}"), "").await;
+            Ok(json(StatusCode::OK, Reloaded { generation }))
+        }
+        Err(AppError::Config(errors)) => {
+            let lines = shown(errors).into_iter().map(|e| format!("line {}: {}: {}", e.line, e.key, e.message));
+            Err(Rejection::BadRequest(lines.collect::<Vec<_>>().join("; ")))
+        }
+        Err(AppError::Setting { key, message }) => Err(Rejection::BadRequest(format!("`{key}`: {message}"))),
+        Err(AppError::Store(error)) => Err(crate::api::refused(error)),
+    }
+}

@@ -1,0 +1,145 @@
+//! Tiers as they are in force: configured ones with their stored overrides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use crate::api::access::Actor;
+use crate::api::body::JsonBody;
+use crate::api::openapi::{Problem, json};
+use crate::api::{Api, refused};
+use crate::domain::{FailMode, Limits, Name, Quota, Rejection, Tier};
+use crate::store::Role;
+
+/// Quotas one tier may state: every request checks all of them.
+const MAX_QUOTAS: usize = 8;
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct TierList {
+    /// By rank.
+    #[schema(value_type = Vec<Object>)]
+    tiers: Vec<Tier>,
+}
+
+/// Fields of a tier to change; others stay.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct TierChange {
+    /// `[{name, requests, window: "30s" | "1m" | "1h" | "1d" | "1mo", burst}]`; empty: no rate limit.
+    #[schema(value_type = Option<Vec<Object>>)]
+    quotas: Option<Vec<Quota>>,
+    /// Fuel units a day; 0: no limit.
+    fuel_per_day: Option<u64>,
+    concurrent: Option<u32>,
+    module_bytes: Option<u64>,
+    modules: Option<u32>,
+    keys: Option<u32>,
+    limits: Option<LimitsChange>,
+    #[schema(value_type = Option<String>)]
+    fail: Option<FailMode>,
+}
+
+/// Bounds of one run to change; others stay.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct LimitsChange {
+    fuel: Option<u64>,
+    memory_bytes: Option<u64>,
+    wall_ms: Option<u64>,
+    input_bytes: Option<u64>,
+    output_bytes: Option<u64>,
+    log_bytes: Option<u64>,
+    table_elements: Option<u32>,
+}
+
+impl LimitsChange {
+    fn apply(self, before: &Limits) -> Limits {
+        Limits {
+            fuel: self.fuel.unwrap_or(before.fuel),
+            memory_bytes: self.memory_bytes.unwrap_or(before.memory_bytes),
+            wall_ms: self.wall_ms.map_or(before.wall_ms, Duration::from_millis),
+            input_bytes: self.input_bytes.unwrap_or(before.input_bytes),
+            output_bytes: self.output_bytes.unwrap_or(before.output_bytes),
+            log_bytes: self.log_bytes.unwrap_or(before.log_bytes),
+            table_elements: self.table_elements.unwrap_or(before.table_elements),
+        }
+    }
+}
+
+/// Lists the tiers in force.
+#[utoipa::path(get, path = "/api/tiers", tag = "admin",
+    responses((status = 200, description = "the tiers", body = TierList)))]
+pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
+    actor.need_role(Role::Viewer)?;
+    let mut tiers: Vec<Tier> = api.app.snapshot().tiers.values().map(|t| (**t).clone()).collect();
+    tiers.sort_by_key(|t| t.rank);
+    Ok(json(StatusCode::OK, TierList { tiers }))
+}
+
+/// Changes a tier for all its keys at once. The change is stored and outlives the configuration file's value.
+#[utoipa::path(put, path = "/api/tiers/{name}", tag = "admin",
+    params(("name" = String, Path, description = "the tier")), request_body = TierChange,
+    responses(
+        (status = 200, description = "the tier as it is now", body = Object),
+        (status = 404, description = "no such tier", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(in crate::api) async fn set(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Path(name): Path<String>,
+    JsonBody(change): JsonBody<TierChange>,
+) -> Result<Response, Rejection> {
+    actor.need_role(Role::Operator)?;
+    let unknown = || Rejection::NotFound("there is no tier of this name".into());
+    let name: Name = name.parse().map_err(|_| unknown())?;
+    let before = api.app.tier(&name).ok_or_else(unknown)?;
+    let tier = change.apply(&before)?;
+    api.app.store.put_tier(&tier).await.map_err(refused)?;
+    api.refresh().await?;
+    api.audit(&actor, "tier.set", name.as_str(), format!("{tier:?}")).await;
+    Ok(json(StatusCode::OK, tier))
+}
+
+impl TierChange {
+    fn apply(self, before: &Tier) -> Result<Tier, Rejection> {
+        let bad = |field: &str, why: &str| Err(Rejection::BadRequest(format!("`{field}`: {why}")));
+        let mut tier = before.clone();
+        if let Some(quotas) = self.quotas {
+            if quotas.len() > MAX_QUOTAS {
+                return bad("quotas", &format!("more than {MAX_QUOTAS}"));
+            }
+            for (i, quota) in quotas.iter().enumerate() {
+                if quota.requests == 0 || quota.burst == Some(0) {
+                    return bad(&format!("quotas[{i}]"), "`requests` and `burst` are numbers from 1");
+                }
+                if quotas[..i].iter().any(|q| q.name == quota.name) {
+                    return bad(&format!("quotas[{i}].name"), "comes more than once");
+                }
+            }
+            tier.quotas = quotas;
+        }
+        if let Some(fuel) = self.fuel_per_day {
+            tier.fuel_per_day = (fuel > 0).then_some(fuel);
+        }
+        if let Some(change) = self.limits {
+            let limits = change.apply(&before.limits);
+            if limits.wall_ms.is_zero() || limits.fuel == 0 || limits.memory_bytes == 0 {
+                return bad("limits", "`wall_ms`, `fuel` and `memory_bytes` are numbers from 1");
+            }
+            tier.limits = limits;
+        }
+        if self.concurrent == Some(0) {
+            return bad("concurrent", "is a number from 1");
+        }
+        tier.concurrent = self.concurrent.unwrap_or(tier.concurrent);
+        tier.module_bytes = self.module_bytes.unwrap_or(tier.module_bytes);
+        tier.modules = self.modules.unwrap_or(tier.modules);
+        tier.keys = self.keys.unwrap_or(tier.keys);
+        tier.fail = self.fail.unwrap_or(tier.fail);
+        Ok(tier)
+    }
+}

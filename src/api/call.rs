@@ -1,0 +1,317 @@
+//! What an execution is asked to do: the three body forms, read into one [`Call`].
+//!
+//! Invariant: the older service's names (`wasm_file`, `input_data`) are known here alone.
+
+use axum::body::Body;
+use base64::Engine as _;
+use bytes::Bytes;
+use http::request::Parts;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::access::Actor;
+use super::body::{self, parse_json};
+use super::multipart::{self, Field};
+use super::{Api, upload};
+use crate::domain::{Abi, ModuleRef, Rejection, Tier};
+
+/// Arguments and environment of one run: how many of each, and how many bytes together.
+const MAX_WORDS: usize = 256;
+const MAX_WORD_BYTES: usize = 64 << 10;
+/// A form's or a query's text fields.
+const TEXT: u64 = 64 << 10;
+
+pub(super) struct Call {
+    pub source: Source,
+    pub input: Bytes,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Export to call.
+    pub function: Option<String>,
+    pub abi: Option<Abi>,
+}
+
+pub(super) enum Source {
+    Stored(ModuleRef),
+    Inline(Bytes),
+}
+
+/// The JSON form, and one item of a batch.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExecuteRequest {
+    /// `[owner/]name[@version]`; or give `wasm_base64`.
+    #[schema(value_type = Option<String>)]
+    module: Option<ModuleRef>,
+    /// The module itself.
+    wasm_base64: Option<String>,
+    /// Export to call; default: `_start`, `main` or `run`.
+    function: Option<String>,
+    /// The same as `function`.
+    entry: Option<String>,
+    /// Strings or numbers: `argv[1..]` of a command, arguments of a core function.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    args: Vec<Value>,
+    /// Standard input.
+    #[serde(alias = "input_data")]
+    input: Option<String>,
+    input_base64: Option<String>,
+    #[serde(default)]
+    env: std::collections::BTreeMap<String, String>,
+    abi: Option<Abi>,
+}
+
+/// What the query may hold beside a raw module.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ExecuteQuery {
+    /// `1`: a failed run's backtrace and error output, for the module's owner.
+    pub trace: Option<String>,
+    /// Whose modules bare names mean (admin).
+    #[param(value_type = Option<String>)]
+    pub owner: Option<crate::domain::OwnerId>,
+    /// Standard input (raw body form only, as all that follow).
+    input: Option<String>,
+    input_base64: Option<String>,
+    /// A JSON array, or words.
+    args: Option<String>,
+    /// A JSON object, or lines `NAME=value`.
+    env: Option<String>,
+    function: Option<String>,
+    entry: Option<String>,
+    #[param(inline)]
+    abi: Option<Abi>,
+}
+
+impl ExecuteQuery {
+    pub(super) fn wants_trace(&self) -> bool {
+        self.trace.as_deref().is_some_and(|t| t == "1" || t == "true")
+    }
+
+    /// Parameters that only the raw form has.
+    fn stray(&self) -> Option<&'static str> {
+        let given = [
+            ("input", self.input.is_some()),
+            ("input_base64", self.input_base64.is_some()),
+            ("args", self.args.is_some()),
+            ("env", self.env.is_some()),
+            ("function", self.function.is_some()),
+            ("entry", self.entry.is_some()),
+            ("abi", self.abi.is_some()),
+        ];
+        given.into_iter().find(|(_, there)| *there).map(|(name, _)| name)
+    }
+}
+
+/// Reads the body in whichever form its media type says.
+pub(super) async fn read(
+    api: &Api,
+    actor: &Actor,
+    parts: &Parts,
+    query: ExecuteQuery,
+    body: Body,
+) -> Result<Call, Rejection> {
+    let tier = actor.tier(api)?;
+    let media = body::media_type(&parts.headers);
+    if media != "application/wasm"
+        && let Some(name) = query.stray()
+    {
+        return Err(Rejection::BadRequest(format!("`{name}`: belongs in the body")));
+    }
+    match media.as_str() {
+        "multipart/form-data" => from_form(api, &tier, parts, body).await,
+        "application/json" => {
+            let limit = json_limit(&tier);
+            let over = |_| Rejection::PayloadTooLarge { limit };
+            let bytes = body::gather(api, &parts.headers, body, limit, over).await?;
+            parse_json::<ExecuteRequest>(&bytes)?.into_call(api, &tier)
+        }
+        "application/wasm" => {
+            let over = |size| upload::module_too_large(api, &tier, size);
+            let wasm = body::gather(api, &parts.headers, body, tier.module_bytes, over).await?;
+            query.into_call(wasm, &tier)
+        }
+        _ => Err(Rejection::UnsupportedMediaType(
+            "`Content-Type`: use `multipart/form-data`, `application/json` or `application/wasm`".into(),
+        )),
+    }
+}
+
+/// Base64 makes four bytes of three.
+pub(super) fn json_limit(tier: &Tier) -> u64 {
+    (tier.module_bytes + tier.limits.input_bytes) / 3 * 4 + 2 * TEXT
+}
+
+async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<Call, Rejection> {
+    let fields = [
+        Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+        Field { name: "input", alias: Some("input_data"), limit: tier.limits.input_bytes },
+        Field::text("module", 256),
+        Field::text("args", TEXT),
+        Field::text("env", TEXT),
+        Field::text("entry", 1024),
+        Field::text("function", 1024),
+        Field::text("abi", 32),
+    ];
+    let over = |name, limit| match name {
+        "wasm" => upload::module_too_large(api, tier, body::content_length(&parts.headers)),
+        _ => Rejection::PayloadTooLarge { limit },
+    };
+    let mut form = multipart::read(api, &parts.headers, body, &fields, over).await?;
+    let module = form.text("module")?.map(|m| m.parse::<ModuleRef>()).transpose().map_err(|e| bad("module", e))?;
+    let source = source(module, form.take("wasm"), "wasm")?;
+    let call = Call {
+        source,
+        input: form.take("input").unwrap_or_default(),
+        args: form.text("args")?.map_or(Ok(Vec::new()), |text| words(&text))?,
+        env: form.text("env")?.map_or(Ok(Vec::new()), |text| variables(&text))?,
+        function: one_name(form.text("function")?, form.text("entry")?)?,
+        abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e: String| bad("abi", e))?,
+    };
+    call.checked()
+}
+
+impl ExecuteQuery {
+    fn into_call(self, wasm: Bytes, tier: &Tier) -> Result<Call, Rejection> {
+        let call = Call {
+            source: source(None, Some(wasm), "body")?,
+            input: input(self.input, self.input_base64, tier)?,
+            args: self.args.map_or(Ok(Vec::new()), |text| words(&text))?,
+            env: self.env.map_or(Ok(Vec::new()), |text| variables(&text))?,
+            function: one_name(self.function, self.entry)?,
+            abi: self.abi,
+        };
+        call.checked()
+    }
+}
+
+impl ExecuteRequest {
+    pub(super) fn into_call(self, api: &Api, tier: &Tier) -> Result<Call, Rejection> {
+        let wasm = self.wasm_base64.map(|text| from_base64("wasm_base64", &text)).transpose()?;
+        if wasm.as_ref().is_some_and(|w| w.len() as u64 > tier.module_bytes) {
+            return Err(upload::module_too_large(api, tier, wasm.map(|w| w.len() as u64)));
+        }
+        let call = Call {
+            source: source(self.module, wasm, "wasm_base64")?,
+            input: input(self.input, self.input_base64, tier)?,
+            args: self.args.into_iter().enumerate().map(word).collect::<Result<_, _>>()?,
+            env: self.env.into_iter().collect(),
+            function: one_name(self.function, self.entry)?,
+            abi: self.abi,
+        };
+        call.checked()
+    }
+}
+
+impl Call {
+    fn checked(self) -> Result<Self, Rejection> {
+        for (field, n) in [("args", self.args.len()), ("env", self.env.len())] {
+            if n > MAX_WORDS {
+                return Err(Rejection::BadRequest(format!("`{field}`: more than {MAX_WORDS}")));
+            }
+        }
+        let variables = self.env.iter().map(|(name, value)| name.len() + value.len());
+        let bytes: usize = self.args.iter().map(String::len).chain(variables).sum();
+        if bytes > MAX_WORD_BYTES {
+            return Err(Rejection::BadRequest(format!("`args`, `env`: more than {MAX_WORD_BYTES} bytes together")));
+        }
+        if self.args.iter().any(|a| a.contains('\0')) {
+            return Err(Rejection::BadRequest("`args`: has a NUL".into()));
+        }
+        match self.env.iter().find(|(n, v)| n.is_empty() || n.contains(['=', '\0']) || v.contains('\0')) {
+            Some((name, _)) => Err(Rejection::BadRequest(format!("`env`: `{name}` is not a variable"))),
+            None => Ok(self),
+        }
+    }
+}
+
+fn bad(field: &str, message: impl std::fmt::Display) -> Rejection {
+    Rejection::BadRequest(format!("`{field}`: {message}"))
+}
+
+fn source(module: Option<ModuleRef>, wasm: Option<Bytes>, field: &str) -> Result<Source, Rejection> {
+    match (module, wasm) {
+        (Some(_), Some(_)) => Err(Rejection::BadRequest(format!("`module`, `{field}`: give one of them"))),
+        (None, None) => Err(Rejection::BadRequest(format!("`module`, `{field}`: give one of them"))),
+        (Some(module), None) => Ok(Source::Stored(module)),
+        (None, Some(wasm)) if wasm.is_empty() => Err(Rejection::BadRequest(format!("`{field}`: is empty"))),
+        (None, Some(wasm)) => Ok(Source::Inline(wasm)),
+    }
+}
+
+fn input(text: Option<String>, base64: Option<String>, tier: &Tier) -> Result<Bytes, Rejection> {
+    let input = match (text, base64) {
+        (Some(_), Some(_)) => return Err(Rejection::BadRequest("`input`, `input_base64`: give one of them".into())),
+        (Some(text), None) => text.into(),
+        (None, Some(text)) => from_base64("input_base64", &text)?,
+        (None, None) => Bytes::new(),
+    };
+    let limit = tier.limits.input_bytes;
+    if input.len() as u64 > limit { Err(Rejection::PayloadTooLarge { limit }) } else { Ok(input) }
+}
+
+fn from_base64(field: &str, text: &str) -> Result<Bytes, Rejection> {
+    let decoded = base64::engine::general_purpose::STANDARD.decode(text);
+    decoded.map(Bytes::from).map_err(|e| bad(field, format_args!("is not base64: {e}")))
+}
+
+fn one_name(function: Option<String>, entry: Option<String>) -> Result<Option<String>, Rejection> {
+    match (function, entry) {
+        (Some(a), Some(b)) if a != b => Err(Rejection::BadRequest("`function`, `entry`: give one of them".into())),
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+/// A JSON array of strings and numbers, or words between white space.
+fn words(text: &str) -> Result<Vec<String>, Rejection> {
+    if !text.trim_start().starts_with('[') {
+        return Ok(text.split_whitespace().map(str::to_owned).collect());
+    }
+    let values: Vec<Value> = serde_json::from_str(text).map_err(|e| bad("args", e))?;
+    values.into_iter().enumerate().map(word).collect()
+}
+
+fn word((i, value): (usize, Value)) -> Result<String, Rejection> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        _ => Err(Rejection::BadRequest(format!("`args[{i}]`: use a string or a number"))),
+    }
+}
+
+/// A JSON object of strings, or lines `NAME=value`.
+fn variables(text: &str) -> Result<Vec<(String, String)>, Rejection> {
+    if text.trim_start().starts_with('{') {
+        let map: std::collections::BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| bad("env", e))?;
+        return Ok(map.into_iter().collect());
+    }
+    text.lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| match line.split_once('=') {
+            Some((name, value)) => Ok((name.trim().to_owned(), value.to_owned())),
+            None => Err(bad("env", format_args!("`{line}` has no `=`"))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn args_are_words_or_json() {
+        assert_eq!(words(" 2  x ").unwrap(), ["2", "x"]);
+        assert_eq!(words(r#"["a b", 3, 1.5]"#).unwrap(), ["a b", "3", "1.5"]);
+        assert!(words(r#"[{}]"#).unwrap_err().detail().contains("`args[0]`"));
+    }
+
+    #[test]
+    fn env_is_lines_or_json() {
+        let expected = vec![("A".to_owned(), "1=2".to_owned()), ("B".to_owned(), String::new())];
+        assert_eq!(variables("A=1=2\n\nB=\n").unwrap(), expected);
+        assert_eq!(variables(r#"{"A":"1=2","B":""}"#).unwrap(), expected);
+        assert!(variables("nonsense").unwrap_err().detail().contains("`env`"));
+    }
+}

@@ -1,0 +1,339 @@
+//! Running a module once.
+//!
+//! Invariant: whatever way a run ends, its fuel, CPU time and count are charged to the caller.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use super::access::Actor;
+use super::body::Params;
+use super::call::{self, Call, ExecuteQuery, ExecuteRequest, Source};
+use super::edge::Members;
+use super::openapi::{Problem, json};
+use super::{Api, modules, upload};
+use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, Timestamp, UsageRecord};
+use crate::engine::{Input, Job, LoadedModule, Output, RunError};
+use crate::gateway::Caller;
+use crate::limit::limiter::Now;
+use crate::store::Role;
+
+/// A run that came to its own end.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Execution {
+    /// `ok`, or `failed` with an exit code other than 0.
+    status: &'static str,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+/// What a run gave and used.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Figures {
+    /// Standard output; `null` when it is not UTF-8.
+    output: Option<String>,
+    /// Standard output when it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_base64: Option<String>,
+    stderr: String,
+    exit_code: i32,
+    /// What a core function returned: a number, or an array of several.
+    #[schema(value_type = Option<Object>)]
+    result: Option<serde_json::Value>,
+    execution_time_ms: f64,
+    cpu_ms: f64,
+    fuel: u64,
+    memory_peak_bytes: u64,
+    request_id: String,
+}
+
+pub(super) struct Ran {
+    pub output: Output,
+    pub meter: Meter,
+    pub stderr: Bytes,
+}
+
+/// A refusal, with what the module's owner may see of a failed run.
+pub(super) struct Failure {
+    pub rejection: Rejection,
+    pub members: Vec<(&'static str, serde_json::Value)>,
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, members: Vec::new() }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = self.rejection.into_response();
+        response.extensions_mut().insert(Members(self.members));
+        response
+    }
+}
+
+/// Runs a module once.
+///
+/// The module is stored (`module`) or sent along; `/api/execute` is the same. With `Accept: application/octet-stream`
+/// the answer is the standard output, its figures are in `x-wasmgate-*` headers.
+#[utoipa::path(post, path = "/api/wasm/execute", tag = "wasm", params(ExecuteQuery),
+    request_body(content(
+        (ExecuteRequest = "application/json"),
+        (ExecuteRequest = "multipart/form-data"),
+        (Vec<u8> = "application/wasm"),
+    )),
+    responses(
+        (status = 200, description = "it ran, whatever its exit code", body = Execution),
+        (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "the module is over the caller's tier", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such module", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "the input is too large", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "over a quota", body = Problem, content_type = "application/problem+json"),
+        (status = 502, description = "the module trapped", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "the module ran out of time or fuel", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn execute(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Params(query): Params<ExecuteQuery>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Failure> {
+    actor.need(Scope::Execute, Role::Operator)?;
+    let (parts, body) = request.into_parts();
+    let (trace, owner) = (query.wants_trace(), query.owner.clone());
+    let call = call::read(&api, &actor, &parts, query, body).await?;
+    let limits = actor.tier(&api)?.limits.clone();
+    let ran = run(&api, &actor, owner.as_ref(), call, limits, trace).await?;
+    if wants_raw(&parts.headers) {
+        Ok(raw_answer(ran))
+    } else {
+        Ok(json(StatusCode::OK, Execution::new(ran, &caller.request_id)))
+    }
+}
+
+impl Execution {
+    fn new(ran: Ran, request_id: &str) -> Self {
+        let status = if ran.output.exit_code == 0 { "ok" } else { "failed" };
+        Self { status, figures: Figures::new(ran, request_id) }
+    }
+}
+
+impl Figures {
+    pub(super) fn new(ran: Ran, request_id: &str) -> Self {
+        let Ran { output, meter, stderr } = ran;
+        let (text, base64) = match std::str::from_utf8(&output.stdout) {
+            Ok(text) => (Some(text.to_owned()), None),
+            Err(_) => (None, Some(base64::engine::general_purpose::STANDARD.encode(&output.stdout))),
+        };
+        let mut values = output.values;
+        let result = match values.len() {
+            0 => None,
+            1 => values.pop(),
+            _ => Some(values.into()),
+        };
+        Self {
+            output: text,
+            output_base64: base64,
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+            exit_code: output.exit_code,
+            result,
+            execution_time_ms: meter.wall.as_secs_f64() * 1e3,
+            cpu_ms: meter.cpu.as_secs_f64() * 1e3,
+            fuel: meter.fuel,
+            memory_peak_bytes: meter.memory_peak_bytes,
+            request_id: request_id.to_owned(),
+        }
+    }
+}
+
+/// `application/octet-stream` is asked for by name, and JSON is not preferred to it.
+fn wants_raw(headers: &HeaderMap) -> bool {
+    let weight = |wanted: &str| {
+        let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+        ranges
+            .filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                parts.next().filter(|media| media.eq_ignore_ascii_case(wanted))?;
+                let q = parts.find_map(|p| p.strip_prefix("q="));
+                Some(q.map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0)))
+            })
+            .fold(0.0, f32::max)
+    };
+    let raw = weight("application/octet-stream");
+    raw > 0.0 && raw >= weight("application/json")
+}
+
+fn raw_answer(ran: Ran) -> Response {
+    let figures = [
+        ("x-wasmgate-exit-code", ran.output.exit_code.to_string()),
+        ("x-wasmgate-execution-time-ms", format!("{:.3}", ran.meter.wall.as_secs_f64() * 1e3)),
+        ("x-wasmgate-cpu-ms", format!("{:.3}", ran.meter.cpu.as_secs_f64() * 1e3)),
+        ("x-wasmgate-fuel", ran.meter.fuel.to_string()),
+        ("x-wasmgate-memory-peak-bytes", ran.meter.memory_peak_bytes.to_string()),
+    ];
+    let mut response = ran.output.stdout.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    for (name, figure) in figures {
+        if let Ok(value) = HeaderValue::from_str(&figure) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
+}
+
+/// A module that can run now, and who owns it.
+struct Ready {
+    module: Arc<LoadedModule>,
+    /// For fairness in the guest pool.
+    owner: OwnerId,
+    label: Arc<str>,
+    /// The caller may see what is inside.
+    own: bool,
+    stored: Option<(OwnerId, Name)>,
+}
+
+pub(super) async fn run(
+    api: &Arc<Api>,
+    actor: &Actor,
+    asked: Option<&OwnerId>,
+    call: Call,
+    limits: Limits,
+    trace: bool,
+) -> Result<Ran, Failure> {
+    let ready = match call.source {
+        Source::Stored(reference) => stored(api, actor, asked, reference, call.abi, &limits).await?,
+        Source::Inline(wasm) => inline(api, actor, wasm, call.abi).await?,
+    };
+    let abi = ready.module.abi();
+    if abi == Abi::HttpWasm {
+        let detail = "`module`: an `http-wasm` module handles requests on a route; it can't be executed";
+        return Err(Rejection::BadRequest(detail.into()).into());
+    }
+    let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
+    let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args };
+    let job = Job { module: ready.module, owner: ready.owner, label: ready.label.clone(), limits, input };
+    let finished = api.app.shared.engine.run(job).await;
+
+    let failure = match &finished.result {
+        Err(RunError::Guest(failure)) => Some(failure),
+        // It did not run.
+        Err(RunError::BadCall(detail)) => return Err(Rejection::BadRequest(detail.clone()).into()),
+        Err(RunError::Busy { retry_after }) => return Err(Rejection::Busy { retry_after: *retry_after }.into()),
+        Ok(_) => None,
+    };
+    api.app.shared.metrics.execution(&ready.label, abi, Phase::Execute, failure, &finished.meter);
+    charge(api, actor, &finished.meter, ready.stored.as_ref());
+    match finished.result {
+        Ok(output) => Ok(Ran { output, meter: finished.meter, stderr: finished.stderr }),
+        Err(RunError::Guest(failure)) => {
+            let members = if trace && ready.own { inside(&failure, &finished.stderr) } else { Vec::new() };
+            Err(Failure { rejection: Rejection::Guest(failure), members })
+        }
+        Err(_) => Err(Rejection::Internal.into()),
+    }
+}
+
+fn charge(api: &Api, actor: &Actor, meter: &Meter, stored: Option<&(OwnerId, Name)>) {
+    let shared = &api.app.shared;
+    let now = Now::read();
+    if let Some(principal) = actor.principal() {
+        shared.limiter.charge_fuel(&principal.subject, meter.fuel, now);
+    }
+    if let Some((owner, key)) = actor.key() {
+        let cpu_us = u64::try_from(meter.cpu.as_micros()).unwrap_or(u64::MAX);
+        let add = UsageRecord { executions: 1, fuel: meter.fuel, cpu_us, ..UsageRecord::default() };
+        shared.usage.record(owner, key, now.wall.day(), &add);
+    }
+    if let Some((owner, name)) = stored {
+        shared.usage.executions.count(owner, name, Timestamp::now());
+    }
+}
+
+fn inside(failure: &GuestFailure, stderr: &[u8]) -> Vec<(&'static str, serde_json::Value)> {
+    let mut members = vec![("stderr", String::from_utf8_lossy(stderr).into())];
+    if let GuestFailure::Trap { backtrace, .. } = failure {
+        members.push(("backtrace", backtrace.as_str().into()));
+    }
+    members
+}
+
+async fn stored(
+    api: &Arc<Api>,
+    actor: &Actor,
+    asked: Option<&OwnerId>,
+    reference: crate::domain::ModuleRef,
+    abi: Option<Abi>,
+    limits: &Limits,
+) -> Result<Ready, Failure> {
+    let owner = match &reference.owner {
+        Some(owner) => owner.clone(),
+        None => actor.owner(asked)?,
+    };
+    let unknown = || Rejection::NotFound(format!("`{reference}` is not a module"));
+    let module = api.module(&owner, &reference.name).await?.ok_or_else(unknown)?;
+    let own = modules::is_own(actor, &module);
+    if !own && !module.public {
+        return Err(unknown().into());
+    }
+    let version = module.select(reference.selector).ok_or_else(unknown)?;
+    if abi.is_some_and(|abi| abi != version.abi) {
+        return Err(Rejection::BadRequest(format!("`abi`: the module's is `{}`", version.abi)).into());
+    }
+    let tier = actor.tier(api)?;
+    if version.size_bytes > tier.module_bytes {
+        return Err(upload::module_too_large(api, &tier, Some(version.size_bytes)).into());
+    }
+    let declared = version.shape.memory_min_bytes;
+    if declared > limits.memory_bytes
+        && let Some(needs) = api.lowest_tier(|t| t.limits.memory_bytes >= declared)
+    {
+        return Err(Rejection::TierRequired { needs }.into());
+    }
+    let label = format!("{owner}/{}@{}", module.name, version.version).into();
+    let loaded = api.app.shared.engine.load(version.digest, version.abi, &version.shape).await;
+    let loaded = loaded.map_err(|failure| {
+        tracing::error!(module = %label, %failure, "a stored module can't be loaded");
+        Rejection::Guest(failure)
+    })?;
+    let stored = Some((owner.clone(), module.name.clone()));
+    Ok(Ready { module: loaded, owner: actor.own().cloned().unwrap_or(owner), label, own, stored })
+}
+
+async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>) -> Result<Ready, Failure> {
+    let tier = actor.tier(api)?;
+    let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
+    let module = api.app.shared.engine.load_inline(wasm, &inspected).await.map_err(upload::not_installed)?;
+    let owner = actor.owner(None)?;
+    Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_output_is_asked_for_by_name() {
+        let raw = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, accept.parse().unwrap());
+            wants_raw(&headers)
+        };
+        assert!(raw("application/octet-stream"));
+        assert!(raw("application/octet-stream, */*;q=0.1"));
+        assert!(raw("application/json;q=0.5, application/octet-stream"));
+        assert!(!raw("*/*"));
+        assert!(!raw("application/json, application/octet-stream;q=0.5"));
+        assert!(!raw("application/octet-stream;q=0"));
+        assert!(!wants_raw(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,117 @@
+//! Probes, health with details, and metrics; on the admin listener.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use serde::Serialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Api;
+use super::access::Actor;
+use super::openapi::json;
+use crate::domain::{Rejection, Timestamp};
+use crate::store::Role;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(health)).routes(routes!(live)).routes(routes!(ready)).routes(routes!(metrics))
+}
+
+/// The endpoints of one upstream, as its balancer sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct UpstreamHealth {
+    pub upstream: String,
+    pub endpoints: Vec<EndpointHealth>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct EndpointHealth {
+    pub address: String,
+    /// Active checks pass, or there are none.
+    pub healthy: bool,
+    /// Out for a while after failures (passive ejection).
+    pub ejected: bool,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Status {
+    status: &'static str,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Health {
+    /// `ready`, `starting` or `draining`.
+    status: &'static str,
+    version: &'static str,
+    #[schema(value_type = String)]
+    started_at: Timestamp,
+    store: &'static str,
+    upstreams: Vec<UpstreamHealth>,
+}
+
+/// Answers while the process does.
+#[utoipa::path(get, path = "/health/live", tag = "health", security(()),
+    responses((status = 200, description = "alive", body = Status)))]
+pub(super) async fn live() -> Response {
+    json(StatusCode::OK, Status { status: "alive" })
+}
+
+/// Answers 200 once routes, store and engine are ready, and 503 while draining.
+#[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
+    responses((status = 200, description = "ready", body = Status), (status = 503, description = "not ready", body = Status)))]
+pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
+    let code = if api.app.shared.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(code, Status { status: state(&api) })
+}
+
+fn state(api: &Api) -> &'static str {
+    let shared = &api.app.shared;
+    if shared.is_draining() {
+        "draining"
+    } else if shared.is_ready() {
+        "ready"
+    } else {
+        "starting"
+    }
+}
+
+/// The state of the gateway and of what it depends on; 503 when it isn't ready.
+#[utoipa::path(get, path = "/health", tag = "health",
+    responses((status = 200, description = "ready", body = Health), (status = 503, description = "not ready", body = Health)))]
+pub(super) async fn health(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
+    actor.need_role(Role::Viewer)?;
+    let store = match api.app.store.tiers().await {
+        Ok(_) => "up",
+        Err(error) => {
+            tracing::warn!(%error, "the store failed a health check");
+            "down"
+        }
+    };
+    let ready = api.app.shared.is_ready() && store == "up";
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let health = Health {
+        status: state(&api),
+        version: env!("CARGO_PKG_VERSION"),
+        started_at: api.started,
+        store,
+        upstreams: api.upstreams.as_ref().map(|list| list()).unwrap_or_default(),
+    };
+    Ok(json(code, health))
+}
+
+/// Metrics in the Prometheus text format.
+#[utoipa::path(get, path = "/metrics", tag = "health",
+    responses((status = 200, description = "text format 0.0.4", content_type = "text/plain")))]
+pub(super) async fn metrics(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
+    actor.need_role(Role::Viewer)?;
+    let shared = &api.app.shared;
+    shared.metrics.set_engine(&shared.engine.stats());
+    shared.metrics.set_key_cache(&shared.auth.stats());
+    let text = shared.metrics.render().map_err(|error| {
+        tracing::error!(%error, "metrics can't be written");
+        Rejection::Internal
+    })?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}

@@ -1,0 +1,165 @@
+//! The HTTP API: what tenants call through a route with target `api`, and what operators call on the admin listener.
+//!
+//! Both faces share one set of handlers; [`access::Actor`] says who calls and on whose behalf. Routes are declared
+//! together with their OpenAPI entries (`utoipa_axum`), so neither can be without the other.
+//!
+//! Invariant: an error answer is a [`crate::domain::Rejection`], rendered in [`edge`] alone, with the request id.
+
+mod access;
+mod admin;
+mod batch;
+mod body;
+mod call;
+mod edge;
+mod execute;
+mod health;
+mod keys;
+mod modules;
+mod multipart;
+mod openapi;
+mod upload;
+mod usage;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{RwLock, Semaphore};
+
+use crate::app::App;
+use crate::domain::{Module, Name, OwnerId, Rejection, Tier, Timestamp};
+use crate::gateway::ApiService;
+use crate::store::{AuditEntry, StoreError};
+
+pub use edge::Probe;
+pub use health::{EndpointHealth, UpstreamHealth};
+
+/// Request bodies in memory at once, over all requests.
+const BODY_BUDGET: u64 = 512 << 20;
+/// Inspections of uploaded bytes at once (each keeps a thread busy), and how long one may wait for its turn.
+const INSPECTIONS: usize = 2;
+const INSPECTION_WAIT: Duration = Duration::from_secs(5);
+/// Modules whose records are kept in memory, and for how long; a change made here is seen at once.
+const RESOLVED: u64 = 10_000;
+const RESOLVED_TTL: Duration = Duration::from_secs(1);
+
+/// What the API needs beside the app.
+pub struct Settings {
+    /// The text of the bootstrap token's file; it has the role `admin`.
+    pub bootstrap_token: Option<String>,
+    /// The state of the upstreams' endpoints, for `/health` and the runtime state.
+    pub upstreams: Option<UpstreamSource>,
+    /// Begins the end of the process: no longer ready, requests under way finish, then it exits.
+    pub drain: Option<DrainHook>,
+}
+
+pub type DrainHook = Box<dyn Fn() + Send + Sync>;
+pub type UpstreamSource = Box<dyn Fn() -> Vec<UpstreamHealth> + Send + Sync>;
+
+pub struct Services {
+    pub tenant: Arc<dyn ApiService>,
+    pub admin: Arc<dyn ApiService>,
+}
+
+/// Both faces of the API over one running gateway.
+pub fn services(app: Arc<App>, settings: Settings) -> Services {
+    let api = Arc::new(Api {
+        bodies: body::Budget::new(BODY_BUDGET),
+        inspections: Semaphore::new(INSPECTIONS),
+        catalogue: RwLock::new(()),
+        resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
+        changes: AtomicU64::new(0),
+        bootstrap: settings.bootstrap_token.as_deref().map(access::token_digest),
+        upstreams: settings.upstreams,
+        drain: settings.drain,
+        started: Timestamp::now(),
+        app,
+    });
+    Services {
+        tenant: Arc::new(edge::Edge::new(api.clone(), edge::Face::Tenant)),
+        admin: Arc::new(edge::Edge::new(api, edge::Face::Admin)),
+    }
+}
+
+/// What the handlers of both faces share.
+struct Api {
+    app: Arc<App>,
+    bodies: Arc<body::Budget>,
+    inspections: Semaphore,
+    /// Uploads hold it shared; a delete holds it alone, so that bytes it removes are not those of an upload under way.
+    catalogue: RwLock<()>,
+    resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
+    /// Counts changes of modules: a record read before a change is not kept after it.
+    changes: AtomicU64,
+    bootstrap: Option<[u8; 32]>,
+    upstreams: Option<UpstreamSource>,
+    drain: Option<DrainHook>,
+    started: Timestamp,
+}
+
+impl Api {
+    /// A module's record, from memory when it was read in the last second.
+    async fn module(&self, owner: &OwnerId, name: &Name) -> Result<Option<Arc<Module>>, Rejection> {
+        let id = (owner.clone(), name.clone());
+        if let Some(module) = self.resolved.get(&id) {
+            return Ok(Some(module));
+        }
+        let before = self.changes.load(Ordering::Acquire);
+        let Some(module) = self.app.store.module(owner, name).await.map_err(refused)? else { return Ok(None) };
+        let module = Arc::new(module);
+        if self.changes.load(Ordering::Acquire) == before {
+            self.resolved.insert(id, module.clone());
+        }
+        Ok(Some(module))
+    }
+
+    /// After every change of a module: its record is read anew, and routes that use it follow.
+    async fn module_changed(&self, owner: &OwnerId, name: &Name) -> Result<(), Rejection> {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.resolved.invalidate(&(owner.clone(), name.clone()));
+        if self.app.route_using(owner, name).is_some() { self.refresh().await } else { Ok(()) }
+    }
+
+    async fn refresh(&self) -> Result<(), Rejection> {
+        self.app.refresh().await.map_err(|error| {
+            tracing::error!(%error, "the change is stored, but the snapshot could not be built anew");
+            Rejection::Internal
+        })
+    }
+
+    /// The lowest tier that fits, for 402.
+    fn lowest_tier(&self, fits: impl Fn(&Tier) -> bool) -> Option<Name> {
+        let snapshot = self.app.snapshot();
+        snapshot.tiers.values().filter(|t| fits(t)).min_by_key(|t| t.rank).map(|t| t.name.clone())
+    }
+
+    fn highest_tier(&self) -> Result<Arc<Tier>, Rejection> {
+        self.app.snapshot().tiers.values().max_by_key(|t| t.rank).cloned().ok_or(Rejection::Internal)
+    }
+
+    /// One line of the audit log. The change has been made by now, so a failed write is logged whole instead.
+    async fn audit(&self, actor: &access::Actor, action: &str, subject: impl Into<String>, detail: impl Into<String>) {
+        let entry = AuditEntry {
+            at: Timestamp::now(),
+            actor: actor.audit_name(),
+            action: action.to_owned(),
+            subject: subject.into(),
+            detail: detail.into(),
+        };
+        if let Err(error) = self.app.store.append_audit(&entry).await {
+            tracing::error!(%error, actor = entry.actor, action = entry.action, subject = entry.subject,
+                detail = entry.detail, "a change is missing in the audit log");
+        }
+    }
+}
+
+/// A store error as the client sees it; what it does not see is logged.
+fn refused(error: StoreError) -> Rejection {
+    match &error {
+        StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Limit(_) => {}
+        StoreError::Full | StoreError::Unavailable(_) | StoreError::Corrupt(_) | StoreError::Newer { .. } => {
+            tracing::error!(%error, "the store failed");
+        }
+    }
+    Rejection::from(error)
+}

@@ -1,0 +1,395 @@
+//! Uploads: checked, compiled, stored; and the same checks without storing.
+//!
+//! Invariant: bytes are stored only for a module that its owner may keep, so refused uploads leave nothing behind.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::access::Actor;
+use super::body::{self, Params};
+use super::multipart::{self, Field};
+use super::openapi::{Problem, json};
+use super::{Api, INSPECTION_WAIT, refused};
+use crate::domain::module::{ExportShape, ImportShape};
+use crate::domain::{Abi, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp};
+use crate::engine::{Compiler, Inspected, InstallError};
+use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
+
+const MAX_DESCRIPTION: u64 = 1024;
+
+/// What comes beside the bytes: the query of a raw upload.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UploadQuery {
+    /// For whom (admin).
+    #[param(value_type = Option<String>)]
+    owner: Option<OwnerId>,
+    description: Option<String>,
+    /// Anyone with the scope `execute` may run it.
+    public: Option<bool>,
+    /// Needed when the module's shape fits more than one.
+    #[param(inline)]
+    abi: Option<Abi>,
+    /// Make this version the one that the name means.
+    activate: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OwnerQuery {
+    /// For whom (admin).
+    #[param(value_type = Option<String>)]
+    pub owner: Option<OwnerId>,
+}
+
+/// The upload form.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "a schema only: the form is read field by field")]
+pub(super) struct UploadForm {
+    #[schema(value_type = String, format = Binary)]
+    wasm: Vec<u8>,
+    name: String,
+    description: Option<String>,
+    public: Option<bool>,
+    abi: Option<Abi>,
+    activate: Option<bool>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Uploaded {
+    id: String,
+    #[schema(value_type = String)]
+    owner: OwnerId,
+    #[schema(value_type = String)]
+    name: Name,
+    version: u32,
+    /// The name means this version now.
+    active: bool,
+    #[schema(value_type = String)]
+    digest: crate::domain::Digest,
+    abi: Abi,
+    size_bytes: u64,
+    /// What it asks of the gateway: the modules it imports from.
+    capabilities: Vec<String>,
+    #[schema(value_type = String)]
+    upload_time: Timestamp,
+}
+
+/// What the checks of an upload found.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Validated {
+    #[schema(value_type = String)]
+    digest: crate::domain::Digest,
+    abi: Abi,
+    size_bytes: u64,
+    imports: Vec<ImportShape>,
+    exports: Vec<ExportShape>,
+    memory_min_bytes: u64,
+    memory_max_bytes: Option<u64>,
+    /// What a run of it may use in the caller's tier.
+    #[schema(value_type = Object)]
+    limits: crate::domain::Limits,
+}
+
+/// Stores a module, or a further version of one.
+#[utoipa::path(post, path = "/api/wasm/upload", tag = "wasm", params(OwnerQuery),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 201, description = "a new version", body = Uploaded),
+        (status = 200, description = "these bytes are a version already", body = Uploaded),
+        (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "over the caller's tier", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "no more modules or versions", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn upload(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Params(query): Params<OwnerQuery>,
+    request: Request,
+) -> Result<Response, Rejection> {
+    actor.need(Scope::Modules, Role::Operator)?;
+    let tier = actor.tier(&api)?;
+    let (parts, body) = request.into_parts();
+    if body::media_type(&parts.headers) != "multipart/form-data" {
+        return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `multipart/form-data`".into()));
+    }
+    let fields = [
+        Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+        Field::text("name", 63),
+        Field::text("description", MAX_DESCRIPTION),
+        Field::text("public", 5),
+        Field::text("abi", 32),
+        Field::text("activate", 5),
+    ];
+    let over = |name, limit| match name {
+        "wasm" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
+        name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
+    };
+    let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
+    let missing = |name: &str| Rejection::BadRequest(format!("`{name}`: is missing"));
+    let name = form.text("name")?.ok_or_else(|| missing("name"))?;
+    let wasm = form.take("wasm").ok_or_else(|| missing("wasm"))?;
+    let extra = UploadQuery {
+        owner: query.owner,
+        description: form.text("description")?,
+        public: flag("public", form.text("public")?)?,
+        abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?,
+        activate: flag("activate", form.text("activate")?)?,
+    };
+    store(&api, &actor, &tier, &name, wasm, extra).await
+}
+
+/// Stores a module from a raw body.
+#[utoipa::path(put, path = "/api/wasm/modules/{module}", tag = "wasm",
+    params(("module" = String, Path, description = "its name"), UploadQuery),
+    request_body(content = Vec<u8>, content_type = "application/wasm"),
+    responses(
+        (status = 201, description = "a new version", body = Uploaded),
+        (status = 200, description = "these bytes are a version already", body = Uploaded),
+        (status = 402, description = "over the caller's tier", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn put(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Path(name): Path<String>,
+    Params(query): Params<UploadQuery>,
+    request: Request,
+) -> Result<Response, Rejection> {
+    actor.need(Scope::Modules, Role::Operator)?;
+    let tier = actor.tier(&api)?;
+    let wasm = raw_wasm(&api, &tier, request).await?;
+    store(&api, &actor, &tier, &name, wasm, query).await
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ValidateQuery {
+    /// For a raw body.
+    #[param(inline)]
+    abi: Option<Abi>,
+}
+
+/// Makes all checks of an upload, and stores nothing.
+#[utoipa::path(post, path = "/api/wasm/validate", tag = "wasm", params(ValidateQuery),
+    request_body(content((UploadForm = "multipart/form-data"), (Vec<u8> = "application/wasm"))),
+    responses(
+        (status = 200, description = "it can be uploaded", body = Validated),
+        (status = 422, description = "it can't be loaded", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn validate(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Params(query): Params<ValidateQuery>,
+    request: Request,
+) -> Result<Response, Rejection> {
+    actor.need(Scope::Modules, Role::Operator)?;
+    let tier = actor.tier(&api)?;
+    let (abi, wasm) = if body::media_type(request.headers()) == "multipart/form-data" {
+        let (parts, body) = request.into_parts();
+        let fields =
+            [Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes }, Field::text("abi", 32)];
+        let over = |name, limit| match name {
+            "wasm" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
+            name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
+        };
+        let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
+        let wasm = form.take("wasm").ok_or_else(|| Rejection::BadRequest("`wasm`: is missing".into()))?;
+        (form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?, wasm)
+    } else {
+        (query.abi, raw_wasm(&api, &tier, request).await?)
+    };
+    let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
+    let size_bytes = wasm.len() as u64;
+    // That it compiles within its bounds is one of the checks.
+    api.app.shared.engine.load_inline(wasm, &inspected).await.map_err(not_installed)?;
+    let shape = inspected.shape;
+    let found = Validated {
+        digest: inspected.digest,
+        abi: inspected.abi,
+        size_bytes,
+        imports: shape.imports,
+        exports: shape.exports,
+        memory_min_bytes: shape.memory_min_bytes,
+        memory_max_bytes: shape.memory_max_bytes,
+        limits: tier.limits.clone(),
+    };
+    Ok(json(StatusCode::OK, found))
+}
+
+async fn raw_wasm(api: &Api, tier: &Tier, request: Request) -> Result<Bytes, Rejection> {
+    let (parts, body) = request.into_parts();
+    if !matches!(body::media_type(&parts.headers).as_str(), "application/wasm" | "application/octet-stream") {
+        return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `application/wasm`".into()));
+    }
+    let over = |size| module_too_large(api, tier, size);
+    let wasm = body::gather(api, &parts.headers, body, tier.module_bytes, over).await?;
+    if wasm.is_empty() { Err(Rejection::BadRequest("the body is empty".into())) } else { Ok(wasm) }
+}
+
+fn bad(field: &str, message: String) -> Rejection {
+    Rejection::BadRequest(format!("`{field}`: {message}"))
+}
+
+fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
+    match text.as_deref() {
+        None => Ok(None),
+        Some("true" | "1") => Ok(Some(true)),
+        Some("false" | "0") => Ok(Some(false)),
+        Some(_) => Err(bad(field, "use `true` or `false`".into())),
+    }
+}
+
+/// 402 where a higher tier takes it, else 413. `size` is what is known of it.
+pub(super) fn module_too_large(api: &Api, tier: &Tier, size: Option<u64>) -> Rejection {
+    let fits = |t: &Tier| t.module_bytes > tier.module_bytes && size.is_none_or(|s| s <= t.module_bytes);
+    match api.lowest_tier(fits) {
+        Some(needs) => Rejection::TierRequired { needs },
+        None => Rejection::PayloadTooLarge { limit: tier.module_bytes },
+    }
+}
+
+/// The checks that need no compiler, off the async workers.
+pub(super) async fn inspect(
+    api: &Arc<Api>,
+    wasm: Bytes,
+    abi: Option<Abi>,
+    tier: &Arc<Tier>,
+) -> Result<Inspected, Rejection> {
+    let busy = |_| Rejection::Busy { retry_after: INSPECTION_WAIT };
+    let turn = tokio::time::timeout(INSPECTION_WAIT, api.inspections.acquire()).await.map_err(busy)?;
+    let _turn = turn.map_err(|_| Rejection::Draining)?;
+    let (engine, tier) = (api.app.shared.engine.clone(), tier.clone());
+    let inspected =
+        tokio::task::spawn_blocking(move || engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits)).await;
+    inspected.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)
+}
+
+pub(super) fn not_installed(error: InstallError) -> Rejection {
+    match error {
+        InstallError::NotLoadable(NotLoadable { kind, detail }) => Rejection::NotLoadable(NotLoadable { kind, detail }),
+        InstallError::Busy => Rejection::Busy { retry_after: INSPECTION_WAIT },
+        InstallError::StorageFull => Rejection::StorageFull,
+        InstallError::Io(reason) => {
+            tracing::error!(reason, "a module could not be stored");
+            Rejection::Internal
+        }
+    }
+}
+
+async fn store(
+    api: &Arc<Api>,
+    actor: &Actor,
+    tier: &Arc<Tier>,
+    name: &str,
+    wasm: Bytes,
+    extra: UploadQuery,
+) -> Result<Response, Rejection> {
+    let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e.to_string()))?;
+    if wasm.is_empty() {
+        return Err(Rejection::BadRequest("`wasm`: is empty".into()));
+    }
+    if extra.description.as_ref().is_some_and(|d| d.len() as u64 > MAX_DESCRIPTION) {
+        return Err(bad("description", format!("is longer than {MAX_DESCRIPTION} bytes")));
+    }
+    let owner = actor.owner(extra.owner.as_ref())?;
+    let max_modules = actor.principal().map(|_| tier.modules);
+    let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    let _shared = api.catalogue.read().await;
+    may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
+
+    let size_bytes = wasm.len() as u64;
+    let begun = Instant::now();
+    api.app.shared.engine.install(wasm, &inspected, Compiler::Cranelift).await.map_err(not_installed)?;
+    let compiled = begun.elapsed();
+    let version = ModuleVersion {
+        version: 0,
+        digest: inspected.digest,
+        abi: inspected.abi,
+        size_bytes,
+        uploaded_at: Timestamp::now(),
+        shape: inspected.shape,
+    };
+    let activate = extra.activate.unwrap_or(false);
+    let new = NewVersion { owner, name, description: extra.description, public: extra.public, version, activate };
+    let (module, version, is_new) = match api.app.store.add_version(new, max_modules).await {
+        Err(StoreError::Limit(detail)) => return Err(over_cap(api, tier, detail)),
+        other => other.map_err(refused)?,
+    };
+    api.module_changed(&module.owner, &module.name).await?;
+    if is_new {
+        api.app.shared.metrics.compiled("cranelift", compiled);
+    }
+    let subject = format!("{}/{}@{version}", module.owner, module.name);
+    let detail = format!("{} bytes, active version {}", size_bytes, module.active);
+    api.audit(actor, "module.upload", subject, detail).await;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(json(status, Uploaded::new(&module, version)?))
+}
+
+impl Uploaded {
+    fn new(module: &Module, version: u32) -> Result<Self, Rejection> {
+        let stored = module.select(crate::domain::Selector::Version(version)).ok_or(Rejection::Internal)?;
+        Ok(Self {
+            id: module.id.clone(),
+            owner: module.owner.clone(),
+            name: module.name.clone(),
+            version,
+            active: module.active == version,
+            digest: stored.digest,
+            abi: stored.abi,
+            size_bytes: stored.size_bytes,
+            capabilities: super::modules::capabilities(stored),
+            upload_time: stored.uploaded_at,
+        })
+    }
+}
+
+/// Refuses before anything is written what the store would refuse after it.
+async fn may_keep(
+    api: &Api,
+    owner: &OwnerId,
+    name: &Name,
+    inspected: &Inspected,
+    max_modules: Option<u32>,
+    tier: &Tier,
+) -> Result<(), Rejection> {
+    match api.app.store.module(owner, name).await.map_err(refused)? {
+        Some(module) => match module.versions.iter().find(|v| v.digest == inspected.digest) {
+            Some(same) if same.abi != inspected.abi => {
+                Err(Rejection::Conflict(format!("version {} has these bytes as `{}`", same.version, same.abi)))
+            }
+            Some(_) => Ok(()),
+            None if module.versions.len() >= MAX_VERSIONS as usize => {
+                Err(Rejection::Conflict(format!("`{name}` has {MAX_VERSIONS} versions: delete one")))
+            }
+            None => Ok(()),
+        },
+        None => {
+            let Some(max) = max_modules else { return Ok(()) };
+            let kept = api.app.store.modules(Some(owner), false, 0, 1).await.map_err(refused)?.total;
+            if kept >= u64::from(max) {
+                Err(over_cap(api, tier, format!("{owner} has {max} modules, the tier's limit")))
+            } else {
+                Ok(())
+            }
+        }
+    }
+}
+
+fn over_cap(api: &Api, tier: &Tier, detail: String) -> Rejection {
+    match api.lowest_tier(|t| t.modules > tier.modules) {
+        Some(needs) => Rejection::TierRequired { needs },
+        None => Rejection::Conflict(detail),
+    }
+}

@@ -1,0 +1,214 @@
+//! `wasmgate module`: modules of a running gateway.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::Subcommand;
+use http::Method;
+use serde_json::{Value, json};
+
+use super::client::{Body, Client, Connect, encoded};
+use super::{Failure, Outcome, output};
+use crate::domain::{Abi, ModuleRef, Name, OwnerId, Selector};
+
+#[derive(clap::Args)]
+pub(super) struct ModuleArgs {
+    #[command(flatten)]
+    connect: Connect,
+    /// Whose modules; default: the operator's own, `wasmgate`.
+    #[arg(long, global = true)]
+    owner: Option<OwnerId>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Store a module or a further version of it.
+    Push {
+        /// WebAssembly, binary or text.
+        file: PathBuf,
+        /// `[owner/]name`; default: the file's name without its ending.
+        #[arg(long)]
+        name: Option<ModuleRef>,
+        #[arg(long)]
+        description: Option<String>,
+        /// Let anyone with the scope `execute` run it.
+        #[arg(long)]
+        public: bool,
+        /// `command`, `cgi`, `core` or `http-wasm`; default: what its shape says.
+        #[arg(long)]
+        abi: Option<Abi>,
+        /// Make this version the active one at once.
+        #[arg(long)]
+        activate: bool,
+    },
+    /// List modules (of all owners without `--owner`).
+    List {
+        #[arg(long, default_value_t = 1)]
+        page: u64,
+        #[arg(long, default_value_t = 100)]
+        limit: u64,
+    },
+    /// Show a module and its versions.
+    Show { module: ModuleRef },
+    /// Make a version the one that the name means.
+    Activate {
+        /// `[owner/]name@version`.
+        module: ModuleRef,
+    },
+    /// Activate the version before the active one.
+    Rollback { module: ModuleRef },
+    /// Delete a module, or one version of it.
+    Rm { module: ModuleRef },
+}
+
+pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
+    let client = args.connect.client()?;
+    let owner = args.owner.map(String::from);
+    match args.verb {
+        Verb::Push { file, name, description, public, abi, activate } => {
+            let module = match name {
+                Some(module) => unversioned(module)?,
+                None => name_of(&file)?,
+            };
+            let (path, [owner]) = place(&module, owner);
+            let query = [
+                owner,
+                ("description", description),
+                ("public", public.then(|| "true".into())),
+                ("abi", abi.map(|a| a.to_string())),
+                ("activate", activate.then(|| "true".into())),
+            ];
+            let body = Body::Wasm(read_module(&file)?);
+            let stored = client.call(Method::PUT, &path, &query, body)?;
+            print(&stored, as_json, |m| {
+                let at = |at: &str| output::cell(m, at);
+                let state = if m["active"] == json!(true) { "active" } else { "not active" };
+                let module = format!("{}/{}@{}", at("/owner"), at("/name"), at("/version"));
+                output::line(&format!("{module} {} {} {state}", at("/abi"), at("/digest")))
+            })
+        }
+        Verb::List { page, limit } => {
+            let query = [("owner", owner), ("page", Some(page.to_string())), ("limit", Some(limit.to_string()))];
+            let list = client.get("/api/wasm/modules", &query)?;
+            print(&list, as_json, |list| {
+                let columns = [
+                    ("OWNER", "/owner"),
+                    ("NAME", "/name"),
+                    ("ACTIVE", "/version"),
+                    ("ABI", "/abi"),
+                    ("BYTES", "/size_bytes"),
+                    ("RUNS", "/execution_count"),
+                    ("UPLOADED", "/upload_time"),
+                ];
+                output::objects(&list["modules"], &columns)
+            })
+        }
+        Verb::Show { module } => {
+            let (path, query) = place(&module, owner);
+            print(&client.get(&path, &query)?, as_json, show)
+        }
+        Verb::Activate { module } => match module.selector {
+            Selector::Version(version) => print(&activate(&client, &module, owner, version)?, as_json, show),
+            Selector::Active => Err(Failure::usage(format!("name the version, as in `{module}@2`"))),
+        },
+        Verb::Rollback { module } => {
+            let module = unversioned(module)?;
+            let (path, query) = place(&module, owner.clone());
+            let shown = client.get(&path, &query)?;
+            let active = shown["active_version"].as_u64().unwrap_or(0);
+            let versions = shown["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let before = versions.iter().filter_map(|v| v["version"].as_u64()).filter(|v| *v < active).max();
+            let before = before.ok_or_else(|| anyhow!("`{module}` has no version before {active}"))?;
+            print(&activate(&client, &module, owner, u32::try_from(before)?)?, as_json, show)
+        }
+        Verb::Rm { module } => {
+            let (path, query) = place(&module, owner);
+            client.call(Method::DELETE, &path, &query, Body::None)?;
+            print(&json!({"deleted": module.to_string()}), as_json, |_| output::line(&format!("deleted {module}")))
+        }
+    }
+}
+
+/// Where a reference is in the API. An owner in it has precedence over `--owner`.
+fn place(module: &ModuleRef, owner: Option<String>) -> (String, [(&'static str, Option<String>); 1]) {
+    let bare = ModuleRef { owner: None, ..module.clone() };
+    let owner = module.owner.as_ref().map(ToString::to_string).or(owner);
+    (format!("/api/wasm/modules/{}", encoded(&bare.to_string())), [("owner", owner)])
+}
+
+fn activate(client: &Client, module: &ModuleRef, owner: Option<String>, version: u32) -> anyhow::Result<Value> {
+    let (path, query) = place(&ModuleRef { selector: Selector::Active, ..module.clone() }, owner);
+    client.call(Method::POST, &format!("{path}/activate"), &query, Body::Json(json!({"version": version})))
+}
+
+fn unversioned(module: ModuleRef) -> Result<ModuleRef, Failure> {
+    match module.selector {
+        Selector::Active => Ok(module),
+        Selector::Version(_) => Err(Failure::usage(format!("`{module}`: leave out the version"))),
+    }
+}
+
+fn show(module: &Value) -> std::io::Result<()> {
+    for (name, at) in [
+        ("module", "/name"),
+        ("owner", "/owner"),
+        ("id", "/id"),
+        ("description", "/description"),
+        ("public", "/public"),
+        ("abi", "/abi"),
+        ("imports from", "/capabilities"),
+        ("runs", "/execution_count"),
+        ("last run", "/last_executed"),
+    ] {
+        output::line(&format!("{name:<13} {}", output::cell(module, at)))?;
+    }
+    let columns = [
+        ("VERSION", "/version"),
+        ("ACTIVE", "/active"),
+        ("BYTES", "/size_bytes"),
+        ("UPLOADED", "/upload_time"),
+        ("DIGEST", "/digest"),
+    ];
+    output::objects(&module["versions"], &columns)
+}
+
+pub(super) fn print(value: &Value, as_json: bool, human: impl Fn(&Value) -> std::io::Result<()>) -> Outcome {
+    if as_json {
+        output::json(value)?
+    } else {
+        human(value)?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn name_of(file: &Path) -> Result<ModuleRef, Failure> {
+    let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+    match stem.parse::<Name>() {
+        Ok(name) => Ok(ModuleRef { owner: None, name, selector: Selector::Active }),
+        Err(e) => Err(Failure::usage(format!("{e}; or give `--name`"))),
+    }
+}
+
+/// A module's bytes; text is turned into binary.
+pub(super) fn read_module(file: &Path) -> Result<Vec<u8>, Failure> {
+    let bytes = std::fs::read(file).map_err(|e| Failure::usage(format!("`{}`: {e}", file.display())))?;
+    wat::parse_bytes(&bytes).map(|wasm| wasm.into_owned()).map_err(|mut e| {
+        e.set_path(file);
+        anyhow!("{e}").into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_in_the_reference_wins() {
+        let at = |text: &str| place(&text.parse().unwrap(), Some("o".into()));
+        assert_eq!(at("m@3"), ("/api/wasm/modules/m%403".into(), [("owner", Some("o".into()))]));
+        assert_eq!(at("p/m"), ("/api/wasm/modules/m".into(), [("owner", Some("p".into()))]));
+    }
+}

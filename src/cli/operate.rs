@@ -1,0 +1,281 @@
+//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `routes`, `logs`.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::client::{Body, Connect};
+use super::modules::print;
+use super::{Failure, Outcome, output};
+use crate::domain::{Name, OwnerId, Quota};
+
+#[derive(clap::Args)]
+pub(super) struct ConnectArgs {
+    #[command(flatten)]
+    connect: Connect,
+}
+
+#[derive(clap::Args)]
+pub(super) struct AuditArgs {
+    #[command(flatten)]
+    connect: Connect,
+    #[arg(long, default_value_t = 100)]
+    limit: u64,
+}
+
+pub(super) fn audit(args: &AuditArgs, as_json: bool) -> Outcome {
+    let list = args.connect.client()?.get("/api/audit", &[("limit", Some(args.limit.to_string()))])?;
+    print(&list, as_json, |list| {
+        let columns =
+            [("AT", "/at"), ("ACTOR", "/actor"), ("ACTION", "/action"), ("SUBJECT", "/subject"), ("DETAIL", "/detail")];
+        output::objects(&list["entries"], &columns)
+    })
+}
+
+/// Exit code 1 when the gateway is not ready.
+pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
+    let (status, health) = args.connect.client()?.send(Method::GET, "/health", &[], Body::None)?;
+    if health.get("store").is_none() {
+        return Err(anyhow::anyhow!("the gateway answered {status}: {}", output::cell(&health, "/detail")).into());
+    }
+    print(&health, as_json, |health| {
+        let at = |at: &str| output::cell(health, at);
+        output::line(&format!("{} (wasmgate {}, since {})", at("/status"), at("/version"), at("/started_at")))?;
+        output::line(&format!("store {}", at("/store")))?;
+        for upstream in health["upstreams"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            for endpoint in upstream["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default() {
+                let state = match (&endpoint["healthy"], &endpoint["ejected"]) {
+                    (Value::Bool(false), _) => "unhealthy",
+                    (_, Value::Bool(true)) => "ejected",
+                    _ => "healthy",
+                };
+                let upstream = output::cell(upstream, "/upstream");
+                output::line(&format!("upstream {upstream} {} {state}", output::cell(endpoint, "/address")))?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
+    print(&args.connect.client()?.get("/api/routes", &[])?, as_json, |list| {
+        let columns = [
+            ("NAME", "/name"),
+            ("HOSTS", "/hosts"),
+            ("PATH", "/path"),
+            ("METHODS", "/methods"),
+            ("TARGET", "/target"),
+            ("AUTH", "/auth"),
+            ("HANDLERS", "/handlers"),
+        ];
+        output::objects(&list["routes"], &columns)
+    })
+}
+
+#[derive(clap::Args)]
+pub(super) struct UsageArgs {
+    #[command(flatten)]
+    connect: Connect,
+    /// First day (UTC), as `2026-01-31`.
+    #[arg(long)]
+    from: Option<String>,
+    /// Last day; default: today.
+    #[arg(long)]
+    to: Option<String>,
+    #[arg(long, default_value = "day", value_parser = ["day", "key"])]
+    by: String,
+    /// Default: every owner.
+    #[arg(long)]
+    owner: Option<OwnerId>,
+}
+
+pub(super) fn usage(args: &UsageArgs, as_json: bool) -> Outcome {
+    let owner = args.owner.as_ref().map(ToString::to_string);
+    let query = [("from", args.from.clone()), ("to", args.to.clone()), ("by", Some(args.by.clone())), ("owner", owner)];
+    let by_key = args.by == "key";
+    print(&args.connect.client()?.get("/api/usage", &query)?, as_json, |report| {
+        let mut columns = if by_key { vec![("OWNER", "/owner"), ("KEY", "/key")] } else { vec![("DAY", "/day")] };
+        columns.extend([
+            ("REQUESTS", "/requests"),
+            ("RUNS", "/executions"),
+            ("FUEL", "/fuel"),
+            ("CPU_US", "/cpu_us"),
+            ("IN", "/bytes_in"),
+            ("OUT", "/bytes_out"),
+            ("ERRORS", "/errors"),
+        ]);
+        output::objects(&report["rows"], &columns)
+    })
+}
+
+#[derive(clap::Args)]
+pub(super) struct TierArgs {
+    #[command(flatten)]
+    connect: Connect,
+    #[command(subcommand)]
+    verb: TierVerb,
+}
+
+#[derive(Subcommand)]
+enum TierVerb {
+    /// List the tiers in force.
+    List,
+    /// Change a tier for all its keys at once; what isn't named stays.
+    Set(Box<TierChange>),
+}
+
+#[derive(clap::Args)]
+struct TierChange {
+    name: Name,
+    /// `NAME=REQUESTS/WINDOW[:BURST]`, as `minute=100/1m:50` or `day=5000/1d`; replaces all quotas; may be repeated.
+    #[arg(long = "quota", value_parser = quota)]
+    quotas: Vec<Quota>,
+    /// No rate limit at all.
+    #[arg(long, conflicts_with = "quotas")]
+    no_quotas: bool,
+    /// Fuel units a day; 0: no limit.
+    #[arg(long)]
+    fuel_per_day: Option<u64>,
+    #[arg(long)]
+    concurrent: Option<u32>,
+    #[arg(long)]
+    module_bytes: Option<u64>,
+    #[arg(long)]
+    modules: Option<u32>,
+    #[arg(long)]
+    keys: Option<u32>,
+    /// Fuel units of one run.
+    #[arg(long)]
+    fuel: Option<u64>,
+    #[arg(long)]
+    memory_bytes: Option<u64>,
+    #[arg(long)]
+    wall_ms: Option<u64>,
+    #[arg(long)]
+    input_bytes: Option<u64>,
+    #[arg(long)]
+    output_bytes: Option<u64>,
+}
+
+fn quota(text: &str) -> Result<Quota, String> {
+    let bad = || format!("`{text}` is not a quota: use `NAME=REQUESTS/WINDOW[:BURST]`, as `minute=100/1m:50`");
+    let (name, rest) = text.split_once('=').ok_or_else(bad)?;
+    let (requests, rest) = rest.split_once('/').ok_or_else(bad)?;
+    let (window, burst) = match rest.split_once(':') {
+        Some((window, burst)) => (window, Some(burst.parse().map_err(|_| bad())?)),
+        None => (rest, None),
+    };
+    Ok(Quota {
+        name: name.parse().map_err(|e: crate::domain::InvalidName| e.to_string())?,
+        requests: requests.parse().map_err(|_| bad())?,
+        window: window.parse()?,
+        burst,
+    })
+}
+
+impl TierChange {
+    fn body(&self) -> Value {
+        let mut body = Map::new();
+        let mut limits = Map::new();
+        let put = |to: &mut Map<String, Value>, name: &str, value: Option<u64>| {
+            if let Some(value) = value {
+                to.insert(name.into(), json!(value));
+            }
+        };
+        put(&mut body, "fuel_per_day", self.fuel_per_day);
+        put(&mut body, "concurrent", self.concurrent.map(u64::from));
+        put(&mut body, "module_bytes", self.module_bytes);
+        put(&mut body, "modules", self.modules.map(u64::from));
+        put(&mut body, "keys", self.keys.map(u64::from));
+        put(&mut limits, "fuel", self.fuel);
+        put(&mut limits, "memory_bytes", self.memory_bytes);
+        put(&mut limits, "wall_ms", self.wall_ms);
+        put(&mut limits, "input_bytes", self.input_bytes);
+        put(&mut limits, "output_bytes", self.output_bytes);
+        if !limits.is_empty() {
+            body.insert("limits".into(), limits.into());
+        }
+        if self.no_quotas || !self.quotas.is_empty() {
+            body.insert("quotas".into(), json!(self.quotas));
+        }
+        body.into()
+    }
+}
+
+pub(super) fn tier(args: TierArgs, as_json: bool) -> Outcome {
+    match args.verb {
+        TierVerb::List => print(&args.connect.client()?.get("/api/tiers", &[])?, as_json, |list| {
+            let tiers = list["tiers"].as_array().map(Vec::as_slice).unwrap_or_default();
+            show_tiers(tiers)
+        }),
+        TierVerb::Set(change) => {
+            let body = change.body();
+            if body.as_object().is_none_or(Map::is_empty) {
+                return Err(Failure::usage("name at least one thing to change; see `wasmgate tier set --help`"));
+            }
+            let path = format!("/api/tiers/{}", change.name);
+            let tier = args.connect.client()?.call(Method::PUT, &path, &[], Body::Json(body))?;
+            print(&tier, as_json, |tier| show_tiers(std::slice::from_ref(tier)))
+        }
+    }
+}
+
+fn show_tiers(tiers: &[Value]) -> std::io::Result<()> {
+    let head = ["NAME", "QUOTAS", "CONCURRENT", "MODULE_BYTES", "MODULES", "KEYS", "MEMORY", "WALL_MS"];
+    let row = |tier: &Value| {
+        let quotas = tier["quotas"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let quotas: Vec<String> =
+            quotas.iter().map(|q| format!("{}/{}", output::cell(q, "/requests"), output::cell(q, "/window"))).collect();
+        let mut cells =
+            vec![output::cell(tier, "/name"), if quotas.is_empty() { "none".to_owned() } else { quotas.join(",") }];
+        let places = ["/concurrent", "/module_bytes", "/modules", "/keys", "/limits/memory_bytes", "/limits/wall_ms"];
+        cells.extend(places.iter().map(|at| output::cell(tier, at)));
+        cells
+    };
+    output::table(&head, &tiers.iter().map(row).collect::<Vec<_>>())
+}
+
+#[derive(clap::Args)]
+pub(super) struct LogsArgs {
+    #[command(flatten)]
+    connect: Connect,
+    #[command(subcommand)]
+    verb: LogsVerb,
+}
+
+#[derive(Subcommand)]
+enum LogsVerb {
+    /// Show the log filter in force, or set it until the gateway ends.
+    Level {
+        /// Such as `info` or `wasmgate=debug,info`.
+        filter: Option<String>,
+    },
+}
+
+pub(super) fn logs(args: LogsArgs, as_json: bool) -> Outcome {
+    let client = args.connect.client()?;
+    let LogsVerb::Level { filter } = args.verb;
+    let level = match filter {
+        None => client.get("/api/log-level", &[])?,
+        Some(filter) => client.call(Method::PUT, "/api/log-level", &[], Body::Json(json!({"level": filter})))?,
+    };
+    print(&level, as_json, |level| output::line(&output::cell(level, "/level")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_are_read() {
+        let quota_of = |text: &str| quota(text).map(|q| (q.requests, q.window.to_string(), q.burst));
+        assert_eq!(quota_of("minute=100/60s:50"), Ok((100, "60s".into(), Some(50))));
+        assert_eq!(quota_of("day=5000/1d"), Ok((5000, "1d".into(), None)));
+        for bad in ["", "minute", "minute=100", "minute=x/1m", "minute=1/1w", "Minute=1/1m", "m=1/1m:x"] {
+            assert!(quota(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What verbs print: JSON, or short tables. A closed pipe is an error like any other, not a panic.
+
+use std::io::{self, Write as _};
+
+use serde_json::Value;
+
+pub(super) fn line(text: &str) -> io::Result<()> {
+    writeln!(io::stdout(), "{text}")
+}
+
+pub(super) fn raw(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+pub(super) fn json(value: &Value) -> io::Result<()> {
+    writeln!(io::stdout(), "{value:#}")
+}
+
+/// Rows under a head, columns as wide as they need.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let width = |i: usize| {
+        let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
+        cells.chain([head[i].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut out = io::stdout().lock();
+    let mut print = |cells: &[&str]| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        writeln!(out, "{}", padded.join("  ").trim_end())
+    };
+    print(head)?;
+    for row in rows {
+        print(&row.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// A table of an array of objects: the head's names, and where in an object each column is (a JSON pointer).
+pub(super) fn objects(list: &Value, columns: &[(&str, &str)]) -> io::Result<()> {
+    let rows: Vec<Vec<String>> = list
+        .as_array()
+        .map(|objects| objects.iter().map(|o| columns.iter().map(|(_, at)| cell(o, at)).collect()).collect())
+        .unwrap_or_default();
+    table(&columns.iter().map(|(name, _)| *name).collect::<Vec<_>>(), &rows)
+}
+
+/// What is at a JSON pointer, for people: `-` for nothing.
+pub(super) fn cell(value: &Value, at: &str) -> String {
+    match value.pointer(at) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) if text.is_empty() => "-".into(),
+        Some(Value::String(text)) => printable(text),
+        Some(Value::Bool(b)) => if *b { "yes" } else { "no" }.into(),
+        Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
+            let items: Vec<_> = items.iter().filter_map(Value::as_str).map(printable).collect();
+            if items.is_empty() { "-".into() } else { items.join(",") }
+        }
+        Some(other) => other.to_string(),
+    }
+}
+
+/// Labels and descriptions are other people's text: no control characters reach the terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_for_people() {
+        let value = serde_json::json!({"a": {"b": true}, "s": ["x", "y"], "n": 3, "e": "", "t": "\u{1b}[31m"});
+        let at = |at: &str| cell(&value, at);
+        assert_eq!([at("/a/b"), at("/s"), at("/n"), at("/e"), at("/none")], ["yes", "x,y", "3", "-", "-"]);
+        assert_eq!(at("/t"), "\u{fffd}[31m");
+    }
+}
