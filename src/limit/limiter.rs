@@ -7,6 +7,7 @@
 //! never one with requests in flight. It then begins anew, which gives at most its quota again to one out of more
 //! subjects than the bound; when every place is busy, a new subject is refused with 503.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -372,7 +373,7 @@ impl Request<'_> {
                 }
             }
         }
-        violated.sort_by(|a, b| b.reset.cmp(&a.reset));
+        violated.sort_by_key(|p| Reverse(p.reset));
         sort(&mut others);
         let retry_after = violated.first().map_or(Duration::ZERO, |p| p.reset);
         let mut policies: Vec<Name> = Vec::new();
@@ -394,7 +395,7 @@ impl Request<'_> {
 }
 
 fn sort(states: &mut [PolicyState]) {
-    states.sort_unstable_by(|a, b| a.remaining.cmp(&b.remaining).then(b.reset.cmp(&a.reset)));
+    states.sort_unstable_by_key(|p| (p.remaining, Reverse(p.reset)));
 }
 
 fn state(name: &Name, window: Window, cell: &Cell, tick: Tick) -> PolicyState {
