@@ -4,6 +4,7 @@
 
 mod account;
 pub mod failures;
+mod headers;
 pub mod limiter;
 mod network;
 pub mod quota;

@@ -518,6 +518,12 @@ fn headers_are_structured_fields_with_the_tightest_first() {
     assert_eq!(policy, r#""minute";q=100;w=60;burst=50"#);
     assert_eq!(limit, r#""minute";r=49;t=1"#);
 
+    // Structured-field integers end at 15 digits, and 0 is one.
+    let most = PolicyState { quota: u64::MAX, remaining: 0, reset: Duration::ZERO, ..states[0].clone() };
+    let (policy, limit) = headers(&[most]).unwrap();
+    assert_eq!(policy, r#""minute";q=999999999999999;w=60;burst=50"#);
+    assert_eq!(limit, r#""minute";r=0;t=0"#);
+
     // Both violated: the longer wait is first and is what Retry-After says.
     let both = Arc::new(tier("both", 1, vec![quota("minute", 2, "1m", None), quota("day", 2, "1d", None)]));
     admitted(&limiter, &caller("carol", "k", &both), clock);
