@@ -5,6 +5,7 @@
 mod account;
 pub mod executions;
 pub mod failures;
+mod headers;
 pub mod limiter;
 pub mod network;
 pub mod quota;
