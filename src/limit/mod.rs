@@ -5,8 +5,9 @@
 mod account;
 pub mod executions;
 pub mod failures;
+mod headers;
 pub mod limiter;
-mod network;
+pub mod network;
 pub mod quota;
 mod table;
 pub mod usage;

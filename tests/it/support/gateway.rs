@@ -84,7 +84,7 @@ impl Gateway {
     }
 
     pub fn reload(&self) -> Response {
-        self.admin("POST", "/api/admin/config/reload").send()
+        self.admin("POST", "/api/config/reload").send()
     }
 
     pub fn request(&self, method: &str, target: &str) -> Request {
