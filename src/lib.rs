@@ -16,6 +16,8 @@
 //!
 //! Imports point one way: domain <- config, store <- auth, limit, engine <- gateway <- app <- api, cli.
 
+#![deny(unsafe_code)]
+
 pub mod api;
 pub mod app;
 pub mod auth;

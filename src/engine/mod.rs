@@ -7,17 +7,45 @@
 //! Invariant: no guest can take the process, another guest or another owner's memory with it; every way in which a
 //! guest fails is a [`GuestFailure`].
 
+pub mod abi;
+mod artifacts;
+mod cache;
+pub mod compile;
+pub mod failure;
+pub mod fuel;
+pub mod guest;
+pub mod host;
 pub mod http;
+mod inspect;
+mod instrument;
+pub mod lane;
+mod loaded;
+pub mod memory;
+pub mod pool;
+mod run;
+mod sys;
+mod tunables;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLoadable, OwnerId};
 
+use artifacts::{Artifacts, Stored};
+use cache::Modules;
+use compile::Compilers;
+use guest::Allowance;
+use loaded::Trusted;
+use memory::Budget;
+use pool::Pool;
+
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
+pub use loaded::LoadedModule;
 
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
@@ -29,7 +57,17 @@ pub struct Settings {
     pub config: crate::config::Engine,
 }
 
-pub struct Engine {}
+pub struct Engine {
+    artifacts: Arc<Artifacts>,
+    compilers: Arc<Compilers>,
+    modules: Modules,
+    pool: Pool,
+    budget: Arc<Budget>,
+    config: crate::config::Engine,
+    artifacts_rejected: AtomicU64,
+    vms_idle: AtomicU64,
+    vms_busy: AtomicU64,
+}
 
 /// What the checks before storing found.
 #[derive(Clone, Debug)]
@@ -57,21 +95,6 @@ pub enum InstallError {
     StorageFull,
     #[error("{0}")]
     Io(String),
-}
-
-/// A compiled module that can be instantiated at once. Cheap to clone behind `Arc`.
-pub struct LoadedModule {}
-
-impl LoadedModule {
-    pub fn digest(&self) -> Digest {
-        unimplemented!()
-    }
-    pub fn abi(&self) -> Abi {
-        unimplemented!()
-    }
-    pub fn shape(&self) -> &ModuleShape {
-        unimplemented!()
-    }
 }
 
 /// One run of a `command`, `cgi` or `core` module.
@@ -140,69 +163,255 @@ pub struct Stats {
 }
 
 impl Engine {
-    pub fn new(_settings: Settings) -> Result<Arc<Engine>, String> {
-        unimplemented!()
+    pub fn new(settings: Settings) -> Result<Arc<Engine>, String> {
+        let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
+        let artifacts = Artifacts::open(&data_dir, artifact_key)
+            .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
+        let pool = Pool::start(&config).map_err(|e| format!("can't start guest threads: {e}"))?;
+        Ok(Arc::new(Engine {
+            artifacts: Arc::new(artifacts),
+            compilers: Compilers::new(compiler_exe, config.compile.clone()),
+            modules: Modules::new(config.artifact_cache_bytes),
+            pool,
+            budget: Budget::new(config.memory_budget_bytes),
+            config,
+            artifacts_rejected: AtomicU64::new(0),
+            vms_idle: AtomicU64::new(0),
+            vms_busy: AtomicU64::new(0),
+        }))
     }
 
     /// Every check of an upload that needs no compiler: format, features, limits of size, imports and exports, ABI.
+    /// Takes milliseconds per megabyte: not for async workers.
     pub fn inspect(
         &self,
-        _bytes: &[u8],
-        _declared: Option<Abi>,
-        _max_bytes: u64,
-        _limits: &Limits,
+        bytes: &[u8],
+        declared: Option<Abi>,
+        max_bytes: u64,
+        limits: &Limits,
     ) -> Result<Inspected, NotLoadable> {
-        unimplemented!()
+        let (abi, shape) = inspect::inspect(bytes, declared, max_bytes, limits)?;
+        Ok(Inspected { digest: Digest::of(bytes), abi, shape })
     }
 
     /// Stores the bytes by digest (fsynced, renamed into place) and compiles them. Again for the same digest: nothing.
     pub async fn install(
         self: &Arc<Self>,
-        _bytes: Bytes,
-        _inspected: &Inspected,
-        _compiler: Compiler,
+        bytes: Bytes,
+        inspected: &Inspected,
+        compiler: Compiler,
     ) -> Result<(), InstallError> {
-        unimplemented!()
+        let digest = inspected.digest;
+        let compiler = fitting(compiler, &inspected.shape);
+        let _turn = self.modules.turn(digest).await;
+        let installed = self
+            .blocking(move |artifacts| {
+                let compiled = matches!(artifacts.read_artifact(digest, compiler)?, Stored::Good(_));
+                Ok(compiled && artifacts.has_module(digest))
+            })
+            .await?;
+        if installed {
+            return Ok(());
+        }
+        let artifact = self.compilers.compile(&bytes, compiler).await?;
+        self.blocking(move |artifacts| {
+            artifacts.write_module(digest, &bytes)?;
+            artifacts.write_artifact(digest, compiler, &artifact)
+        })
+        .await
     }
 
     /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced.
     pub async fn load(
         self: &Arc<Self>,
-        _digest: Digest,
-        _abi: Abi,
-        _shape: &ModuleShape,
+        digest: Digest,
+        abi: Abi,
+        shape: &ModuleShape,
     ) -> Result<Arc<LoadedModule>, GuestFailure> {
-        unimplemented!()
+        if let Some(module) = self.modules.get(digest, abi) {
+            return Ok(module);
+        }
+        let _turn = self.modules.turn(digest).await;
+        if let Some(module) = self.modules.get(digest, abi) {
+            return Ok(module);
+        }
+        let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
+        let artifact = match self.stored_artifact(digest, shape).await.map_err(not_loadable)? {
+            Some(artifact) => artifact,
+            None => self.recompile(digest, shape).await.map_err(not_loadable)?,
+        };
+        let module = load_blocking(artifact, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
+        self.modules.put(module.clone());
+        Ok(module)
     }
 
     /// Compiles (Singlepass) and loads without storing the bytes; kept in a bounded memory cache by digest.
     pub async fn load_inline(
         self: &Arc<Self>,
-        _bytes: Bytes,
-        _inspected: &Inspected,
+        bytes: Bytes,
+        inspected: &Inspected,
     ) -> Result<Arc<LoadedModule>, InstallError> {
-        unimplemented!()
+        let Inspected { digest, abi, shape } = inspected;
+        let known = || self.modules.get(*digest, *abi).or_else(|| self.modules.get_inline(*digest, *abi));
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let _turn = self.modules.turn(*digest).await;
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let artifact = self.compilers.compile(&bytes, fitting(Compiler::Singlepass, shape)).await?;
+        let module = load_blocking(Trusted(artifact), *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
+        self.modules.put_inline(module.clone());
+        Ok(module)
     }
 
     /// Forgets a version: its loaded form, artifacts and bytes.
-    pub async fn remove(&self, _digest: Digest) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn remove(&self, digest: Digest) -> io::Result<()> {
+        let _turn = self.modules.turn(digest).await;
+        self.modules.forget(digest);
+        let artifacts = self.artifacts.clone();
+        tokio::task::spawn_blocking(move || artifacts.remove(digest)).await.map_err(io::Error::other)?
     }
 
-    /// Runs a command, cgi or core module on the guest pool.
-    pub async fn run(self: &Arc<Self>, _job: Job) -> Finished {
-        unimplemented!()
+    /// Runs a command, cgi or core module: on the guest pool, or at once where its history says that it is short.
+    pub async fn run(self: &Arc<Self>, job: Job) -> Finished {
+        let call = match run::Call::prepare(&job.module, &job.input) {
+            Ok(call) => call,
+            Err(error) => return run::refused(error),
+        };
+        if job.input.stdin.len() as u64 > job.limits.input_bytes {
+            return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
+        }
+        if job.module.lane().is_inline() {
+            let finished = self.run_inline(&job, &call);
+            if !run::overran(&finished) {
+                job.module.lane().record(finished.meter.wall);
+                return finished;
+            }
+            // The run on the pool is the run: what the first try used is not charged twice.
+            job.module.lane().overran();
+        }
+        let Job { module, owner, label, limits, input } = job;
+        let budget = self.budget.clone();
+        let work = move || {
+            let allowance = Allowance::from_now(limits);
+            let finished = run::execute(&module, &label, &input, &call, &allowance, &budget, true);
+            module.lane().record(finished.meter.wall);
+            finished
+        };
+        match self.pool.run(&owner, work).await {
+            Ok(finished) => finished,
+            Err(busy) => run::refused(RunError::Busy { retry_after: busy.retry_after }),
+        }
+    }
+
+    fn run_inline(&self, job: &Job, call: &run::Call) -> Finished {
+        let wall_ms = job.limits.wall_ms.min(lane::INLINE_SLICE);
+        let allowance = Allowance { deadline: Instant::now() + wall_ms, limits: job.limits.clone() };
+        run::execute(&job.module, &job.label, &job.input, call, &allowance, &self.budget, false)
     }
 
     /// RFC 3875 output of a CGI guest as an answer.
-    pub fn cgi_reply(_stdout: Bytes) -> Result<crate::domain::Reply, GuestFailure> {
-        unimplemented!()
+    pub fn cgi_reply(stdout: Bytes) -> Result<crate::domain::Reply, GuestFailure> {
+        abi::cgi::reply(stdout)
     }
 
     pub fn stats(&self) -> Stats {
-        unimplemented!()
+        let (guests_running, guests_queued) = self.pool.load();
+        Stats {
+            guests_running,
+            guests_queued,
+            vms_idle: self.vms_idle.load(Ordering::Relaxed),
+            vms_busy: self.vms_busy.load(Ordering::Relaxed),
+            memory_bytes: self.budget.used(),
+            modules_loaded: self.modules.count(),
+            compiling: self.compilers.running(),
+            artifacts_rejected: self.artifacts_rejected.load(Ordering::Relaxed),
+        }
     }
 
-    /// Ends the pool's threads after the runs under way; for shutdown.
-    pub fn shutdown(&self) {}
+    /// Ends the pool's threads after the runs under way; for shutdown. Blocks until they have ended.
+    pub fn shutdown(&self) {
+        self.pool.shutdown();
+    }
+
+    /// For HTTP handlers: where their runs happen.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// For HTTP handlers: what all guests share.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// For HTTP handlers.
+    pub(crate) fn config(&self) -> &crate::config::Engine {
+        &self.config
+    }
+
+    /// Living VMs that wait, and that hold a request; kept by the handlers, shown in [`Stats`].
+    pub(crate) fn vm_counters(&self) -> (&AtomicU64, &AtomicU64) {
+        (&self.vms_idle, &self.vms_busy)
+    }
+
+    /// The best artifact on disk.
+    async fn stored_artifact(&self, digest: Digest, shape: &ModuleShape) -> Result<Option<Trusted>, InstallError> {
+        for compiler in [Compiler::Cranelift, Compiler::Singlepass] {
+            if fitting(compiler, shape) != compiler {
+                continue;
+            }
+            match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
+                Stored::Good(bytes) => return Ok(Some(Trusted(bytes.into()))),
+                Stored::Missing => {}
+                Stored::Rejected => {
+                    self.artifacts_rejected.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%digest, ?compiler, "an artifact's MAC does not fit: it is compiled anew");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn recompile(&self, digest: Digest, shape: &ModuleShape) -> Result<Trusted, InstallError> {
+        let compiler = fitting(Compiler::Cranelift, shape);
+        let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
+        let artifact = self.compilers.compile(&bytes, compiler).await?;
+        let stored = artifact.clone();
+        let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
+        if let Err(e) = written {
+            // It runs all the same; the next start compiles again.
+            tracing::warn!(%digest, error = %e, "can't store an artifact");
+        }
+        Ok(Trusted(artifact))
+    }
+
+    /// File work, away from the async workers.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Artifacts) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, InstallError> {
+        let artifacts = self.artifacts.clone();
+        let done = tokio::task::spawn_blocking(move || work(&artifacts)).await.map_err(io::Error::other);
+        done.and_then(|r| r).map_err(|e| match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => InstallError::StorageFull,
+            _ => InstallError::Io(format!("the data directory: {e}")),
+        })
+    }
+}
+
+/// SIMD needs the optimising compiler.
+fn fitting(wanted: Compiler, shape: &ModuleShape) -> Compiler {
+    if shape.simd { Compiler::Cranelift } else { wanted }
+}
+
+async fn load_blocking(
+    artifact: Trusted,
+    digest: Digest,
+    abi: Abi,
+    shape: ModuleShape,
+) -> Result<Arc<LoadedModule>, String> {
+    let load = move || LoadedModule::load(artifact, digest, abi, &shape).map(Arc::new);
+    tokio::task::spawn_blocking(load).await.map_err(|e| e.to_string())?
 }

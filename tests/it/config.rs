@@ -130,9 +130,9 @@ fn files_that_cannot_be_read_are_named() {
 fn an_empty_file_is_a_safe_gateway() {
     let c = parse("");
     assert_eq!(c.server.listeners.len(), 1);
-    assert_eq!(c.server.listeners[0].address, "127.0.0.1:8080".parse().unwrap());
+    assert_eq!(c.server.listeners[0].address, "127.0.0.1:8080".parse::<std::net::SocketAddr>().unwrap());
     assert!(c.server.listeners[0].tls.is_none() && !c.server.listeners[0].h2c);
-    assert_eq!(c.admin.address, "127.0.0.1:9090".parse().unwrap());
+    assert_eq!(c.admin.address, "127.0.0.1:9090".parse::<std::net::SocketAddr>().unwrap());
     assert_eq!(c.server.header_timeout, Duration::from_secs(10));
     assert_eq!((c.server.max_header_bytes, c.server.max_header_fields), (32 << 10, 100));
     assert_eq!(c.data_dir, Path::new("/etc/wasmgate/data"));
@@ -348,8 +348,8 @@ fn the_shipped_files_are_valid() {
         assert!(c.data_dir.starts_with(root().join("conf")), "{:?}", c.data_dir);
     }
     let c = config::load_file(&root().join("conf/wasmgate.toml")).unwrap();
-    assert_eq!(c.server.listeners[0].address, "127.0.0.1:8080".parse().unwrap());
-    assert_eq!(c.admin.address, "127.0.0.1:9090".parse().unwrap());
+    assert_eq!(c.server.listeners[0].address, "127.0.0.1:8080".parse::<std::net::SocketAddr>().unwrap());
+    assert_eq!(c.admin.address, "127.0.0.1:9090".parse::<std::net::SocketAddr>().unwrap());
     assert_eq!(c.upstreams[0].endpoints[0].address, "127.0.0.1:9000");
     let targets: Vec<&Target> = c.routes.iter().map(|r| &r.target).collect();
     assert!(matches!(targets.as_slice(), [Target::Health, Target::Api, Target::Upstream(_)]), "{targets:?}");

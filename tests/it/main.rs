@@ -1,3 +1,5 @@
 //! The system tests; one subject a file.
 
+mod api;
 mod config;
+mod engine;

@@ -1,0 +1,91 @@
+//! Loaded modules in memory, and whose turn it is to load one.
+//!
+//! Invariant: bounded by the size of artifacts, least recently used out first; one load of a digest at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::domain::{Abi, Digest};
+
+use super::LoadedModule;
+
+/// Inline modules may use this share of the cache on top.
+const INLINE_SHARE: u64 = 4;
+
+type Cache = moka::sync::Cache<(Digest, Abi), Arc<LoadedModule>>;
+
+pub struct Modules {
+    stored: Cache,
+    inline: Cache,
+    turns: Arc<Turns>,
+}
+
+/// Digests that are being loaded, compiled or removed. Holds only those.
+type Turns = Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>;
+
+/// The right to load, install or remove a digest.
+pub struct Turn {
+    guard: Option<OwnedMutexGuard<()>>,
+    digest: Digest,
+    turns: Arc<Turns>,
+}
+
+impl Modules {
+    pub fn new(bytes: u64) -> Modules {
+        Modules { stored: cache(bytes), inline: cache(bytes / INLINE_SHARE), turns: Arc::default() }
+    }
+
+    pub fn get(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
+        self.stored.get(&(digest, abi))
+    }
+
+    pub fn get_inline(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
+        self.inline.get(&(digest, abi))
+    }
+
+    pub fn put(&self, module: Arc<LoadedModule>) {
+        self.stored.insert((module.digest(), module.abi()), module);
+    }
+
+    pub fn put_inline(&self, module: Arc<LoadedModule>) {
+        self.inline.insert((module.digest(), module.abi()), module);
+    }
+
+    pub fn forget(&self, digest: Digest) {
+        for abi in Abi::ALL {
+            self.stored.invalidate(&(digest, abi));
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.stored.entry_count() + self.inline.entry_count()
+    }
+
+    pub async fn turn(&self, digest: Digest) -> Turn {
+        let lock = self.turns.lock().entry(digest).or_default().clone();
+        let mut turn = Turn { guard: None, digest, turns: self.turns.clone() };
+        turn.guard = Some(lock.lock_owned().await);
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.guard.take();
+        let mut turns = self.turns.lock();
+        if turns.get(&self.digest).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            turns.remove(&self.digest);
+        }
+    }
+}
+
+fn cache(bytes: u64) -> Cache {
+    moka::sync::Cache::builder()
+        .max_capacity(bytes)
+        .weigher(|_, module: &Arc<LoadedModule>| u32::try_from(module.code_bytes()).unwrap_or(u32::MAX))
+        .eviction_policy(moka::policy::EvictionPolicy::lru())
+        .build()
+}

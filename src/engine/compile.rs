@@ -1,0 +1,240 @@
+//! Compiling in a child process of the same binary: instrument, compile, serialise.
+//!
+//! A compiler is a large program fed with a stranger's input. The child has an empty environment, no descriptors but
+//! its three, limits of CPU time and address space, and dies at a deadline; all that comes back is an artifact or a
+//! refusal.
+//!
+//! Invariant: the serving process never compiles.
+
+use std::io::{Read, Write};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+use wasmer::sys::{CompilerConfig, Cranelift, EngineBuilder, NativeEngineExt, Singlepass};
+use wasmer_types::Features;
+
+use crate::domain::NotLoadable;
+use crate::domain::rejection::NotLoadableKind;
+
+use super::instrument::instrument;
+use super::tunables::GuestTunables;
+use super::{Compiler, InstallError, sys};
+
+/// The hidden verb.
+pub const VERB: &str = "__compile";
+const MAGIC: [u8; 4] = *b"WGC1";
+/// Magic, compiler, CPU seconds, address space bytes, module bytes.
+const HEADER: usize = 4 + 1 + 8 + 8 + 8;
+/// Compiles that may wait for a process, for each process.
+const QUEUE_PER_PROCESS: usize = 16;
+/// Bytes of an artifact; 100 MiB modules at eleven times their size don't get through the CPU limit anyhow.
+const MAX_ARTIFACT: u64 = 1 << 30;
+/// A child that sleeps or is starved: this much wall time for each second of CPU time.
+const WALL_PER_CPU: u32 = 3;
+const MAX_MESSAGE: usize = 512;
+
+const DONE: u8 = 0;
+const REFUSED: u8 = 1;
+
+/// Starts children, so many at once.
+pub struct Compilers {
+    exe: PathBuf,
+    config: crate::config::Compile,
+    permits: Semaphore,
+    waiting: AtomicUsize,
+    running: AtomicU64,
+}
+
+impl Compilers {
+    pub fn new(exe: PathBuf, config: crate::config::Compile) -> Arc<Compilers> {
+        let permits = Semaphore::new(config.processes.max(1));
+        Arc::new(Compilers { exe, config, permits, waiting: AtomicUsize::new(0), running: AtomicU64::new(0) })
+    }
+
+    pub fn running(&self) -> u64 {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// The artifact of a module that passed inspection.
+    pub async fn compile(&self, wasm: &[u8], compiler: Compiler) -> Result<Bytes, InstallError> {
+        let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
+            .ok_or(InstallError::Busy)?;
+        let _permit = self.permits.acquire().await.map_err(|_| InstallError::Busy)?;
+        self.running.fetch_add(1, Ordering::Relaxed);
+        let _running = Running(&self.running);
+        let deadline = self.config.cpu * WALL_PER_CPU + Duration::from_secs(1);
+        match tokio::time::timeout(deadline, self.child(wasm, compiler)).await {
+            Ok(result) => result,
+            // Dropping the future killed the child.
+            Err(_) => Err(too_much("the compiler ran out of time").into()),
+        }
+    }
+
+    async fn child(&self, wasm: &[u8], compiler: Compiler) -> Result<Bytes, InstallError> {
+        let io = |what: &str, e: std::io::Error| InstallError::Io(format!("{what} the compiler process: {e}"));
+        let mut child = Command::new(&self.exe)
+            .arg(VERB)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| io("can't start", e))?;
+        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(InstallError::Io("the compiler process has no pipes".into()));
+        };
+        let header = self.header(wasm, compiler);
+        let send = async move {
+            // A child that dies early closes the pipe; its exit says why.
+            let _ = stdin.write_all(&header).await;
+            let _ = stdin.write_all(wasm).await;
+        };
+        let receive = async {
+            let mut stdout = stdout.take(MAX_ARTIFACT);
+            // Apart from the body: Wasmer wants artifacts aligned as allocations are.
+            let verdict = stdout.read_u8().await.ok();
+            let mut body = Vec::new();
+            stdout.read_to_end(&mut body).await.map(|_| (verdict, body))
+        };
+        let ((), answer) = tokio::join!(send, receive);
+        let (verdict, body) = answer.map_err(|e| io("can't read from", e))?;
+        let status = child.wait().await.map_err(|e| io("can't wait for", e))?;
+        match verdict {
+            Some(DONE) if status.success() => Ok(body.into()),
+            Some(REFUSED) if status.success() => Err(too_much(&String::from_utf8_lossy(&body)).into()),
+            _ => Err(too_much(&format!("the compiler ended with {status}, out of time or memory")).into()),
+        }
+    }
+
+    fn header(&self, wasm: &[u8], compiler: Compiler) -> Vec<u8> {
+        let mut header = Vec::with_capacity(HEADER);
+        header.extend_from_slice(&MAGIC);
+        header.push(match compiler {
+            Compiler::Singlepass => 0,
+            Compiler::Cranelift => 1,
+        });
+        header.extend_from_slice(&self.config.cpu.as_secs().max(1).to_le_bytes());
+        header.extend_from_slice(&self.config.memory_bytes.to_le_bytes());
+        header.extend_from_slice(&(wasm.len() as u64).to_le_bytes());
+        header
+    }
+}
+
+fn too_much(why: &str) -> NotLoadable {
+    NotLoadable::new(NotLoadableKind::CompileLimit, format!("the module can't be compiled: {why}"))
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn enter(counter: &'a AtomicUsize, max: usize) -> Option<Counted<'a>> {
+        let entered = counter.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
+        entered.is_ok().then_some(Counted(counter))
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+struct Running<'a>(&'a AtomicU64);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the hidden verb runs: one request from standard input, one answer to standard output. Gives the exit code.
+pub fn child_main() -> i32 {
+    sys::close_inherited();
+    let answer = match read_request() {
+        Ok((compiler, wasm)) => {
+            let compiled = std::panic::catch_unwind(|| compile(&wasm, compiler));
+            compiled.unwrap_or_else(|_| Err("the compiler panicked".into()))
+        }
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "{e}");
+            return 2;
+        }
+    };
+    let (status, body) = match answer {
+        Ok(artifact) => (DONE, artifact),
+        Err(why) => (REFUSED, why.bytes().take(MAX_MESSAGE).collect()),
+    };
+    let mut out = std::io::stdout().lock();
+    match out.write_all(&[status]).and_then(|()| out.write_all(&body)).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
+    let bad = || std::io::Error::new(std::io::ErrorKind::InvalidData, "this verb is the gateway's own");
+    let mut input = std::io::stdin().lock();
+    let mut header = [0u8; HEADER];
+    input.read_exact(&mut header)?;
+    let number = |at: usize| header[at..at + 8].try_into().map(u64::from_le_bytes).map_err(|_| bad());
+    let compiler = match (header.starts_with(&MAGIC), header[4]) {
+        (true, 0) => Compiler::Singlepass,
+        (true, 1) => Compiler::Cranelift,
+        _ => return Err(bad()),
+    };
+    let (cpu, memory, len) = (number(5)?, number(13)?, number(21)?);
+    // Before the first byte of the module: nothing of it is looked at without limits.
+    sys::set_limit(libc::RLIMIT_CPU, cpu)?;
+    sys::set_limit(libc::RLIMIT_AS, memory)?;
+    sys::set_limit(libc::RLIMIT_CORE, 0)?;
+    sys::nice_this_thread(10);
+    let mut wasm = Vec::new();
+    input.take(len).read_to_end(&mut wasm)?;
+    if wasm.len() as u64 != len {
+        return Err(bad());
+    }
+    Ok((compiler, wasm))
+}
+
+fn compile(wasm: &[u8], compiler: Compiler) -> Result<Vec<u8>, String> {
+    let wasm = instrument(wasm).map_err(|e| e.to_string())?;
+    // One thread: how many compile at once is the parent's choice.
+    let threads = NonZero::<usize>::MIN;
+    let config: Box<dyn CompilerConfig> = match compiler {
+        Compiler::Singlepass => {
+            let mut singlepass = Singlepass::new();
+            singlepass.num_threads(threads);
+            Box::new(singlepass)
+        }
+        Compiler::Cranelift => {
+            let mut cranelift = Cranelift::new();
+            cranelift.num_threads(threads);
+            Box::new(cranelift)
+        }
+    };
+    let mut engine: wasmer::Engine = EngineBuilder::new(config).set_features(Some(features())).engine().into();
+    engine.set_tunables(GuestTunables);
+    let module = wasmer::Module::new(&engine, wasm).map_err(|e| e.to_string())?;
+    module.serialize().map(|bytes| bytes.to_vec()).map_err(|e| e.to_string())
+}
+
+/// The same allow-list as inspection's; Wasmer has no switches for the rest of it.
+fn features() -> Features {
+    let mut features = Features::none();
+    features.bulk_memory = true;
+    features.multi_value = true;
+    features.reference_types = true;
+    features.simd = true;
+    features.extended_const = true;
+    features
+}

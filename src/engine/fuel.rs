@@ -1,0 +1,122 @@
+//! Fuel and time of one invocation. The guest counts down a slice; at its end [`Fuel::expire`] decides what follows.
+//!
+//! Invariant: the sum of what guests are charged does not depend on how it was cut into slices, so fuel is the same on
+//! every run and with every compiler, while slices follow the clock.
+
+use std::time::{Duration, Instant};
+
+use super::failure::Halt;
+
+/// A slice never takes longer than what is left until the deadline: a unit is about an instruction, and the slowest
+/// (a store to a page never touched before) take some 150 ns.
+const WORST_NANOS_A_UNIT: u64 = 256;
+/// Near the deadline; some 5 us of ordinary code, 1 ms of the slowest.
+const MIN_SLICE: u64 = 4_000;
+/// Far from it; a slice's end costs about 100 ns.
+const MAX_SLICE: u64 = 1_000_000;
+
+#[derive(Debug)]
+pub struct Fuel {
+    limit: u64,
+    /// Used up to the moment when the running slice was granted.
+    base: u64,
+    slice: u64,
+    deadline: Instant,
+}
+
+impl Fuel {
+    pub fn new(limit: u64, deadline: Instant) -> Fuel {
+        Fuel { limit, base: 0, slice: 0, deadline }
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Time left; zero when the deadline has passed.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// What was used when the guest's counter reads `counter`.
+    pub fn used(&self, counter: i64) -> u64 {
+        let spent = i128::from(self.slice) - i128::from(counter);
+        self.base.saturating_add(u64::try_from(spent).unwrap_or(0))
+    }
+
+    /// What is known without the guest's counter.
+    pub fn used_at_least(&self) -> u64 {
+        self.base
+    }
+
+    /// Charges work that a host function did for the guest.
+    pub fn charge(&mut self, units: u64) {
+        self.base = self.base.saturating_add(units);
+    }
+
+    /// The counter fell below zero: a new slice, or the end.
+    pub fn expire(&mut self, counter: i64) -> Result<i64, Halt> {
+        self.base = self.used(counter);
+        self.slice = 0;
+        if self.base > self.limit {
+            return Err(Halt::OutOfFuel);
+        }
+        self.slice = self.next_slice()?;
+        Ok(self.slice as i64)
+    }
+
+    /// For host functions that take long: the deadline and the fuel, checked now.
+    pub fn check(&self) -> Result<(), Halt> {
+        if self.base > self.limit {
+            return Err(Halt::OutOfFuel);
+        }
+        if self.remaining().is_zero() { Err(Halt::Deadline) } else { Ok(()) }
+    }
+
+    fn next_slice(&self) -> Result<u64, Halt> {
+        let left = self.remaining();
+        if left.is_zero() {
+            return Err(Halt::Deadline);
+        }
+        let by_time = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / WORST_NANOS_A_UNIT;
+        Ok(by_time.clamp(MIN_SLICE, MAX_SLICE).min(self.limit - self.base))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_does_not_depend_on_slices() {
+        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60));
+        let first = fuel.expire(-7).unwrap();
+        assert_eq!(fuel.used(first), 7);
+        let second = fuel.expire(-3).unwrap();
+        assert_eq!(fuel.used(second), 7 + first as u64 + 3);
+        fuel.charge(10);
+        assert_eq!(fuel.used(second), 7 + first as u64 + 13);
+    }
+
+    #[test]
+    fn the_last_slice_is_what_is_left() {
+        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60));
+        assert_eq!(fuel.expire(0).unwrap(), 100);
+        assert_eq!(fuel.expire(-1), Err(Halt::OutOfFuel));
+        assert_eq!(fuel.used_at_least(), 101);
+    }
+
+    #[test]
+    fn the_deadline_ends_it() {
+        let mut fuel = Fuel::new(u64::MAX, Instant::now());
+        assert_eq!(fuel.expire(0), Err(Halt::Deadline));
+    }
+
+    #[test]
+    fn slices_shrink_towards_the_deadline() {
+        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60));
+        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2));
+        assert_eq!(far.expire(0).unwrap() as u64, MAX_SLICE);
+        assert!((near.expire(0).unwrap() as u64) < 10_000);
+    }
+}

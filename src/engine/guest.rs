@@ -1,0 +1,182 @@
+//! One live guest: a store, an instance and the [`HostState`] of its host functions.
+//!
+//! A fresh run is [`Guest::instantiate`], one [`Guest::call`], [`Guest::meter`], drop. A living VM repeats
+//! [`Guest::begin`] and calls; after any error it must be dropped.
+//!
+//! Invariant: between [`Guest::begin`] and [`Guest::meter`] the guest can't use more than its limits, whatever it does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use wasmer::{
+    Extern, Function, FunctionEnv, FunctionEnvMut, Global, Instance, Store, TypedFunction, Value, WasmTypeList,
+};
+
+use crate::domain::{GuestFailure, Limits, Meter};
+
+use super::LoadedModule;
+use super::failure::{Ended, Halt, classify, classify_instantiation};
+use super::fuel::Fuel;
+use super::host::{BoundedLog, HostState, RunClock};
+use super::memory::{Budget, Grant, GuestMemory, with_grant};
+use super::sys;
+
+/// Names that instrumentation adds to every module; no upload may use them.
+pub const FUEL_MODULE: &str = "wasmgate:fuel";
+pub const FUEL_EXPIRE: &str = "expire";
+pub const FUEL_GLOBAL: &str = "wasmgate:fuel";
+
+/// What one invocation may use, from one clock reading on.
+#[derive(Clone, Debug)]
+pub struct Allowance {
+    pub limits: Limits,
+    pub deadline: Instant,
+}
+
+impl Allowance {
+    /// The limits, their wall time beginning now.
+    pub fn from_now(limits: Limits) -> Allowance {
+        let deadline = Instant::now() + limits.wall_ms;
+        Allowance { limits, deadline }
+    }
+}
+
+pub struct Guest {
+    store: Store,
+    instance: Instance,
+    env: FunctionEnv<HostState>,
+    fuel: Global,
+    started: Started,
+}
+
+#[derive(Clone, Copy)]
+struct Started {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Started {
+    fn now() -> Started {
+        Started { wall: Instant::now(), cpu: sys::thread_cpu_time() }
+    }
+}
+
+/// A guest that could not be made, or whose start function failed: how it ended and what it used.
+pub struct StillBorn {
+    pub ended: Ended,
+    pub meter: Meter,
+    pub stdout: Bytes,
+    pub log: Bytes,
+}
+
+impl Guest {
+    /// Makes a guest and runs its start function, if any, under the allowance. `prepare` fills the parts of the host
+    /// state that the ABI needs from the first instruction on.
+    pub fn instantiate(
+        module: &LoadedModule,
+        allowance: &Allowance,
+        budget: &Arc<Budget>,
+        prepare: impl FnOnce(&mut HostState),
+    ) -> Result<Guest, Box<StillBorn>> {
+        let started = Started::now();
+        let limits = &allowance.limits;
+        let memory = GuestMemory::default();
+        let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, budget.clone());
+        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline), memory);
+        state.output_limit = limits.output_bytes;
+        state.log = BoundedLog::new(limits.log_bytes);
+        prepare(&mut state);
+
+        let mut store = Store::new(module.wasmer_engine().clone());
+        let env = FunctionEnv::new(&mut store, state);
+        let imports: Vec<Extern> = module.imports().iter().map(|make| Extern::from(make(&mut store, &env))).collect();
+        let made = with_grant(grant, || {
+            Instance::new_by_index(&mut store, module.wasmer_module(), &imports).map_err(Box::new)
+        });
+        let ended = match made {
+            Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
+                Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started }),
+                Err(_) => Ended::Failed(GuestFailure::NotLoadable("the artifact has no fuel counter".into())),
+            },
+            Err(e) => {
+                let refused = env.as_ref(&store).memory.take_refused();
+                classify_instantiation(&e, refused)
+            }
+        };
+        let state = env.as_mut(&mut store);
+        let meter = meter(state, state.fuel.used_at_least(), started);
+        Err(Box::new(StillBorn { ended, meter, stdout: state.wasi.take_stdout(), log: state.log.take() }))
+    }
+
+    /// A new invocation of a living VM: fresh fuel, deadline, counters and log.
+    pub fn begin(&mut self, allowance: &Allowance) {
+        self.started = Started::now();
+        let state = self.env.as_mut(&mut self.store);
+        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);
+        state.clock = RunClock::now();
+        state.output_bytes = 0;
+        state.output_limit = allowance.limits.output_bytes;
+        state.log = BoundedLog::new(allowance.limits.log_bytes);
+        // Zero: the first instruction asks for a slice. A failure would leave the old count, never a larger one.
+        let _ = self.fuel.set(&mut self.store, Value::I64(0));
+    }
+
+    pub fn host(&mut self) -> &mut HostState {
+        self.env.as_mut(&mut self.store)
+    }
+
+    pub fn exports(&self, name: &str) -> bool {
+        self.instance.exports.contains(name)
+    }
+
+    /// The export as a function of this type, to be called again and again on a living VM; `None` when there is none.
+    pub fn function<Args: WasmTypeList, Rets: WasmTypeList>(&self, name: &str) -> Option<TypedFunction<Args, Rets>> {
+        self.instance.exports.get_typed_function(&self.store, name).ok()
+    }
+
+    /// Runs `call` with the store, and says how it ended.
+    pub fn call<R>(
+        &mut self,
+        call: impl FnOnce(&mut Store, &Instance) -> Result<R, wasmer::RuntimeError>,
+    ) -> Result<R, Ended> {
+        let result = call(&mut self.store, &self.instance);
+        result.map_err(|e| {
+            let refused = self.env.as_ref(&self.store).memory.take_refused();
+            classify(&e, refused)
+        })
+    }
+
+    /// What this invocation used so far.
+    pub fn meter(&mut self) -> Meter {
+        let counter = match self.fuel.get(&mut self.store) {
+            Value::I64(n) => n,
+            _ => 0,
+        };
+        let state = self.env.as_ref(&self.store);
+        meter(state, state.fuel.used(counter), self.started)
+    }
+
+    /// Bytes of its memory now; a living VM over its ceiling is replaced.
+    pub fn memory_bytes(&self) -> u64 {
+        self.env.as_ref(&self.store).memory.size() as u64
+    }
+}
+
+fn meter(state: &HostState, fuel: u64, started: Started) -> Meter {
+    Meter {
+        fuel,
+        cpu: sys::thread_cpu_time().saturating_sub(started.cpu),
+        wall: started.wall.elapsed(),
+        memory_peak_bytes: state.memory.peak_bytes(),
+        output_bytes: state.output_bytes,
+    }
+}
+
+/// The host function behind [`FUEL_EXPIRE`]: takes the guest's counter, gives the next one.
+pub fn make_expire(store: &mut Store, env: &FunctionEnv<HostState>) -> Function {
+    fn expire(mut env: FunctionEnvMut<'_, HostState>, counter: i64) -> Result<i64, Halt> {
+        env.data_mut().fuel.expire(counter)
+    }
+    Function::new_typed_with_env(store, env, expire)
+}

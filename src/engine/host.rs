@@ -1,0 +1,141 @@
+//! What a guest can do to the world, once: its memory as the host sees it, logs, output, clocks, random, configuration
+//! and the HTTP exchange. ABI files only translate pointers and encodings.
+//!
+//! Invariant: everything that a guest can observe beyond its own memory comes from its [`HostState`], so that a run can
+//! be recorded and replayed. No ABI file reads a clock or a random source by itself.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use super::abi::http_wasm::HttpWasmState;
+use super::abi::wasi::WasiState;
+use super::failure::Halt;
+use super::fuel::Fuel;
+use super::http::HttpExchange;
+use super::memory::GuestMemory;
+
+/// Bytes written by a guest, up to a limit; what is beyond is counted.
+#[derive(Debug, Default)]
+pub struct BoundedLog {
+    bytes: Vec<u8>,
+    limit: usize,
+    pub dropped: u64,
+}
+
+impl BoundedLog {
+    pub fn new(limit: u64) -> BoundedLog {
+        BoundedLog { bytes: Vec::new(), limit: usize::try_from(limit).unwrap_or(usize::MAX), dropped: 0 }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        let room = self.limit - self.bytes.len();
+        let kept = bytes.len().min(room);
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        self.dropped = self.dropped.saturating_add((bytes.len() - kept) as u64);
+    }
+
+    pub fn take(&mut self) -> Bytes {
+        self.dropped = 0;
+        std::mem::take(&mut self.bytes).into()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// The time of one run: a reading of the wall clock at its start, and what has passed since.
+#[derive(Clone, Copy, Debug)]
+pub struct RunClock {
+    started: Instant,
+    started_at: Duration,
+}
+
+impl RunClock {
+    pub fn now() -> RunClock {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        RunClock { started: Instant::now(), started_at: Duration::from_millis(millis) }
+    }
+
+    /// Since 1970-01-01 UTC, in whole milliseconds.
+    pub fn started_at(&self) -> Duration {
+        self.started_at
+    }
+
+    /// In whole ticks.
+    pub fn elapsed(&self, tick: Duration) -> Duration {
+        let tick = u64::try_from(tick.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let nanos = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(nanos - nanos % tick)
+    }
+}
+
+/// Where guests' random bytes come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Random;
+
+impl Random {
+    pub fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Halt> {
+        getrandom::fill(buffer).map_err(|_| Halt::Trap("the system gives no random bytes".into()))
+    }
+}
+
+/// The data of every host function of one guest.
+pub struct HostState {
+    pub fuel: Fuel,
+    pub memory: GuestMemory,
+    pub clock: RunClock,
+    pub random: Random,
+    pub wasi: WasiState,
+    /// The guest has a thread to itself and may sleep; else sleeping counts as running out of time.
+    pub may_block: bool,
+    /// stderr and log calls.
+    pub log: BoundedLog,
+    /// Counted by ABIs that write output; shown in the meter.
+    pub output_bytes: u64,
+    pub output_limit: u64,
+    /// The handler's configuration, as the ABI's `get_config` gives it.
+    pub config: Bytes,
+    /// The exchange while a phase of an HTTP handler runs.
+    pub http: Option<Box<HttpExchange>>,
+    pub http_state: HttpWasmState,
+}
+
+impl HostState {
+    pub fn new(fuel: Fuel, memory: GuestMemory) -> HostState {
+        HostState {
+            fuel,
+            memory,
+            clock: RunClock::now(),
+            random: Random,
+            wasi: WasiState::default(),
+            may_block: true,
+            log: BoundedLog::default(),
+            output_bytes: 0,
+            output_limit: 0,
+            config: Bytes::new(),
+            http: None,
+            http_state: HttpWasmState::default(),
+        }
+    }
+
+    /// Sleeps, never past the deadline: a longer sleep ends the guest there.
+    pub fn sleep(&self, wanted: Duration) -> Result<(), Halt> {
+        if wanted.is_zero() {
+            return self.fuel.check();
+        }
+        let left = self.remaining();
+        if !self.may_block {
+            return Err(Halt::Deadline);
+        }
+        std::thread::sleep(wanted.min(left));
+        if wanted < left { Ok(()) } else { Err(Halt::Deadline) }
+    }
+
+    /// Time left of this invocation.
+    pub fn remaining(&self) -> Duration {
+        self.fuel.remaining()
+    }
+}

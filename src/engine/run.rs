@@ -1,0 +1,95 @@
+//! One run of a command, cgi or core module, from its input to its end.
+//!
+//! Invariant: every run gives a meter and its standard error, however it ended.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wasmer::Value;
+
+use crate::domain::{Abi, GuestFailure, Meter};
+
+use super::abi::wasi::{Stdout, WasiState};
+use super::abi::{command, core};
+use super::failure::Ended;
+use super::guest::{Allowance, Guest};
+use super::host::HostState;
+use super::memory::Budget;
+use super::{Finished, Input, LoadedModule, Output, RunError};
+
+/// A call that fits its module; nothing of the guest has run yet.
+pub enum Call {
+    Command { entry: String },
+    Core { entry: String, args: Vec<Value> },
+}
+
+impl Call {
+    pub fn prepare(module: &LoadedModule, input: &Input) -> Result<Call, RunError> {
+        match module.abi() {
+            Abi::Command | Abi::Cgi => Ok(Call::Command { entry: command::prepare(module.shape(), input)? }),
+            Abi::Core => {
+                let (entry, args) = core::prepare(module.shape(), input)?;
+                Ok(Call::Core { entry, args })
+            }
+            Abi::HttpWasm => {
+                Err(RunError::BadCall("an `http-wasm` module handles requests of a route: it can't be executed".into()))
+            }
+        }
+    }
+}
+
+/// Runs on the calling thread. `may_block`: the thread is the guest's own.
+pub fn execute(
+    module: &LoadedModule,
+    label: &str,
+    input: &Input,
+    call: &Call,
+    allowance: &Allowance,
+    budget: &Arc<Budget>,
+    may_block: bool,
+) -> Finished {
+    let prepare = |host: &mut HostState| {
+        host.may_block = may_block;
+        host.wasi = WasiState {
+            args: std::iter::once(label.to_owned()).chain(input.args.iter().cloned()).collect(),
+            env: input.env.clone(),
+            stdin: input.stdin.clone(),
+            stdout: Stdout::Kept(Vec::new()),
+            ..WasiState::default()
+        };
+    };
+    let mut guest = match Guest::instantiate(module, allowance, budget, prepare) {
+        Ok(guest) => guest,
+        Err(stillborn) => {
+            // A start function that exits has ended the whole run by itself.
+            let result = match stillborn.ended {
+                Ended::Exit(exit_code) => Ok(Output { exit_code, stdout: stillborn.stdout, values: Vec::new() }),
+                Ended::Failed(failure) => Err(RunError::Guest(failure)),
+            };
+            return Finished { result, meter: stillborn.meter, stderr: stillborn.log };
+        }
+    };
+    let ended = match call {
+        Call::Command { entry } => command::call(&mut guest, entry).map(|code| (code, Vec::new())),
+        Call::Core { entry, args } => core::call(&mut guest, entry, args).map(|values| (0, values)),
+    };
+    let meter = guest.meter();
+    let host = guest.host();
+    let stderr = host.log.take();
+    let stdout = host.wasi.take_stdout();
+    let result = match ended {
+        Ok((exit_code, values)) => Ok(Output { stdout, exit_code, values }),
+        Err(ended) => Err(RunError::Guest(ended.into_failure())),
+    };
+    Finished { result, meter, stderr }
+}
+
+/// A run that never began.
+pub fn refused(error: RunError) -> Finished {
+    Finished { result: Err(error), meter: Meter::default(), stderr: Bytes::new() }
+}
+
+/// The end of an inline run that has to be done again on the pool.
+pub fn overran(finished: &Finished) -> bool {
+    matches!(finished.result, Err(RunError::Guest(GuestFailure::Deadline)))
+}

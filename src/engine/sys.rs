@@ -1,0 +1,46 @@
+//! The few calls of the operating system that the engine needs and std has not, behind safe functions.
+//!
+//! Invariant: every `unsafe` here is one libc call on memory that the function itself owns.
+
+// libc has no safe form of these calls.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::time::Duration;
+
+/// CPU time of the calling thread.
+pub fn thread_cpu_time() -> Duration {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `ts` is valid for writes and outlives the call.
+    let rc = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut ts) };
+    if rc != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32)
+}
+
+/// Lowers the calling thread's priority, so that guests give way to the proxy's own threads. Best effort.
+pub fn nice_this_thread(by: i32) {
+    // SAFETY: `setpriority` reads its arguments only; on Linux id 0 of PRIO_PROCESS is the calling thread.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, by);
+    }
+}
+
+/// Soft and hard limit of the calling process.
+pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: `limit` is valid for reads and outlives the call.
+    match unsafe { libc::setrlimit(resource, &limit) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Closes every descriptor but the standard ones.
+pub fn close_inherited() {
+    // SAFETY: nothing in a process that has just begun holds a descriptor above 2 that it counts on.
+    unsafe {
+        libc::close_range(3, libc::c_uint::MAX, 0);
+    }
+}
