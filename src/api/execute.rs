@@ -295,7 +295,7 @@ async fn stored(
     }
     let declared = version.shape.memory_min_bytes;
     if declared > limits.memory_bytes
-        && let Some(needs) = api.lowest_tier(|t| t.limits.memory_bytes >= declared)
+        && let Some(needs) = api.lowest_tier(&tier, |t| t.limits.memory_bytes >= declared)
     {
         return Err(Rejection::TierRequired { needs }.into());
     }

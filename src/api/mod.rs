@@ -113,10 +113,11 @@ impl Api {
         })
     }
 
-    /// The lowest tier that fits, for 402.
-    fn lowest_tier(&self, fits: impl Fn(&Tier) -> bool) -> Option<Name> {
+    /// The lowest tier that fits, for 402: above the caller's own if there is one.
+    fn lowest_tier(&self, own: &Tier, fits: impl Fn(&Tier) -> bool) -> Option<Name> {
         let snapshot = self.app.snapshot();
-        snapshot.tiers.values().filter(|t| fits(t)).min_by_key(|t| t.rank).map(|t| t.name.clone())
+        let fitting = snapshot.tiers.values().filter(|t| fits(t));
+        fitting.min_by_key(|t| (t.rank <= own.rank, t.rank)).map(|t| t.name.clone())
     }
 
     fn highest_tier(&self) -> Result<Arc<Tier>, Rejection> {

@@ -183,7 +183,7 @@ allowed_hosts = ["gate.example"]
 [engine]
 queue_timeout = "20s"
 [tiers.tiny]
-rank = 1
+rank = 8
 concurrent = 10
 quotas = [{ name = "day", requests = 5, window = "1d" }]
 module_size = "1KiB"
@@ -192,7 +192,7 @@ keys = 3
 limits.input = "1KiB"
 limits.memory = "64KiB"
 [tiers.big]
-rank = 2
+rank = 9
 concurrent = 10
 quotas = []
 module_size = "1MiB"
@@ -456,7 +456,7 @@ async fn core_functions_and_their_failures() {
     let traced = call("?function=trap&trace=1").await.problem(502, "handler-trap");
     assert!(traced["backtrace"].is_string() && traced["stderr"].is_string(), "{traced}");
 
-    kit.execute(&key, "", b"not wasm".to_vec()).await.problem(422, "invalid-module");
+    kit.execute(&key, "", b"\0asm\x01\0\0\0\xff".to_vec()).await.problem(422, "invalid-module");
     kit.execute(&key, "", Vec::new()).await.problem(400, "bad-request");
     kit.execute(&key, "?abi=nonsense", wasm(CORE)).await.problem(400, "bad-request");
     kit.run(&key, "absent").await.problem(404, "not-found");
