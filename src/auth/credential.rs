@@ -45,6 +45,11 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a field holds a credential of ours, so that it may not go on.
+pub fn is_ours(name: &HeaderName, value: &HeaderValue) -> bool {
+    *name == X_API_KEY || *name == AUTHORIZATION && our_bearer(value).is_some()
+}
+
 /// The token, when the scheme is `Bearer` in any case (RFC 9110 section 11.1) and it begins as ours do. An admin token
 /// here is ours too: it must not reach an upstream by mistake.
 fn our_bearer(value: &HeaderValue) -> Option<&[u8]> {

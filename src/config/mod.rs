@@ -144,7 +144,7 @@ pub struct Compile {
     pub memory_bytes: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub name: Name,
     pub endpoints: Vec<Endpoint>,
@@ -187,7 +187,7 @@ pub enum HashOn {
     Path,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// Server name to send and verify; default: the endpoint's host.
     pub sni: Option<String>,
@@ -204,7 +204,7 @@ pub enum UpstreamHttp {
     Auto,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     /// `None`: a TCP connect.
     pub http_path: Option<String>,
@@ -215,7 +215,7 @@ pub struct HealthCheck {
 }
 
 /// Passive: an endpoint that fails `failures` times in a row gets no requests for `duration`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ejection {
     pub failures: u32,
     pub duration: Duration,
@@ -330,7 +330,7 @@ impl HeaderEdits {
 }
 
 /// A module version, its configuration and its failure policy on a route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
     /// Owner of a bare module name: the operator's own, `wasmgate`, unless given.
     pub module: ModuleRef,

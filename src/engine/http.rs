@@ -2,11 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
-use super::{Engine, LoadedModule};
-use crate::domain::{Meter, Reply};
+use super::guest::Allowance;
+use super::guest_log::GuestLog;
+use super::lane::{INLINE_SLICE, Lane};
+use super::vms::{Handled, Permit, Turn, Vm, Vms};
+use super::{Engine, LoadedModule, RunError};
+use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
 
 /// `enable_features` bits of the http-wasm ABI, section 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,47 +63,267 @@ pub enum Verdict {
 /// What a phase gave back. On an error the exchange is as it was handed in, where the handler's policy may go on.
 pub struct HttpOutcome {
     pub exchange: Box<HttpExchange>,
-    pub result: Result<Verdict, super::RunError>,
+    pub result: Result<Verdict, RunError>,
     pub meter: Meter,
     /// After REQ with `Continue`: the VM that must also see the response.
     pub vm: Option<PinnedVm>,
 }
 
+/// A response phase can't be run again, since its guest holds the request's state. It gets five times an inline slice,
+/// once per row of short runs, so that only a guest that is far from its own past loses the request.
+const INLINE_RESPONSE: Duration = INLINE_SLICE.saturating_mul(5);
+/// Wall time is what ends a handler's phase; the fuel is enough for any that fits.
+const FUEL: u64 = u64::MAX / 2;
+const LOG_BYTES: u64 = 64 << 10;
+const TABLE_ELEMENTS: u32 = 100_000;
+/// After a failed start, requests get its failure for so long before it is tried again.
+const START_AGAIN: Duration = Duration::from_secs(1);
+
+impl HttpOutcome {
+    fn failed(exchange: Box<HttpExchange>, error: RunError, meter: Meter) -> HttpOutcome {
+        HttpOutcome { exchange, result: Err(error), meter, vm: None }
+    }
+}
+
 /// A handler of http-wasm guests: its module, configuration and pool of living VMs, keyed by owner, handler and
 /// configuration by being one object per handler of a route.
-pub struct HttpHandler {}
+pub struct HttpHandler {
+    engine: Arc<Engine>,
+    module: Arc<LoadedModule>,
+    owner: OwnerId,
+    config: Bytes,
+    limits: Limits,
+    vms: Vms,
+    requests: Lane,
+    responses: Lane,
+    log: GuestLog,
+    start_failed: Mutex<Option<(Instant, RunError)>>,
+}
 
 /// A VM between its two phases. Dropping it without `response` discards the VM.
-pub struct PinnedVm {}
-
-impl PinnedVm {
-    /// Module default and what this request enabled.
-    pub fn features(&self) -> Features {
-        unimplemented!()
-    }
-
-    /// `handle_response`. `is_error`: the upstream failed.
-    pub async fn response(self, _exchange: Box<HttpExchange>, _is_error: bool) -> HttpOutcome {
-        unimplemented!()
-    }
+pub struct PinnedVm {
+    handler: Arc<HttpHandler>,
+    vm: Vm,
+    permit: Permit,
+    context: i32,
+    features: Features,
 }
 
 impl HttpHandler {
     pub fn new(
-        _engine: &Arc<Engine>,
-        _module: Arc<LoadedModule>,
-        _label: Arc<str>,
-        _handler: &crate::config::Handler,
+        engine: &Arc<Engine>,
+        module: Arc<LoadedModule>,
+        label: Arc<str>,
+        handler: &crate::config::Handler,
     ) -> Arc<HttpHandler> {
-        unimplemented!()
+        let limits = Limits {
+            fuel: FUEL,
+            memory_bytes: handler.memory_bytes,
+            wall_ms: handler.wall,
+            input_bytes: handler.max_buffer_bytes,
+            output_bytes: handler.max_buffer_bytes,
+            log_bytes: LOG_BYTES,
+            table_elements: TABLE_ELEMENTS,
+        };
+        Arc::new(HttpHandler {
+            engine: engine.clone(),
+            module,
+            owner: handler.owner.clone(),
+            config: handler.config.clone().into(),
+            vms: Vms::new(engine.clone(), limits.memory_bytes),
+            limits,
+            requests: Lane::new(),
+            responses: Lane::new(),
+            log: GuestLog::new(label),
+            start_failed: Mutex::new(None),
+        })
     }
 
     /// The module may read the request body, so the gateway gathers it first (it imports `read_body`).
     pub fn wants_request_body(&self) -> bool {
-        unimplemented!()
+        self.module.shape().imports_function("http_handler", "read_body")
     }
 
-    pub async fn request(self: &Arc<Self>, _exchange: Box<HttpExchange>) -> HttpOutcome {
-        unimplemented!()
+    /// Starts one VM ahead of the first request, so that a module that refuses its configuration says so at once.
+    pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
+        let permit = self.vms.permit().await?;
+        let handler = self.clone();
+        let started = self.engine.pool().run(&self.owner, move || (handler.start_vm(), permit)).await;
+        let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
+        self.vms.give_back(vm?, permit);
+        Ok(())
     }
+
+    pub async fn request(self: &Arc<Self>, exchange: Box<HttpExchange>) -> HttpOutcome {
+        let permit = match self.vms.permit().await {
+            Ok(permit) => permit,
+            Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
+        };
+        match self.vms.take(&permit) {
+            Some(vm) if self.requests.is_inline() => match self.inline_request(exchange, vm, permit) {
+                Ok(outcome) => outcome,
+                // The run on the pool is the run: what the first try used is not charged.
+                Err((exchange, permit)) => self.pool_request(exchange, None, permit).await,
+            },
+            vm => self.pool_request(exchange, vm, permit).await,
+        }
+    }
+
+    /// On this thread. An overrun gives back everything but its VM.
+    fn inline_request(
+        self: &Arc<Self>,
+        exchange: Box<HttpExchange>,
+        mut vm: Vm,
+        permit: Permit,
+    ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
+        let mut exchange = Some(exchange);
+        let (result, meter) = vm.request(&mut exchange, &self.turn(Some(INLINE_SLICE)));
+        let exchange = given_back(exchange);
+        if matches!(result, Err(GuestFailure::Deadline)) && self.limits.wall_ms > INLINE_SLICE {
+            self.requests.overran();
+            return Err((exchange, permit));
+        }
+        self.requests.record(meter.wall);
+        Ok(self.settle_request(exchange, vm, permit, result, meter))
+    }
+
+    async fn pool_request(
+        self: &Arc<Self>,
+        exchange: Box<HttpExchange>,
+        vm: Option<Vm>,
+        permit: Permit,
+    ) -> HttpOutcome {
+        self.on_pool(exchange, (vm, permit), |handler, exchange, (vm, permit)| {
+            let mut vm = match vm.map_or_else(|| handler.start_vm(), Ok) {
+                Ok(vm) => vm,
+                Err(failure) => return HttpOutcome::failed(exchange, failure, Meter::default()),
+            };
+            let mut exchange = Some(exchange);
+            let (result, meter) = vm.request(&mut exchange, &handler.turn(None));
+            handler.requests.record(meter.cpu);
+            handler.settle_request(given_back(exchange), vm, permit, result, meter)
+        })
+        .await
+    }
+
+    fn settle_request(
+        self: &Arc<Self>,
+        exchange: Box<HttpExchange>,
+        mut vm: Vm,
+        permit: Permit,
+        result: Result<Handled, GuestFailure>,
+        meter: Meter,
+    ) -> HttpOutcome {
+        match result {
+            Ok(Handled { verdict: Verdict::Continue, context }) => {
+                let features = vm.features();
+                let pinned = PinnedVm { handler: self.clone(), vm, permit, context, features };
+                HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: Some(pinned) }
+            }
+            Ok(Handled { verdict, .. }) => {
+                self.vms.give_back(vm, permit);
+                HttpOutcome { exchange, result: Ok(verdict), meter, vm: None }
+            }
+            Err(failure) => {
+                vm.print(&exchange.request_id, &self.log);
+                HttpOutcome::failed(exchange, failure.into(), meter)
+            }
+        }
+    }
+
+    /// On a guest thread; a failure hands the exchange back when no thread takes it in time.
+    async fn on_pool<T: Send + 'static>(
+        self: &Arc<Self>,
+        exchange: Box<HttpExchange>,
+        with: T,
+        run: impl FnOnce(&Arc<HttpHandler>, Box<HttpExchange>, T) -> HttpOutcome + Send + 'static,
+    ) -> HttpOutcome {
+        let ours = Arc::new(Mutex::new(Some((exchange, with))));
+        let (theirs, handler) = (ours.clone(), self.clone());
+        let job = move || {
+            // The lock ends here; the guest runs without it.
+            let work = theirs.lock().take();
+            work.map(|(exchange, with)| run(&handler, exchange, with))
+        };
+        let busy = match self.engine.pool().run(&self.owner, job).await {
+            Ok(Some(outcome)) => return outcome,
+            Ok(None) => unreachable!("only this function takes the work back, after the pool has let it go"),
+            Err(busy) => RunError::Busy { retry_after: busy.retry_after },
+        };
+        let (exchange, _) = ours.lock().take().expect("a guest thread that took the exchange gives an outcome");
+        HttpOutcome::failed(exchange, busy, Meter::default())
+    }
+
+    fn start_vm(&self) -> Result<Vm, RunError> {
+        if let Some((when, failure)) = &*self.start_failed.lock()
+            && when.elapsed() < START_AGAIN
+        {
+            return Err(failure.clone());
+        }
+        let limits = self.limits.clone();
+        let started = Vm::start(&self.module, &limits, self.engine.budget(), &self.config, &self.log);
+        if let Err(failure) = &started {
+            *self.start_failed.lock() = Some((Instant::now(), failure.clone()));
+        }
+        started
+    }
+
+    /// A phase's limits from now on: its own thread, or this one for a slice.
+    fn turn(&self, slice: Option<Duration>) -> Turn<'_> {
+        let mut limits = self.limits.clone();
+        limits.wall_ms = limits.wall_ms.min(slice.unwrap_or(Duration::MAX));
+        Turn { allowance: Allowance::from_now(limits), may_block: slice.is_none(), log: &self.log }
+    }
+}
+
+impl PinnedVm {
+    /// Module default and what this request enabled.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// `handle_response`. `is_error`: the upstream failed.
+    pub async fn response(self, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
+        let PinnedVm { handler, vm, permit, context, features } = self;
+        let call = (context, is_error);
+        // How long a guest takes for a body depends on the body: the past says nothing.
+        if handler.responses.is_inline() && !features.has(Features::BUFFER_RESPONSE) {
+            return handler.run_response(exchange, vm, permit, call, Some(INLINE_RESPONSE));
+        }
+        let run = move |handler: &Arc<HttpHandler>, exchange, (vm, permit)| {
+            handler.run_response(exchange, vm, permit, call, None)
+        };
+        handler.on_pool(exchange, (vm, permit), run).await
+    }
+}
+
+impl HttpHandler {
+    fn run_response(
+        &self,
+        exchange: Box<HttpExchange>,
+        mut vm: Vm,
+        permit: Permit,
+        call: (i32, bool),
+        slice: Option<Duration>,
+    ) -> HttpOutcome {
+        let mut exchange = Some(exchange);
+        let (result, meter) = vm.response(&mut exchange, call, &self.turn(slice));
+        let exchange = given_back(exchange);
+        match result {
+            Ok(()) => {
+                self.responses.record(meter.cpu);
+                self.vms.give_back(vm, permit);
+                HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: None }
+            }
+            Err(failure) => {
+                self.responses.overran();
+                vm.print(&exchange.request_id, &self.log);
+                HttpOutcome::failed(exchange, failure.into(), meter)
+            }
+        }
+    }
+}
+
+fn given_back(exchange: Option<Box<HttpExchange>>) -> Box<HttpExchange> {
+    exchange.expect("a phase gives back the exchange that it was lent")
 }

@@ -9,11 +9,13 @@
 
 pub mod abi;
 mod artifacts;
+mod at_rest;
 mod cache;
 pub mod compile;
 pub mod failure;
 pub mod fuel;
 pub mod guest;
+mod guest_log;
 pub mod host;
 pub mod http;
 mod inspect;
@@ -25,6 +27,7 @@ pub mod pool;
 mod run;
 mod sys;
 mod tunables;
+mod vms;
 
 use std::io;
 use std::path::PathBuf;

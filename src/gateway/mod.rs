@@ -1,11 +1,43 @@
 //! The proxy: everything that names `pingora` lives below here.
 //!
+//! A connection's way: [`server`] accepts, [`connection`] guards each head ([`head`]) and hands it to [`proxy`], which
+//! runs the [`pipeline`]; that answers by itself ([`respond`], [`guest`], [`bridge`]), or through [`exchange`], or
+//! leaves streaming to Pingora.
+//!
 //! Invariant: a refusal reaches the client as one [`crate::domain::Rejection`], and neither an upstream nor a guest
 //! ever sees a credential of ours.
 
+mod access;
+mod admin;
+mod answer;
+mod body;
+mod bridge;
+mod conn;
+mod connection;
+mod context;
+mod exchange;
+mod forward;
+mod guest;
+mod handlers;
+mod head;
+mod health;
+mod identity;
+mod listener;
+mod merge;
+mod pem;
+mod pipeline;
+mod proxy;
+mod respond;
 pub mod routes;
+pub mod server;
 pub mod service;
+mod shutdown;
 pub mod snapshot;
+mod sys;
+mod upstream;
 
+pub use listener::BindError;
+pub use server::{Running, start};
 pub use service::{ApiBody, ApiService, Caller, Shared};
 pub use snapshot::Snapshot;
+pub use upstream::UpstreamError;

@@ -3,22 +3,171 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::Config;
-use crate::domain::{ModuleVersion, Name, OwnerId, Tier};
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
+
+use super::handlers::RouteHandler;
+use super::routes::Routes;
+use super::upstream::{Upstream, UpstreamError};
+use crate::config::{self, Config, Target};
+use crate::domain::{ModuleRef, ModuleVersion, Name, OwnerId, Tier};
+use crate::telemetry::{Metrics, RouteMetrics};
 
 /// Resolved before a snapshot is built: which version each handler's selector means now. `None`: not stored (yet);
 /// the route answers 500 `handler-not-loadable` until a module of that name is uploaded.
 pub type ResolvedModules = HashMap<(OwnerId, String), Option<ModuleVersion>>;
+
+/// Idle upstream connections kept in all.
+const UPSTREAM_POOL: usize = 1024;
+/// The label in metrics and logs of a request that no route took.
+pub const NO_ROUTE: &str = "none";
 
 pub struct Snapshot {
     pub config: Arc<Config>,
     pub tiers: HashMap<Name, Arc<Tier>>,
     /// Counts up with every swap.
     pub generation: u64,
+    pub(super) routes: Routes,
+    /// In the order of the configuration.
+    pub(super) states: Vec<Arc<RouteState>>,
+    pub(super) upstreams: HashMap<Name, Arc<Upstream>>,
+    pub(super) connector: Arc<Connector>,
+    pub(super) unmatched: RouteMetrics,
+    pub(super) anonymous: Option<Arc<Tier>>,
+}
+
+/// A route with everything that needs no request to be known.
+pub(super) struct RouteState {
+    pub index: usize,
+    pub metrics: RouteMetrics,
+    pub action: Action,
+    pub handlers: Vec<Arc<RouteHandler>>,
+    /// The least tier.
+    pub needs: Option<Arc<Tier>>,
+}
+
+pub(super) enum Action {
+    Upstream(Arc<Upstream>),
+    Guest(Arc<RouteHandler>),
+    Api,
+    Health,
+    Redirect,
+    Respond,
+}
+
+/// What a snapshot is made from.
+pub struct Parts<'a> {
+    pub config: Arc<Config>,
+    pub tiers: HashMap<Name, Arc<Tier>>,
+    pub modules: &'a ResolvedModules,
+    /// The snapshot to take living VMs, upstream health and connections over from.
+    pub previous: Option<&'a Snapshot>,
+    pub metrics: &'a Arc<Metrics>,
+}
+
+/// Where a handler's module is found in [`ResolvedModules`]: the owner, and `name[@version]`.
+pub fn module_key(handler: &config::Handler) -> (OwnerId, String) {
+    let owner = handler.module.owner.clone().unwrap_or_else(|| handler.owner.clone());
+    let bare = ModuleRef { owner: None, ..handler.module.clone() };
+    (owner, bare.to_string())
+}
+
+/// Every handler of a configuration, those that answer included.
+pub fn handlers(config: &Config) -> impl Iterator<Item = &config::Handler> {
+    config.routes.iter().flat_map(|route| {
+        let answering = match &route.target {
+            Target::Handler(handler) => Some(handler),
+            _ => None,
+        };
+        route.handlers.iter().chain(answering)
+    })
 }
 
 impl Snapshot {
+    /// Resolves upstream names and starts health checks, so it needs a runtime that outlives the snapshot.
+    pub async fn build(parts: Parts<'_>) -> Result<Arc<Self>, UpstreamError> {
+        let Parts { config, tiers, modules, previous, metrics } = parts;
+        let connector = match previous {
+            Some(previous) => previous.connector.clone(),
+            None => Arc::new(Connector::new(Some(ConnectorOptions::new(UPSTREAM_POOL)))),
+        };
+        let mut upstreams = HashMap::with_capacity(config.upstreams.len());
+        for (i, upstream) in config.upstreams.iter().enumerate() {
+            let known = previous.and_then(|p| p.upstreams.get(&upstream.name));
+            let built = Upstream::build(upstream, &format!("upstreams[{i}]"), known, &connector, metrics).await?;
+            upstreams.insert(upstream.name.clone(), built);
+        }
+        let known: HashMap<&Name, &RouteState> = previous
+            .map(|p| p.states.iter().map(|s| (&p.config.routes[s.index].name, &**s)).collect())
+            .unwrap_or_default();
+        let mut states = Vec::with_capacity(config.routes.len());
+        for (index, route) in config.routes.iter().enumerate() {
+            let known = known.get(&route.name).copied();
+            let handler = |config: &config::Handler| {
+                let version = modules.get(&module_key(config)).cloned().flatten();
+                known
+                    .and_then(|s| s.same_handler(config, version.as_ref()))
+                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), version)))
+            };
+            let action = match &route.target {
+                // A checked configuration names upstreams that exist.
+                Target::Upstream(name) => {
+                    Action::Upstream(upstreams.get(name).cloned().ok_or_else(|| UpstreamError {
+                        key: format!("routes[{index}].target.upstream"),
+                        message: format!("`{name}` is not an upstream"),
+                    })?)
+                }
+                Target::Handler(config) => Action::Guest(handler(config)),
+                Target::Api => Action::Api,
+                Target::Health => Action::Health,
+                Target::Redirect { .. } => Action::Redirect,
+                Target::Respond { .. } => Action::Respond,
+            };
+            states.push(Arc::new(RouteState {
+                index,
+                metrics: metrics.route(route.name.as_str()),
+                action,
+                handlers: route.handlers.iter().map(handler).collect(),
+                needs: route.tier.as_ref().and_then(|name| tiers.get(name)).cloned(),
+            }));
+        }
+        let anonymous = tiers.iter().find(|(name, _)| name.as_str() == Tier::ANONYMOUS).map(|(_, tier)| tier.clone());
+        Ok(Arc::new(Self {
+            routes: Routes::compile(&config.routes),
+            states,
+            upstreams,
+            connector,
+            unmatched: metrics.route(NO_ROUTE),
+            anonymous,
+            generation: previous.map_or(1, |p| p.generation + 1),
+            config,
+            tiers,
+        }))
+    }
+
     pub fn tier(&self, name: &Name) -> Option<&Arc<Tier>> {
         self.tiers.get(name)
+    }
+
+    /// The state of every endpoint, for the admin API: upstream, address, alive.
+    pub fn endpoints(&self) -> Vec<(Name, String, bool)> {
+        let mut all: Vec<_> = self
+            .upstreams
+            .iter()
+            .flat_map(|(name, u)| u.endpoints.iter().map(|e| (name.clone(), e.label.clone(), e.is_alive())))
+            .collect();
+        all.sort();
+        all
+    }
+}
+
+impl RouteState {
+    /// A handler of this route that has the same module version and configuration: its VMs live on.
+    fn same_handler(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> Option<Arc<RouteHandler>> {
+        let answering = match &self.action {
+            Action::Guest(handler) => Some(handler),
+            _ => None,
+        };
+        self.handlers.iter().chain(answering).find(|h| h.is_same(config, version)).cloned()
     }
 }

@@ -1,5 +1,33 @@
-//! The system tests; one subject a file.
+//! The system tests: most drive the running binary over real sockets, the rest one layer with real parts below it.
+//! One subject a file; helpers in `support`.
 
+mod support;
+
+mod admin;
 mod api;
+mod architecture;
+mod auth;
+mod auth_http;
+mod cli;
+mod clients;
 mod config;
+mod drain;
 mod engine;
+mod execute;
+mod handlers;
+mod http2_clients;
+mod http_wasm;
+mod limit;
+mod limits_http;
+mod modules;
+mod multipart;
+mod proxy;
+mod quickstart;
+mod routing;
+#[cfg(feature = "sdk-tests")]
+mod sdk;
+mod start;
+mod store;
+mod tls;
+mod uploads;
+mod upstreams;

@@ -1,11 +1,13 @@
 //! The redb file: opening, schema, errors, and opening it again after a failure of the disk.
 //!
 //! Invariant: after an I/O error redb refuses everything until the file is opened anew, so [`Db::write`] does that; what
-//! was committed before is there again, what failed is not.
+//! was committed before is there again, what failed is not. redb asserts on pages that are damaged; here that is
+//! [`StoreError::Corrupt`] like any other damage, and never the end of a worker or of the writer.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,9 +76,10 @@ impl Db {
         }
         let done = {
             let slot = self.slot.read();
-            transact(slot.as_ref().ok_or_else(|| self.closed())?, write)
+            let db = slot.as_ref().ok_or_else(|| self.closed())?;
+            unwound(|| transact(db, write))
         };
-        if matches!(done, Err(StoreError::Full | StoreError::Unavailable(_))) {
+        if matches!(done, Err(StoreError::Full | StoreError::Unavailable(_) | StoreError::Corrupt(_))) {
             // The write's own error is the one to report; without the file, later calls say so.
             if let Err(again) = self.reopen() {
                 tracing::error!(file = %self.path.display(), error = %again, "the store can't be opened again");
@@ -88,7 +91,7 @@ impl Db {
     fn reopen(&self) -> Result<()> {
         let mut slot = self.slot.write();
         // The lock on the file goes with the old handle.
-        *slot = None;
+        close(slot.take());
         *slot = Some(open_file(&self.path)?);
         Ok(())
     }
@@ -98,8 +101,28 @@ impl Db {
     }
 }
 
+impl Drop for Db {
+    fn drop(&mut self) {
+        close(self.slot.get_mut().take());
+    }
+}
+
+/// redb writes its last state when it is dropped, which can meet the same damage.
+fn close(db: Option<Database>) {
+    if let Err(error) = unwound(|| Ok(drop(db))) {
+        tracing::error!(%error, "the store could not be closed cleanly");
+    }
+}
+
 fn read_in<T>(db: &Database, read: impl FnOnce(&ReadTransaction) -> Result<T>) -> Result<T> {
-    read(&db.begin_read().map_err(fault)?)
+    unwound(|| read(&db.begin_read().map_err(fault)?))
+}
+
+/// A panic of redb as an error. What it left behind is redb's alone: poisoned locks answer with errors, and an open
+/// transaction is never committed.
+fn unwound<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(StoreError::Corrupt("a page of the file is damaged; restore it from a backup".into())))
 }
 
 fn transact(db: &Database, write: impl FnOnce(&WriteTransaction) -> Result<bool>) -> Result<()> {
@@ -127,7 +150,8 @@ fn open_file(path: &Path) -> Result<Database> {
         .mode(0o600)
         .open(path)
         .map_err(|e| at(path, &e))?;
-    let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_file(file).map_err(|e| match e {
+    let opened = unwound(|| Ok(redb::Builder::new().set_cache_size(CACHE_BYTES).create_file(file)))?;
+    let db = opened.map_err(|e| match e {
         DatabaseError::DatabaseAlreadyOpen => {
             StoreError::Unavailable(format!("`{}` is in use by another wasmgate; stop that one first", path.display()))
         }
@@ -141,8 +165,13 @@ fn open_file(path: &Path) -> Result<Database> {
         }
         e => fault(e),
     })?;
-    migrate(&db, path)?;
-    Ok(db)
+    match unwound(|| migrate(&db, path)) {
+        Ok(()) => Ok(db),
+        Err(e) => {
+            close(Some(db));
+            Err(e)
+        }
+    }
 }
 
 fn migrate(db: &Database, path: &Path) -> Result<()> {

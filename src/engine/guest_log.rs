@@ -1,0 +1,117 @@
+//! What guests print, on its way to the gateway's log.
+//!
+//! Invariant: a handler writes at most [`LINES_A_SECOND`] lines, and no guest's text forges a line of ours.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tracing::Level;
+
+const LINES_A_SECOND: u32 = 100;
+/// Of one line; longer ones are cut.
+const LINE_BYTES: usize = 4 << 10;
+
+/// The log of one handler.
+#[derive(Debug)]
+pub struct GuestLog {
+    handler: Arc<str>,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    began: Instant,
+    lines: u32,
+    dropped: u64,
+}
+
+impl GuestLog {
+    pub fn new(handler: Arc<str>) -> GuestLog {
+        GuestLog { handler, window: Mutex::new(Window { began: Instant::now(), lines: 0, dropped: 0 }) }
+    }
+
+    /// `request_id` is empty for what a module prints while it starts.
+    pub fn line(&self, request_id: &str, level: Level, text: &str) {
+        let Some(dropped) = self.admit(Instant::now()) else { return };
+        self.report(request_id, dropped);
+        let (handler, text) = (&*self.handler, Printable(text));
+        // A level is part of a call site, so there is one for each.
+        match level {
+            Level::ERROR => tracing::error!(target: "guest", handler, request_id, "{text}"),
+            Level::WARN => tracing::warn!(target: "guest", handler, request_id, "{text}"),
+            Level::INFO => tracing::info!(target: "guest", handler, request_id, "{text}"),
+            _ => tracing::debug!(target: "guest", handler, request_id, "{text}"),
+        }
+    }
+
+    /// Standard output and error of a phase, line by line.
+    pub fn printed(&self, request_id: &str, bytes: &[u8]) {
+        for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            self.line(request_id, Level::INFO, &String::from_utf8_lossy(line));
+        }
+    }
+
+    /// Tells that lines or bytes were cut before they got here.
+    pub fn report(&self, request_id: &str, dropped: u64) {
+        if dropped > 0 {
+            tracing::warn!(target: "guest", handler = &*self.handler, request_id, dropped, "guest logs were cut");
+        }
+    }
+
+    /// What was dropped in the second before, when this line may be written.
+    fn admit(&self, now: Instant) -> Option<u64> {
+        let mut window = self.window.lock();
+        let mut dropped = 0;
+        if now.saturating_duration_since(window.began) >= Duration::from_secs(1) {
+            dropped = window.dropped;
+            *window = Window { began: now, lines: 0, dropped: 0 };
+        }
+        if window.lines == LINES_A_SECOND {
+            window.dropped += 1;
+            return None;
+        }
+        window.lines += 1;
+        Some(dropped)
+    }
+}
+
+/// A guest's text on one line: control characters are escaped.
+struct Printable<'a>(&'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.0.char_indices().nth(LINE_BYTES) {
+            Some((end, _)) => &self.0[..end],
+            None => self.0,
+        };
+        for c in text.chars() {
+            if c.is_control() && c != '\t' {
+                write!(f, "{}", c.escape_default())?
+            } else {
+                fmt::Write::write_char(f, c)?
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_bounded_and_what_is_dropped_is_told() {
+        let log = GuestLog::new("h".into());
+        let start = Instant::now();
+        let admitted = (0..250).filter(|_| log.admit(start).is_some()).count();
+        assert_eq!(admitted as u32, LINES_A_SECOND);
+        assert_eq!(log.admit(start + Duration::from_secs(2)), Some(150));
+    }
+
+    #[test]
+    fn control_characters_forge_nothing() {
+        assert_eq!(Printable("a\nb\x1b[31m\tc").to_string(), "a\\nb\\u{1b}[31m\tc");
+    }
+}

@@ -1,0 +1,265 @@
+//! Living VMs of one handler: how one starts, runs a phase, and waits for its next request.
+//!
+//! Invariant: a VM that failed in any way never runs again, and of one handler no more exist than its cap allows: who
+//! makes or uses one holds a [`Permit`], and only who finds none idle makes one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmer::TypedFunction;
+
+use super::at_rest::AtRest;
+use super::failure::Ended;
+use super::guest::{Allowance, Guest};
+use super::guest_log::GuestLog;
+use super::host::HostState;
+use super::http::{Features, HttpExchange, Verdict};
+use super::memory::Budget;
+use super::{Engine, LoadedModule, RunError};
+use crate::domain::{GuestFailure, Limits, Meter};
+
+/// VMs that nobody needed for so long are let go when another comes back.
+const IDLE: Duration = Duration::from_secs(60);
+
+pub struct Vm {
+    guest: AtRest,
+    handle_request: TypedFunction<(), i64>,
+    handle_response: TypedFunction<(i32, i32), ()>,
+    requests: u64,
+    memory_at_start: u64,
+}
+
+/// One turn of a guest: what it may use, and where what it prints goes.
+pub struct Turn<'a> {
+    pub allowance: Allowance,
+    /// The thread is the guest's own for the turn.
+    pub may_block: bool,
+    pub log: &'a GuestLog,
+}
+
+/// How `handle_request` ended.
+#[derive(Debug)]
+pub struct Handled {
+    pub verdict: Verdict,
+    /// Handed back to `handle_response`.
+    pub context: i32,
+}
+
+impl Vm {
+    /// Instantiates the module and runs `_initialize`, else `_start`, once (ABI, "Guest exports").
+    pub fn start(
+        module: &LoadedModule,
+        limits: &Limits,
+        budget: &Arc<Budget>,
+        config: &Bytes,
+        log: &GuestLog,
+    ) -> Result<Vm, RunError> {
+        let allowance = Allowance::from_now(limits.clone());
+        let made = Guest::instantiate(module, &allowance, budget, |host: &mut HostState| host.config = config.clone());
+        let mut guest = made.map_err(|e| {
+            log.printed("", &e.log);
+            start_failure(e.ended)
+        })?;
+        let start = ["_initialize", "_start"].into_iter().find_map(|name| guest.function::<(), ()>(name));
+        let ended = start.map_or(Ok(()), |start| guest.call(|store, _| start.call(store)));
+        print(guest.host(), "", log);
+        match ended {
+            // ABI, "Guest exports": leaving `_start` by `proc_exit(0)` is success, and the instance stays usable.
+            Ok(()) | Err(Ended::Exit(0)) => {}
+            Err(ended) => return Err(start_failure(ended)),
+        }
+        let missing = |name| GuestFailure::NotLoadable(format!("it has no function `{name}` of http-wasm's type"));
+        Ok(Vm {
+            handle_request: guest.function("handle_request").ok_or_else(|| missing("handle_request"))?,
+            handle_response: guest.function("handle_response").ok_or_else(|| missing("handle_response"))?,
+            memory_at_start: guest.memory_bytes(),
+            guest: AtRest::new(guest),
+            requests: 0,
+        })
+    }
+
+    /// `handle_request`. On a failure the exchange is as it was, and the VM is to be dropped.
+    pub fn request(
+        &mut self,
+        exchange: &mut Option<Box<HttpExchange>>,
+        turn: &Turn<'_>,
+    ) -> (Result<Handled, GuestFailure>, Meter) {
+        self.requests += 1;
+        let Vm { guest, handle_request, .. } = self;
+        let guest = guest.get();
+        guest.begin(&turn.allowance);
+        let host = guest.host();
+        host.may_block = turn.may_block;
+        host.http = exchange.take();
+        host.http_state.begin_request();
+        let ended = guest.call(|store, _| handle_request.call(store));
+        let meter = guest.meter();
+        *exchange = guest.host().http.take();
+        let result = match (ended, exchange) {
+            (Ok(next), Some(exchange)) => self.handled(next, exchange, turn.log),
+            (Err(ended), _) => Err(ended.into_failure()),
+            (Ok(_), None) => Err(GuestFailure::BadOutput("the exchange is gone".into())),
+        };
+        (result, meter)
+    }
+
+    fn handled(&mut self, next: i64, exchange: &mut HttpExchange, log: &GuestLog) -> Result<Handled, GuestFailure> {
+        let host = self.guest.get().host();
+        print(host, &exchange.request_id, log);
+        let edits = std::mem::take(&mut host.http_state.edits);
+        // `ctx_next`: the low word says whether to go on, the high one is the guest's own.
+        let context = (next >> 32) as i32;
+        let verdict = if next as u32 == 0 {
+            Verdict::Respond(edits.into_reply(exchange))
+        } else {
+            edits.commit_request(exchange)?;
+            Verdict::Continue
+        };
+        Ok(Handled { verdict, context })
+    }
+
+    /// `handle_response`, as `request`.
+    pub fn response(
+        &mut self,
+        exchange: &mut Option<Box<HttpExchange>>,
+        (context, is_error): (i32, bool),
+        turn: &Turn<'_>,
+    ) -> (Result<(), GuestFailure>, Meter) {
+        let Vm { guest, handle_response, .. } = self;
+        let guest = guest.get();
+        guest.begin(&turn.allowance);
+        let host = guest.host();
+        host.may_block = turn.may_block;
+        host.http = exchange.take();
+        host.http_state.begin_response();
+        let ended = guest.call(|store, _| handle_response.call(store, context, i32::from(is_error)));
+        let meter = guest.meter();
+        let host = guest.host();
+        *exchange = host.http.take();
+        let result = match (ended, exchange) {
+            (Ok(()), Some(exchange)) => {
+                print(host, &exchange.request_id, turn.log);
+                std::mem::take(&mut host.http_state.edits).commit_response(exchange);
+                Ok(())
+            }
+            (Err(ended), _) => Err(ended.into_failure()),
+            (Ok(()), None) => Err(GuestFailure::BadOutput("the exchange is gone".into())),
+        };
+        (result, meter)
+    }
+
+    /// Writes out what a phase that failed had logged; one that ended by itself has already done so.
+    pub fn print(&mut self, request_id: &str, log: &GuestLog) {
+        print(self.guest.get().host(), request_id, log);
+    }
+
+    /// Module default and what the request under way enabled.
+    pub fn features(&mut self) -> Features {
+        self.guest.get().host().http_state.features
+    }
+
+    fn is_worn(&mut self, requests: u64, memory_limit: u64) -> bool {
+        // A module that starts with more than half of its limit is not worn by that.
+        let ceiling = (memory_limit / 2).max(self.memory_at_start);
+        self.requests >= requests || self.guest.get().memory_bytes() > ceiling
+    }
+}
+
+fn print(host: &mut HostState, request_id: &str, log: &GuestLog) {
+    let (lines, dropped) = host.http_state.take_logs();
+    for line in &lines {
+        log.line(request_id, line.level, &line.text);
+    }
+    log.report(request_id, dropped + host.log.dropped);
+    if !host.log.is_empty() {
+        log.printed(request_id, &host.log.take());
+    }
+}
+
+/// A module that ends itself while it starts says that it can't run, such as for a bad configuration.
+fn start_failure(ended: Ended) -> RunError {
+    RunError::Guest(match ended {
+        Ended::Exit(code) => GuestFailure::NotLoadable(format!("it exited with code {code} while it started")),
+        Ended::Failed(failure) => failure,
+    })
+}
+
+/// The right to make or use one VM of the handler.
+pub struct Permit {
+    _permit: OwnedSemaphorePermit,
+    engine: Arc<Engine>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.engine.vm_counters().1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The VMs of one handler.
+pub struct Vms {
+    permits: Arc<Semaphore>,
+    /// The one used last is at the back.
+    idle: Mutex<VecDeque<(Vm, Instant)>>,
+    engine: Arc<Engine>,
+    requests: u64,
+    memory_limit: u64,
+}
+
+impl Vms {
+    pub fn new(engine: Arc<Engine>, memory_limit: u64) -> Vms {
+        let cap = engine.config().vms_per_handler.clamp(1, Semaphore::MAX_PERMITS);
+        let requests = engine.config().vm_requests;
+        Vms { permits: Arc::new(Semaphore::new(cap)), idle: Mutex::default(), engine, requests, memory_limit }
+    }
+
+    /// In the order of asking; `Busy` after the queue's time.
+    pub async fn permit(&self) -> Result<Permit, RunError> {
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                match tokio::time::timeout(self.engine.config().queue_timeout, self.permits.clone().acquire_owned())
+                    .await
+                {
+                    Ok(Ok(permit)) => permit,
+                    _ => return Err(RunError::Busy { retry_after: Duration::from_secs(1) }),
+                }
+            }
+        };
+        self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
+        Ok(Permit { _permit: permit, engine: self.engine.clone() })
+    }
+
+    /// An idle VM, the warmest first.
+    pub fn take(&self, _permit: &Permit) -> Option<Vm> {
+        let (vm, _) = self.idle.lock().pop_back()?;
+        self.engine.vm_counters().0.fetch_sub(1, Ordering::Relaxed);
+        Some(vm)
+    }
+
+    /// After a request that ended well. The permit goes last, so that whoever waits finds the VM.
+    pub fn give_back(&self, mut vm: Vm, permit: Permit) {
+        if !vm.is_worn(self.requests, self.memory_limit) {
+            let now = Instant::now();
+            let mut idle = self.idle.lock();
+            idle.push_back((vm, now));
+            let stale = idle.pop_front_if(|(_, since)| now.saturating_duration_since(*since) > IDLE);
+            drop(idle);
+            if stale.is_none() {
+                self.engine.vm_counters().0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        drop(permit);
+    }
+}
+
+impl Drop for Vms {
+    fn drop(&mut self) {
+        self.engine.vm_counters().0.fetch_sub(self.idle.get_mut().len() as u64, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,152 @@
+//! Answers that the gateway has whole: refusals, fixed responses, what modules answered.
+//!
+//! Invariant: every refusal of a request that has a session leaves through [`reject`].
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+};
+use http::{HeaderValue, Method, StatusCode};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::Session;
+
+use super::context::Context;
+use super::forward::{self, Fields};
+use super::handlers;
+use super::service::Shared;
+use crate::domain::rejection::retry_after_seconds;
+use crate::domain::{Rejection, Reply, problem};
+
+/// Headers an answer usually has, so that the map is allocated once.
+const FIELDS: usize = 10;
+
+pub fn head(status: u16) -> Result<ResponseHeader> {
+    ResponseHeader::build_no_case(status, Some(FIELDS))
+}
+
+/// Whether an answer to this method with this status has a body (RFC 9110 section 6.4.1).
+pub fn has_body(method: &Method, status: StatusCode) -> bool {
+    *method != Method::HEAD && !matches!(status.as_u16(), 100..=199 | 204 | 205 | 304)
+}
+
+/// The head as the client gets it. `end`: nothing follows.
+pub async fn write_head(session: &mut Session, shared: &Shared, mut head: ResponseHeader, end: bool) -> Result<()> {
+    if shared.is_draining() {
+        session.set_keepalive(None);
+    }
+    head.set_version(http::Version::HTTP_11);
+    match &mut *session.downstream_session {
+        ServerSession::H2(h2) => h2.write_response_header(Box::new(head), end),
+        other => other.write_response_header(Box::new(head)).await,
+    }
+    .map_err(|e| e.into_down())
+}
+
+/// Sends a whole answer. The head is finished here: edits, limits, ids, framing.
+pub async fn send(
+    session: &mut Session,
+    ctx: &Context,
+    shared: &Shared,
+    mut head: ResponseHeader,
+    body: Bytes,
+) -> Result<()> {
+    forward::finish_response(&mut head, ctx)?;
+    head.drop_all(&TRANSFER_ENCODING);
+    let method_has_body = *session_method(session) != Method::HEAD;
+    let status_has_body = has_body(&Method::GET, head.status);
+    if status_has_body {
+        head.set(&CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    } else {
+        head.drop_all(&CONTENT_LENGTH);
+    }
+    let end = !method_has_body || !status_has_body || body.is_empty();
+    write_head(session, shared, head, end).await?;
+    if end {
+        session.downstream_session.finish_body().await.map_err(|e| e.into_down())
+    } else {
+        session.downstream_session.write_response_body(body, true).await.map_err(|e| e.into_down())
+    }
+}
+
+fn session_method(session: &Session) -> &Method {
+    &session.req_header().method
+}
+
+/// What a handler or module answered.
+pub fn from_reply(reply: Reply) -> Result<(ResponseHeader, Bytes)> {
+    let mut head = ResponseHeader::build_no_case(reply.status, Some(reply.headers.len() + FIELDS))?;
+    for (name, value) in reply.headers {
+        head.add(&name, value)?;
+    }
+    Ok((head, reply.body))
+}
+
+/// Refuses the request. Handlers that saw it are told (`is_error`), and may change what the client reads.
+pub async fn reject(session: &mut Session, ctx: &mut Context, shared: &Shared, rejection: Rejection) -> Result<()> {
+    if written(session) {
+        return Ok(());
+    }
+    let (mut head, mut body) = problem_answer(session, ctx, &rejection)?;
+    ctx.refused = Some(rejection);
+    if ctx.chain.is_some() {
+        (head, body) = handlers::respond(session, ctx, shared, head, body, true).await?;
+    }
+    send(session, ctx, shared, head, body).await
+}
+
+/// Whether a final answer has begun: nothing else may be written then.
+pub fn written(session: &Session) -> bool {
+    session
+        .response_written()
+        .is_some_and(|h| !h.status.is_informational() || h.status == StatusCode::SWITCHING_PROTOCOLS)
+}
+
+/// The problem document of a refusal; on gRPC requests its status in trailers-only form.
+pub fn problem_answer(session: &Session, ctx: &Context, rejection: &Rejection) -> Result<(ResponseHeader, Bytes)> {
+    let request = &session.req_header().headers;
+    let grpc = request.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        let mut head = head(200)?;
+        head.set(&CONTENT_TYPE, HeaderValue::from_static("application/grpc"))?;
+        head.set(&http::HeaderName::from_static("grpc-status"), HeaderValue::from(grpc_status(rejection.status())))?;
+        if let Ok(message) = HeaderValue::from_str(rejection.code()) {
+            head.set(&http::HeaderName::from_static("grpc-message"), message)?;
+        }
+        return Ok((head, Bytes::new()));
+    }
+    let mut head = head(rejection.status())?;
+    head.set(&CONTENT_TYPE, HeaderValue::from_static(problem::CONTENT_TYPE))?;
+    head.set(&CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    if let Some(wait) = rejection.retry_after() {
+        head.set(&RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait)))?;
+    }
+    match rejection {
+        Rejection::Unauthorized => {
+            head.set(&WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"wasmgate\""))?;
+        }
+        Rejection::MethodNotAllowed(_) => {
+            let allow =
+                ctx.allow.clone().unwrap_or(HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            head.set(&ALLOW, allow)?;
+        }
+        _ => {}
+    }
+    Ok((head, rejection.problem(ctx.request_id()).to_string().into()))
+}
+
+/// The gRPC status that stands for an HTTP status (grpc/doc/statuscodes.md).
+fn grpc_status(status: u16) -> u16 {
+    match status {
+        400 | 413 | 415 | 422 | 431 => 3,
+        401 => 16,
+        402 | 403 => 7,
+        404 | 405 => 12,
+        408 | 504 => 4,
+        409 => 10,
+        429 | 507 => 8,
+        502 | 503 => 14,
+        _ => 13,
+    }
+}

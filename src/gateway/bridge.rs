@@ -1,0 +1,161 @@
+//! Between Pingora's sessions and the API: requests in, answers out, bodies streamed both ways.
+//!
+//! Invariant: the API never gets more of a body than the limit, nor faster than it reads.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora::ErrorType;
+use pingora::http::ResponseHeader;
+use pingora::prelude::timeout;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::Session;
+use tokio::sync::mpsc;
+
+use super::answer::{self, has_body};
+use super::context::Context;
+use super::exchange::frame_answer;
+use super::forward;
+use super::handlers;
+use super::pipeline::Stop;
+use super::proxy::Gateway;
+use super::service::{ApiBody, ApiService, Caller};
+use crate::domain::Rejection;
+
+/// Chunks of a request body between the connection and the API.
+const BODY_CHUNKS: usize = 4;
+
+/// Answers from the tenant API.
+pub async fn tenant_api(
+    gateway: &Gateway,
+    session: &mut Session,
+    ctx: &mut Context,
+    held: Option<Bytes>,
+    max_body: u64,
+) -> Result<(), Stop> {
+    let caller = Caller { principal: ctx.principal.clone(), request_id: ctx.request_id().into(), peer: ctx.peer };
+    let request = request(&session.downstream_session, caller)?;
+    if held.is_none() {
+        super::body::go_on(session).await?;
+    }
+    let body_timeout = ctx.snapshot.config.server.body_timeout;
+    let answer = call(&*gateway.api, &mut session.downstream_session, request, held, max_body, body_timeout).await?;
+    let (parts, mut body) = answer.into_parts();
+    let mut head = ResponseHeader::from(parts);
+    let mut first = Bytes::new();
+    if ctx.chain.is_some() {
+        (head, first) = handlers::respond_head(session, ctx, &gateway.shared, head).await?;
+    }
+    forward::finish_response(&mut head, ctx)?;
+    let with_body = has_body(&ctx.method, head.status);
+    frame(session, &mut head, with_body, first.len())?;
+    answer::write_head(session, &gateway.shared, head, !with_body).await?;
+    if with_body {
+        if !first.is_empty() {
+            session.downstream_session.write_response_body(first, false).await.map_err(|e| e.into_down())?;
+        }
+        copy(&mut session.downstream_session, &mut body).await?;
+    }
+    session.downstream_session.finish_body().await.map_err(|e| Stop::Broken(e.into_down()))
+}
+
+fn frame(session: &mut Session, head: &mut ResponseHeader, with_body: bool, first: usize) -> pingora::Result<()> {
+    let version = session.req_header().version;
+    frame_answer(head, version, with_body, first)?;
+    if version == http::Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
+        session.set_keepalive(None);
+    }
+    Ok(())
+}
+
+/// The request as the API gets it; its body comes from [`call`].
+pub fn request(session: &ServerSession, caller: Caller) -> Result<http::Request<()>, Rejection> {
+    let mut parts = session.req_header().as_owned_parts();
+    // The body arrives decoded.
+    parts.headers.remove(TRANSFER_ENCODING);
+    if !session.req_header().raw_path().starts_with(b"/") && parts.uri.path_and_query().is_none() {
+        return Err(Rejection::BadRequest("the request target is malformed".into()));
+    }
+    let mut request = http::Request::from_parts(parts, ());
+    request.extensions_mut().insert(caller);
+    Ok(request)
+}
+
+/// Calls the API while the request's body is pumped to it.
+pub async fn call(
+    api: &dyn ApiService,
+    session: &mut ServerSession,
+    request: http::Request<()>,
+    held: Option<Bytes>,
+    max_body: u64,
+    body_timeout: Duration,
+) -> Result<http::Response<ApiBody>, Stop> {
+    if let Some(body) = held {
+        let body: ApiBody = Box::pin(futures_util::stream::once(async { Ok(body) }));
+        return Ok(api.call(request.map(|()| body)).await);
+    }
+    if session.is_body_done() {
+        let body: ApiBody = Box::pin(futures_util::stream::empty());
+        return Ok(api.call(request.map(|()| body)).await);
+    }
+    let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(BODY_CHUNKS);
+    let body: ApiBody = Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)));
+    let mut answer = api.call(request.map(|()| body));
+    let pumped = {
+        let pump = pump(session, sender, max_body, body_timeout);
+        tokio::pin!(pump);
+        tokio::select! {
+            answer = &mut answer => return Ok(answer),
+            pumped = &mut pump => pumped,
+        }
+    };
+    match pumped {
+        Ok(()) => Ok(answer.await),
+        // The API has seen the error too; what it says about it is less than what is known here.
+        Err(stop) => Err(stop),
+    }
+}
+
+/// Ends with the body, or when the API has stopped reading.
+async fn pump(
+    session: &mut ServerSession,
+    to: mpsc::Sender<std::io::Result<Bytes>>,
+    max_body: u64,
+    body_timeout: Duration,
+) -> Result<(), Stop> {
+    let mut read = 0u64;
+    loop {
+        let late = || Stop::Reject(Rejection::RequestTimeout);
+        match timeout(body_timeout, session.read_request_body()).await.map_err(|_| late())? {
+            Ok(None) => return Ok(()),
+            Ok(Some(chunk)) => {
+                read += chunk.len() as u64;
+                if read > max_body {
+                    return Err(Rejection::PayloadTooLarge { limit: max_body }.into());
+                }
+                if to.send(Ok(chunk)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Err(e) if e.etype == ErrorType::ReadTimedout => return Err(late()),
+            Err(e) => {
+                // Told to the API, so that it does not take a cut body for a whole one.
+                let _ = to.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+                return Err(Stop::Broken(e.into_down()));
+            }
+        }
+    }
+}
+
+/// Streams an answer's body. An error of the API cuts the answer off, so that the client does not take it for whole.
+pub async fn copy(session: &mut ServerSession, body: &mut ApiBody) -> pingora::Result<()> {
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|e| pingora::Error::because(ErrorType::InternalError, "the API's answer", e))?;
+        if !chunk.is_empty() {
+            session.write_response_body(chunk, false).await.map_err(|e| e.into_down())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! What the gateway knows of one request, from its head to its log line.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Uri};
+use pingora::proxy::Session;
+
+use super::handlers::Chain;
+use super::identity::Trace;
+use super::snapshot::{RouteState, Snapshot};
+use super::upstream::{Lease, Tried, Upstream};
+use crate::config::{self, HashOn};
+use crate::domain::{Meter, Principal, Rejection};
+use crate::limit::limiter::{InFlight, Now};
+
+pub struct Context {
+    pub start: Now,
+    pub snapshot: Arc<Snapshot>,
+    pub(super) route: Option<Arc<RouteState>>,
+    pub request_id: HeaderValue,
+    pub trace: Trace,
+    /// Of the connection.
+    pub peer: SocketAddr,
+    /// Behind trusted proxies.
+    pub client: IpAddr,
+    pub peer_is_trusted: bool,
+    /// As the client sent them; handlers and rewrites change the request, not these.
+    pub method: Method,
+    pub uri: Uri,
+    /// `Host` or `:authority`.
+    pub host: Option<HeaderValue>,
+    /// The connection is encrypted.
+    pub tls: bool,
+    pub principal: Option<Principal>,
+    /// `RateLimit-Policy` and `RateLimit`.
+    pub rate: Option<(HeaderValue, HeaderValue)>,
+    /// Given back with the context, after the answer.
+    pub in_flight: Option<InFlight>,
+    /// `Allow` of a 405.
+    pub allow: Option<HeaderValue>,
+    /// A WebSocket handshake.
+    pub upgrade: bool,
+    /// Request body bytes that went upstream as they came.
+    pub streamed: u64,
+    pub(super) chain: Option<Box<Chain>>,
+    /// Bytes of handlers that precede the streamed body of the upstream's answer.
+    pub before_body: Bytes,
+    pub(super) lease: Option<Lease>,
+    pub(super) tried: Tried,
+    pub attempts: u32,
+    /// `address` of the endpoint that answered, for the log.
+    pub endpoint: Option<String>,
+    pub guests: GuestUse,
+    /// What the client was refused with.
+    pub refused: Option<Rejection>,
+    pub(super) logged: bool,
+}
+
+/// What guests of this request used.
+#[derive(Default)]
+pub struct GuestUse {
+    pub runs: u64,
+    pub meter: Meter,
+    /// `ok`, or the last failure's slug.
+    pub outcome: Option<&'static str>,
+}
+
+impl Context {
+    pub fn new(snapshot: Arc<Snapshot>, start: Now, request_id: HeaderValue) -> Self {
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Self {
+            start,
+            snapshot,
+            route: None,
+            request_id,
+            trace: Trace { id: [b'0'; 32], flags: *b"00" },
+            peer: SocketAddr::new(unknown, 0),
+            client: unknown,
+            peer_is_trusted: false,
+            method: Method::GET,
+            uri: Uri::default(),
+            host: None,
+            tls: false,
+            principal: None,
+            rate: None,
+            in_flight: None,
+            allow: None,
+            upgrade: false,
+            streamed: 0,
+            chain: None,
+            before_body: Bytes::new(),
+            lease: None,
+            tried: Tried::default(),
+            attempts: 0,
+            endpoint: None,
+            guests: GuestUse::default(),
+            refused: None,
+            logged: false,
+        }
+    }
+
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// The configuration of the route that took the request.
+    pub fn route(&self) -> Option<&config::Route> {
+        self.route.as_ref().map(|state| &self.snapshot.config.routes[state.index])
+    }
+
+    /// Chooses the endpoint of the next attempt.
+    pub(super) fn pick(&mut self, session: &Session, upstream: &Upstream) -> Result<&Lease, Rejection> {
+        let address;
+        let head = session.req_header();
+        let key: &[u8] = match upstream.hash_on() {
+            None => &[],
+            Some(HashOn::ClientAddress) => {
+                address = match self.client {
+                    IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                    IpAddr::V6(v6) => v6.octets(),
+                };
+                &address
+            }
+            Some(HashOn::Header(name)) => head.headers.get(name).map_or(&[], |v| v.as_bytes()),
+            Some(HashOn::Path) => head.uri.path().as_bytes(),
+        };
+        let now = if self.attempts == 0 { self.start.mono } else { std::time::Instant::now() };
+        let lease = upstream.pick(key, self.tried, now).ok_or(Rejection::UpstreamUnavailable)?;
+        self.tried.add(lease.index);
+        self.attempts += 1;
+        Ok(self.lease.insert(lease))
+    }
+}

@@ -1,0 +1,338 @@
+//! The http-wasm handlers of a route: the request phase in order, the response phase in reverse, and what is kept
+//! between the two.
+//!
+//! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
+//! 1), unless its VM failed or the client is gone.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{Method, Version};
+use parking_lot::Mutex;
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use tokio::sync::OnceCell;
+
+use super::answer;
+use super::body;
+use super::context::Context;
+use super::merge::merge_pending;
+use super::pipeline::Stop;
+use super::service::Shared;
+use crate::config::{self, HandlerFail};
+use crate::domain::{GuestFailure, Meter, ModuleVersion, Phase, Rejection, Reply};
+use crate::engine::{
+    Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+};
+
+/// A handler on a route, or the module that answers one. Its VMs live as long as it does.
+pub struct RouteHandler {
+    pub config: config::Handler,
+    version: Option<ModuleVersion>,
+    /// `owner/name@version`.
+    pub label: Arc<str>,
+    module: OnceCell<Arc<LoadedModule>>,
+    http: OnceCell<Arc<HttpHandler>>,
+}
+
+impl RouteHandler {
+    pub fn new(config: config::Handler, version: Option<ModuleVersion>) -> Self {
+        let owner = config.module.owner.as_ref().unwrap_or(&config.owner);
+        let number = version.as_ref().map_or(0, |v| v.version);
+        let label = format!("{owner}/{}@{number}", config.module.name).into();
+        Self { config, version, label, module: OnceCell::new(), http: OnceCell::new() }
+    }
+
+    pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
+        let digests = (self.version.as_ref().map(|v| v.digest), version.map(|v| v.digest));
+        self.config == *config && digests.0 == digests.1
+    }
+
+    pub fn version(&self) -> Option<&ModuleVersion> {
+        self.version.as_ref()
+    }
+
+    /// Loaded by the first request that needs it; further ones wait for the same load.
+    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, GuestFailure> {
+        let version = self
+            .version
+            .as_ref()
+            .ok_or_else(|| GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))?;
+        self.module.get_or_try_init(|| engine.load(version.digest, version.abi, &version.shape)).await
+    }
+
+    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
+        let module = self.module(engine).await?.clone();
+        let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config);
+        Ok(self.http.get_or_init(|| async { make() }).await)
+    }
+}
+
+/// A handler that let the request pass, and the VM that waits for the answer.
+struct Waiting {
+    handler: Arc<RouteHandler>,
+    /// It wants the answer's body before the head is final.
+    buffers: bool,
+    /// Never locked: it makes a VM, which may move between threads but not be shared, part of a shareable context.
+    vm: Mutex<PinnedVm>,
+}
+
+/// Handlers that let the request pass, and what they set ahead of the answer.
+pub struct Chain {
+    passed: Vec<Waiting>,
+    pending: http::response::Parts,
+    pending_body: Bytes,
+}
+
+impl Chain {
+    /// The most of an answer that may be held, when a handler asked for the whole of it.
+    pub fn buffer_limit(&self) -> Option<u64> {
+        self.passed.iter().filter(|w| w.buffers).map(|w| w.handler.config.max_buffer_bytes).min()
+    }
+}
+
+/// What the request phase came to.
+pub enum Passed {
+    /// On to the upstream. `Some`: the body, gathered or written by a handler.
+    On(Option<Bytes>),
+    /// A handler answered. Earlier ones still have their response phase before them.
+    Answered(Reply),
+}
+
+fn empty_response() -> http::response::Parts {
+    http::Response::new(()).into_parts().0
+}
+
+/// Runs the request phase of `handlers`, the session's head as each left it.
+pub async fn request_phase(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    handlers: &[Arc<RouteHandler>],
+    max_body: u64,
+) -> Result<Passed, Stop> {
+    ctx.chain = Some(Box::new(Chain { passed: Vec::new(), pending: empty_response(), pending_body: Bytes::new() }));
+    let has_body = !session.downstream_session.is_body_empty();
+    let mut body: Option<Bytes> = None;
+    let mut consumed = false;
+    for handler in handlers {
+        let http = match handler.http(&shared.engine).await {
+            Ok(http) => http,
+            Err(failure) => {
+                tolerate(ctx, handler, RunError::Guest(failure))?;
+                continue;
+            }
+        };
+        if has_body && body.is_none() && http.wants_request_body() {
+            body = Some(body::gather(session, ctx, max_body.min(handler.config.max_buffer_bytes)).await?);
+        }
+        let mut exchange = take_exchange(session, ctx);
+        exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
+        let outcome = http.request(exchange).await;
+        let HttpOutcome { exchange, result, meter, vm } = outcome;
+        record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
+        let exchange = put_back(session, ctx, exchange)?;
+        match result {
+            Ok(Verdict::Respond(reply)) => return Ok(Passed::Answered(reply)),
+            Ok(Verdict::Continue) => {
+                if let Some(written) = exchange.replaced {
+                    body = Some(written);
+                    consumed = false;
+                } else if exchange.consumed {
+                    consumed = true;
+                }
+                if let (Some(chain), Some(vm)) = (&mut ctx.chain, vm) {
+                    let buffers = vm.features().has(Features::BUFFER_RESPONSE);
+                    chain.passed.push(Waiting { handler: handler.clone(), buffers, vm: Mutex::new(vm) });
+                }
+            }
+            Err(error) => tolerate(ctx, handler, error)?,
+        }
+    }
+    if consumed {
+        return Ok(Passed::On(Some(Bytes::new())));
+    }
+    // A handler that holds the answer back does so in the gateway's own exchange, which needs the body whole.
+    let holds = ctx.chain.as_ref().is_some_and(|chain| chain.buffer_limit().is_some());
+    if holds && has_body && body.is_none() {
+        body = Some(body::gather(session, ctx, max_body).await?);
+    }
+    Ok(Passed::On(body))
+}
+
+/// What a request phase did to the body.
+struct BodyEdit {
+    replaced: Option<Bytes>,
+    consumed: bool,
+}
+
+/// Moves the head out of the session. Its framing is known to the session by now.
+fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> {
+    let head = session.req_header_mut();
+    let (method, version) = (head.method.clone(), head.version);
+    let taken = std::mem::replace(head, placeholder(method, version));
+    let (response, response_body) = match &mut ctx.chain {
+        Some(chain) => (
+            std::mem::replace(&mut chain.pending, empty_response()),
+            Some(std::mem::take(&mut chain.pending_body)).filter(|b| !b.is_empty()),
+        ),
+        None => (empty_response(), None),
+    };
+    Box::new(HttpExchange {
+        request: taken.into(),
+        request_body: None,
+        request_body_replaced: None,
+        request_body_consumed: false,
+        response,
+        response_status_set: false,
+        response_body,
+        response_body_replaced: None,
+        peer: ctx.peer,
+        request_id: ctx.request_id().into(),
+    })
+}
+
+/// Stands in for a head that is with a guest: what the session itself asks of it.
+fn placeholder(method: Method, version: Version) -> RequestHeader {
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    (parts.method, parts.version) = (method, version);
+    parts.into()
+}
+
+fn put_back(session: &mut Session, ctx: &mut Context, exchange: Box<HttpExchange>) -> Result<BodyEdit, Stop> {
+    let exchange = *exchange;
+    if let Some(chain) = &mut ctx.chain {
+        chain.pending = exchange.response;
+        let written = exchange.response_body_replaced.map(Bytes::from).or(exchange.response_body);
+        chain.pending_body = written.unwrap_or_default();
+    }
+    *session.req_header_mut() = exchange.request.into();
+    Ok(BodyEdit { replaced: exchange.request_body_replaced.map(Bytes::from), consumed: exchange.request_body_consumed })
+}
+
+/// The handler's failure policy: `Ok` goes on without it.
+fn tolerate(ctx: &mut Context, handler: &RouteHandler, error: RunError) -> Result<(), Stop> {
+    let rejection = rejection_of(error);
+    ctx.guests.outcome = Some(rejection.code());
+    tracing::warn!(handler = %handler.label, code = rejection.code(), detail = rejection.detail(), "handler failed");
+    match handler.config.fail {
+        HandlerFail::Open => Ok(()),
+        HandlerFail::Closed => Err(Stop::Reject(rejection)),
+    }
+}
+
+pub fn rejection_of(error: RunError) -> Rejection {
+    match error {
+        RunError::Guest(failure) => Rejection::Guest(failure),
+        // An operator's handler is called by the gateway: a bad call is a module that does not fit.
+        RunError::BadCall(detail) => Rejection::Guest(GuestFailure::NotLoadable(detail)),
+        RunError::Busy { retry_after } => Rejection::Busy { retry_after },
+    }
+}
+
+pub fn record(
+    ctx: &mut Context,
+    shared: &Shared,
+    handler: &RouteHandler,
+    phase: Phase,
+    error: Option<&RunError>,
+    meter: &Meter,
+) {
+    let failure = match error {
+        Some(RunError::Guest(failure)) => Some(failure),
+        _ => None,
+    };
+    if let Some(version) = &handler.version {
+        shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
+    }
+    ctx.guests.runs += u64::from(phase != Phase::Response);
+    ctx.guests.meter = ctx.guests.meter.and(*meter);
+    let outcome = ctx.guests.outcome.get_or_insert("ok");
+    if let Some(failure) = failure {
+        *outcome = failure.kind();
+    }
+}
+
+/// The response phase over an answer whose body is held. Gives the answer as the client is to read it.
+pub async fn respond(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    head: ResponseHeader,
+    body: Bytes,
+    mut is_error: bool,
+) -> Result<(ResponseHeader, Bytes)> {
+    let Some(chain) = ctx.chain.take() else { return Ok((head, body)) };
+    let Chain { passed, pending, pending_body } = *chain;
+    let (mut head, mut body) = (head, body);
+    if !is_error {
+        merge_pending(&mut head, pending)?;
+        if !pending_body.is_empty() {
+            body = [pending_body, body].concat().into();
+        }
+    }
+    for Waiting { handler, vm, .. } in passed.into_iter().rev() {
+        let mut exchange = take_exchange(session, ctx);
+        exchange.response = head.into();
+        exchange.response_body = Some(body.clone());
+        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, is_error).await;
+        record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
+        let exchange = *exchange;
+        *session.req_header_mut() = exchange.request.into();
+        head = exchange.response.into();
+        if let Some(written) = exchange.response_body_replaced {
+            body = written.into();
+        }
+        if let Err(error) = result
+            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, error)
+        {
+            (head, body) = answer::problem_answer(session, ctx, &rejection)?;
+            ctx.refused = Some(rejection);
+            is_error = true;
+        }
+    }
+    Ok((head, body))
+}
+
+/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body.
+pub async fn respond_head(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    mut head: ResponseHeader,
+) -> Result<(ResponseHeader, Bytes), Stop> {
+    let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
+    let Chain { mut passed, pending, pending_body } = *chain;
+    merge_pending(&mut head, pending).map_err(Stop::Broken)?;
+    while let Some(Waiting { handler, vm, .. }) = passed.pop() {
+        let mut exchange = take_exchange(session, ctx);
+        exchange.response = head.into();
+        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, false).await;
+        record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
+        let exchange = *exchange;
+        *session.req_header_mut() = exchange.request.into();
+        head = exchange.response.into();
+        if let Err(error) = result
+            && let Err(stop) = tolerate(ctx, &handler, error)
+        {
+            // The refusal passes the handlers before this one.
+            ctx.chain = Some(Box::new(Chain { passed, pending: empty_response(), pending_body: Bytes::new() }));
+            return Err(stop);
+        }
+    }
+    Ok((head, pending_body))
+}
+
+/// Restores the framing that a guest may have written over, for a body that streams through.
+pub fn restore_framing(head: &mut RequestHeader, length: Option<u64>) -> Result<()> {
+    head.remove_header(&TRANSFER_ENCODING);
+    match length {
+        Some(n) => head.insert_header(CONTENT_LENGTH, n),
+        None => {
+            head.remove_header(&CONTENT_LENGTH);
+            Ok(())
+        }
+    }
+}

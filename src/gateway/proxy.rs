@@ -1,0 +1,312 @@
+//! The one implementation of Pingora's `ProxyHttp`: the pipeline decides; what is left to Pingora are requests whose
+//! body streams through, and WebSockets.
+//!
+//! Invariant: both ways to an upstream send the head that the pipeline composed, and finish answers by the same rules.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TE, TRANSFER_ENCODING};
+use http::{HeaderValue, Version};
+use pingora::apps::HttpServerOptions;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session, http_proxy};
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::access;
+use super::answer;
+use super::context::Context;
+use super::exchange;
+use super::forward::{self, Fields};
+use super::handlers;
+use super::identity::Ids;
+use super::pipeline::{self, Next, Stop};
+use super::service::{ApiService, Shared};
+use super::snapshot::Action;
+use super::upstream::Upstream;
+use crate::config;
+use crate::domain::Rejection;
+use crate::limit::limiter::Now;
+
+/// Streams a client may have open on one HTTP/2 connection.
+const H2_STREAMS: u32 = 128;
+/// Streams a client may have opened and reset at once (rapid reset, CVE-2023-44487).
+const H2_RESETS: usize = 64;
+/// Bytes of answers held for one HTTP/2 connection whose client does not read.
+const H2_SEND_BUFFER: usize = 256 << 10;
+/// A bound above any configured number of retries: Pingora counts attempts, the gateway decides.
+const ATTEMPTS: usize = 64;
+const UPSTREAM_POOL: usize = 512;
+
+pub struct Gateway {
+    pub shared: Arc<Shared>,
+    pub api: Arc<dyn ApiService>,
+    pub ids: Arc<Ids>,
+}
+
+/// `ProxyHttp` over the gateway.
+pub struct Proxy(Gateway);
+
+/// HTTP/2 towards clients, bounded.
+pub fn h2_options(server: &config::Server) -> H2Options {
+    let mut options = default_h2_options();
+    options
+        .max_concurrent_streams(H2_STREAMS)
+        .max_header_list_size(u32::try_from(server.max_header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_reset_streams(H2_RESETS)
+        .max_pending_accept_reset_streams(H2_RESETS)
+        .max_send_buffer_size(H2_SEND_BUFFER);
+    options
+}
+
+pub fn app(gateway: Gateway, server: &config::Server, threads: usize) -> Arc<HttpProxy<Proxy>> {
+    let conf = ServerConf {
+        threads,
+        max_retries: ATTEMPTS,
+        upstream_keepalive_pool_size: UPSTREAM_POOL / threads.max(1),
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(conf), Proxy(gateway));
+    let mut options = HttpServerOptions::default();
+    // Only connections whose first bytes are the HTTP/2 preface come to Pingora's own server.
+    options.h2c = true;
+    // The pipeline refuses it, as a problem document.
+    options.allow_connect_method_proxying = true;
+    options.h2_idle_timeout = Some(server.keepalive);
+    proxy.server_options = Some(options);
+    proxy.h2_options = Some(h2_options(server));
+    Arc::new(proxy)
+}
+
+impl Proxy {
+    fn upstream(ctx: &Context) -> Option<Arc<Upstream>> {
+        match &ctx.route.as_ref()?.action {
+            Action::Upstream(upstream) => Some(upstream.clone()),
+            _ => None,
+        }
+    }
+
+    async fn refuse(&self, session: &mut Session, ctx: &mut Context, rejection: Rejection) -> Result<()> {
+        answer::reject(session, ctx, &self.0.shared, rejection).await
+    }
+
+    /// The endpoint of the attempt failed; whether another attempt is allowed.
+    fn attempt_failed(ctx: &Context) -> bool {
+        let (Some(upstream), Some(lease)) = (Self::upstream(ctx), &ctx.lease) else { return false };
+        upstream.failed(&lease.endpoint);
+        ctx.attempts <= upstream.config.retries
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        let shared = &self.0.shared;
+        Context::new(shared.snapshot.load_full(), Now::read(), self.0.ids.request_id())
+    }
+
+    /// None: Pingora's default adds compression, which costs every request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        match pipeline::run(&self.0, session, ctx).await {
+            Ok(Next::Answered) => Ok(true),
+            Ok(Next::Stream) => Ok(false),
+            Err(Stop::Reject(rejection)) => self.refuse(session, ctx, rejection).await.map(|()| true),
+            Err(Stop::Broken(error)) => Err(error),
+        }
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+        let internal = || Error::explain(ErrorType::InternalError, "a streamed request without an upstream");
+        let upstream = Self::upstream(ctx).ok_or_else(internal)?;
+        let picked = ctx.pick(session, &upstream).map(|lease| lease.endpoint.peer.clone());
+        let mut peer = picked.map_err(|_| Error::explain(ErrorType::ConnectError, "no endpoint is alive").into_up())?;
+        if let Some(total) = upstream.config.total_timeout {
+            let left = exchange::time_left(Some(ctx.start.mono + total))?;
+            peer.options.read_timeout = exchange::soonest(peer.options.read_timeout, left);
+            peer.options.total_connection_timeout = exchange::soonest(peer.options.total_connection_timeout, left);
+        }
+        Ok(Box::new(peer))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        head: &mut RequestHeader,
+        _ctx: &mut Context,
+    ) -> Result<()> {
+        // Pingora drops `te` as hop-by-hop; the pipeline left the one value that gRPC needs.
+        if let Some(te) = session.req_header().headers.get(TE) {
+            head.set(&TE, te.clone())?;
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let Some(chunk) = body else { return Ok(()) };
+        ctx.streamed += chunk.len() as u64;
+        // After the handshake of an upgrade the bytes are no body.
+        let limit = ctx.route().map_or(0, |r| r.max_body_bytes);
+        if ctx.streamed > limit && !ctx.upgrade {
+            ctx.refused = Some(Rejection::PayloadTooLarge { limit });
+            return Err(Error::explain(ErrorType::HTTPStatus(413), "the body is over the route's limit").into_down());
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let status = head.status.as_u16();
+        if status == 101 {
+            // Exactly what a WebSocket handshake needs goes back (RFC 6455 section 4.2.2).
+            forward::strip_response(head);
+            head.set(&http::header::CONNECTION, HeaderValue::from_static("upgrade"))?;
+            head.set(&http::header::UPGRADE, HeaderValue::from_static("websocket"))?;
+        } else {
+            forward::strip_response(head);
+        }
+        if head.status.is_informational() && status != 101 {
+            return Ok(());
+        }
+        if let (Some(upstream), Some(lease)) = (Self::upstream(ctx), &ctx.lease) {
+            upstream.answered(&lease.endpoint, status);
+            ctx.endpoint = Some(lease.endpoint.label.clone());
+        }
+        if ctx.chain.is_some() {
+            let taken = std::mem::replace(head, answer::head(status)?);
+            let (new, first) = match handlers::respond_head(session, ctx, &self.0.shared, taken).await {
+                Ok(done) => done,
+                Err(Stop::Broken(error)) => return Err(error),
+                Err(Stop::Reject(rejection)) => {
+                    ctx.refused = Some(rejection);
+                    return Err(Error::explain(ErrorType::InternalError, "a handler failed on the answer"));
+                }
+            };
+            *head = new;
+            if !first.is_empty() {
+                head.drop_all(&CONTENT_LENGTH);
+                ctx.before_body = first;
+            }
+        }
+        Ok(())
+    }
+
+    async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+        if head.status.is_informational() && head.status.as_u16() != 101 {
+            return Ok(());
+        }
+        forward::finish_response(head, ctx)?;
+        if session.req_header().version == Version::HTTP_10 && head.headers.contains_key(TRANSFER_ENCODING) {
+            head.drop_all(&TRANSFER_ENCODING);
+            session.set_keepalive(None);
+        }
+        if self.0.shared.is_draining() {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<std::time::Duration>> {
+        if !ctx.before_body.is_empty() {
+            let first = std::mem::take(&mut ctx.before_body);
+            let rest = body.take().unwrap_or_default();
+            *body = Some([first, rest].concat().into());
+        }
+        let total = Self::upstream(ctx).and_then(|u| u.config.total_timeout).filter(|_| !ctx.upgrade);
+        if let Some(total) = total {
+            exchange::time_left(Some(ctx.start.mono + total))?;
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        // Nothing was sent yet.
+        error.set_retry(Self::attempt_failed(ctx));
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Context,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let upstreams = error.esource == ErrorSource::Upstream;
+        let allowed = upstreams && Self::attempt_failed(ctx);
+        let replayable = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated()
+            && !answer::written(session);
+        error.retry.decide_reuse(client_reused);
+        let retry = error.retry() && allowed && replayable;
+        error.set_retry(retry);
+        if retry {
+            ctx.streamed = 0;
+        }
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
+        let rejection = ctx.refused.take().or_else(|| exchange::rejection(error));
+        let status = rejection.as_ref().map_or(0, Rejection::status);
+        if let Some(rejection) = rejection {
+            session.set_keepalive(None);
+            if let Err(error) = self.refuse(session, ctx, rejection).await {
+                tracing::debug!(%error, "a refusal could not be sent");
+            }
+        }
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        access::finished(session, error, ctx, &self.0.shared);
+        // Frees the caller's place before the connection waits for its next request.
+        ctx.in_flight = None;
+    }
+
+    /// The access log says it.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Context,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}

@@ -1,0 +1,53 @@
+//! Targets that need neither an upstream nor a module: redirects, fixed answers, health.
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use pingora::proxy::Session;
+
+use super::answer;
+use super::context::Context;
+use super::forward::Fields;
+use super::pipeline::Stop;
+use super::proxy::Gateway;
+use crate::config::Target;
+use crate::domain::Rejection;
+
+pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &Context, target: &Target) -> Result<(), Stop> {
+    let (mut head, body) = match target {
+        Target::Redirect { location, status } => {
+            let mut head = answer::head(*status)?;
+            // Checked with the configuration.
+            head.set(&LOCATION, HeaderValue::from_str(location).map_err(|_| Rejection::Internal)?)?;
+            (head, Bytes::new())
+        }
+        Target::Respond { status, headers, body } => {
+            let mut head = answer::head(*status)?;
+            for (name, value) in headers {
+                head.add(name, value.clone())?;
+            }
+            (head, Bytes::copy_from_slice(body.as_bytes()))
+        }
+        _ => return Err(Rejection::Internal.into()),
+    };
+    if !body.is_empty() && !head.headers.contains_key(CONTENT_TYPE) {
+        head.set(&CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+    }
+    Ok(answer::send(session, ctx, &gateway.shared, head, body).await?)
+}
+
+/// `.../live` and `.../healthz`: the process answers. Anything else: it is ready for traffic. No details here; the
+/// admin listener has them.
+pub async fn health(gateway: &Gateway, session: &mut Session, ctx: &Context) -> Result<(), Stop> {
+    let path = ctx.uri.path();
+    let live = ["/live", "/healthz"].iter().any(|suffix| path.ends_with(suffix));
+    let (status, text) = match (live, gateway.shared.is_ready()) {
+        (true, _) | (_, true) => (200, "ok"),
+        (false, false) => (503, if gateway.shared.is_draining() { "draining" } else { "starting" }),
+    };
+    let mut head = answer::head(status)?;
+    head.set(&CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+    head.set(&CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    let body = Bytes::from(format!("{{\"status\":\"{text}\"}}"));
+    Ok(answer::send(session, ctx, &gateway.shared, head, body).await?)
+}

@@ -1,0 +1,154 @@
+//! The command line: exit codes, `--json`, and verbs that talk to a running gateway.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::gateway::{binary, run_to_end};
+use crate::support::toml::keyed_proxy;
+use crate::support::{Gateway, Upstream, c_guest, wat};
+
+fn wasmgate(args: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command.args(args);
+    run_to_end(command)
+}
+
+/// A verb against a running gateway.
+fn verb(gw: &Gateway, args: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    let token_file = gw.ready["admin_token_file"].as_str().expect("a path");
+    command.args(args).env("WASMGATE_ADMIN", format!("http://{}", gw.admin));
+    command.env("WASMGATE_TOKEN_FILE", gw.dir.path().join(token_file));
+    run_to_end(command)
+}
+
+#[track_caller]
+fn ok(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn json(output: Output) -> Value {
+    let text = ok(output);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("not JSON ({e}): {text}"))
+}
+
+#[track_caller]
+fn fails(output: Output, code: i32, named: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    assert!(errors.contains(named), "`{named}` is not named: {errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn usage_errors_are_2_and_help_is_0() {
+    ok(wasmgate(&["--help"]));
+    assert!(ok(wasmgate(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
+    fails(wasmgate(&["no-such-verb"]), 2, "no-such-verb");
+    fails(wasmgate(&["serve", "--no-such-flag"]), 2, "--no-such-flag");
+}
+
+#[test]
+fn check_tells_every_error_with_its_line() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let file = dir.path().join("bad.toml");
+    let check = || wasmgate(&["check", file.to_str().expect("UTF-8")]);
+    std::fs::write(&file, "[server]\n\nheader_timout = \"10s\"\n[log]\nformat = \"xml\"\n").expect("writable");
+    let output = check();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    for part in
+        ["bad.toml:3", "server.header_timout", "did you mean `header_timeout`", ":5", "log.format", "xml", "pretty"]
+    {
+        assert!(errors.contains(part), "no `{part}`:\n{errors}");
+    }
+    std::fs::write(&file, "[log]\nformat = \"pretty\"\n").expect("writable");
+    ok(check());
+}
+
+#[test]
+fn exec_runs_a_module_offline() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let path = |name: &str, bytes: &[u8]| -> String {
+        let file = dir.path().join(name);
+        std::fs::write(&file, bytes).expect("writable");
+        file.to_str().expect("UTF-8").to_owned()
+    };
+    let upper = path("upper.wasm", &c_guest("command"));
+    assert_eq!(ok(wasmgate(&["exec", &upper, "--input", "quiet"])), "QUIET");
+    let doc = json(wasmgate(&["exec", &upper, "--input", "quiet", "--json"]));
+    assert_eq!((&doc["output"], &doc["exit_code"]), (&Value::from("QUIET"), &Value::from(0)), "{doc}");
+    assert!(doc["fuel"].as_u64() > Some(0), "{doc}");
+    let trap = path("trap.wasm", &wat("(module (func (export \"run\") unreachable))"));
+    fails(wasmgate(&["exec", &trap]), 1, "trap");
+    let junk = path("junk.wasm", b"not wasm");
+    fails(wasmgate(&["exec", &junk]), 1, "junk.wasm");
+    fails(wasmgate(&["exec", "/nonexistent.wasm"]), 1, "/nonexistent.wasm");
+}
+
+#[test]
+fn keys_tiers_routes_and_usage_of_a_running_gateway() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let made = json(verb(&gw, &["key", "create", "--owner", "acme", "--tier", "pro", "--json"]));
+    let (id, key) = (made["id"].as_str().expect("an id"), made["key"].as_str().expect("a key"));
+    gw.get("/").key(key).send().expect(200);
+    assert!(ok(verb(&gw, &["key", "list"])).contains(id));
+    assert!(!ok(verb(&gw, &["key", "list"])).contains(key));
+    ok(verb(&gw, &["key", "revoke", id]));
+    gw.get("/").key(key).send().problem(401, "unauthorized");
+    assert!(ok(verb(&gw, &["tier", "list"])).contains("enterprise"));
+    assert!(ok(verb(&gw, &["routes"])).contains("all"));
+    assert!(json(verb(&gw, &["usage", "--owner", "acme", "--json"])).is_object());
+    assert!(ok(verb(&gw, &["audit"])).contains(id));
+    ok(verb(&gw, &["health"]));
+}
+
+#[test]
+fn modules_of_a_running_gateway() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let file = gw.dir.path().join("core.wasm");
+    std::fs::write(&file, c_guest("core")).expect("writable");
+    let file = file.to_str().expect("UTF-8").to_owned();
+    let pushed = json(verb(&gw, &["module", "push", &file, "--owner", "acme", "--name", "calc", "--json"]));
+    assert_eq!((&pushed["version"], &pushed["abi"]), (&Value::from(1), &Value::from("core")), "{pushed}");
+    std::fs::write(&file, wat("(module (func (export \"run\")))")).expect("writable");
+    ok(verb(&gw, &["module", "push", &file, "--owner", "acme", "--name", "calc"]));
+    assert!(ok(verb(&gw, &["module", "list"])).contains("calc"));
+    ok(verb(&gw, &["module", "activate", "calc", "2", "--owner", "acme"]));
+    ok(verb(&gw, &["module", "rollback", "calc", "--owner", "acme"]));
+    assert!(ok(verb(&gw, &["module", "show", "acme/calc"])).contains("sha256:"));
+    ok(verb(&gw, &["module", "rm", "acme/calc"]));
+    fails(verb(&gw, &["module", "show", "acme/calc"]), 1, "calc");
+}
+
+#[test]
+fn a_gateway_that_is_not_there_is_1_and_says_where_it_looked() {
+    let mut command = Command::new(binary());
+    command.args(["key", "list"]).env("WASMGATE_ADMIN", "http://127.0.0.1:1").env("WASMGATE_TOKEN", "x");
+    fails(run_to_end(command), 1, "127.0.0.1:1");
+}
+
+#[test]
+fn completions_are_scripts() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(ok(wasmgate(&["completions", shell])).contains("wasmgate"), "{shell}");
+    }
+}
+
+#[test]
+fn every_shipped_configuration_passes_check() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let files: Vec<_> = std::fs::read_dir(&folder).expect("conf/").flatten().map(|f| f.path()).collect();
+    assert!(files.iter().any(|f| f.ends_with("wasmgate.toml")), "{files:?}");
+    for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "toml")) {
+        ok(wasmgate(&["check", file.to_str().expect("UTF-8")]));
+    }
+}

@@ -1,0 +1,367 @@
+//! The execute endpoint: every form of body, both forms of answer, and every way in which a guest can end.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::support::admin::NewKey;
+use crate::support::api::{self, Form};
+use crate::support::toml::tier;
+use crate::support::{Gateway, Request, Response, c_guest, wat};
+
+fn post(gw: &Gateway, key: &str, query: &str) -> Request {
+    gw.request("POST", &format!("/api/wasm/execute{query}")).key(key)
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// Runs `tests/guests/c/command.c` with these arguments.
+fn command(gw: &Gateway, key: &str, args: &[&str]) -> Response {
+    let args = serde_json::to_string(args).expect("strings are JSON");
+    let form = Form::default().file("wasm", &c_guest("command")).field("args", args).field("input", "some input").end();
+    post(gw, key, "").form(form).send()
+}
+
+#[test]
+fn every_body_form_runs_the_same_guest() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let wasm = c_guest("command");
+    gw.upload("acme/upper", "command", &wasm);
+    let input = "make me loud";
+    let forms = [
+        ("multipart `wasm`", post(&gw, &key, "").form(Form::default().file("wasm", &wasm).field("input", input).end())),
+        (
+            "multipart, the older names",
+            gw.request("POST", "/api/execute")
+                .key(&key)
+                .form(Form::default().file("wasm_file", &wasm).field("input_data", input).end()),
+        ),
+        (
+            "multipart `module`",
+            post(&gw, &key, "").form(Form::default().field("module", "upper").field("input", input).end()),
+        ),
+        (
+            "multipart `name@version`",
+            post(&gw, &key, "").form(Form::default().field("module", "acme/upper@1").field("input", input).end()),
+        ),
+        ("JSON `module`", post(&gw, &key, "").json(&json!({"module": "upper", "input": input}))),
+        (
+            "JSON `wasm_base64`",
+            post(&gw, &key, "").json(&json!({"wasm_base64": base64(&wasm), "input_base64": base64(input.as_bytes())})),
+        ),
+        (
+            "raw",
+            post(&gw, &key, "?input=make%20me%20loud").header("Content-Type", "application/wasm").body(wasm.clone()),
+        ),
+    ];
+    for (form, request) in forms {
+        let doc = request.send().expect(200).json();
+        assert_eq!(doc["output"], "MAKE ME LOUD", "{form}: {doc}");
+        assert_eq!(doc["exit_code"], 0, "{form}: {doc}");
+    }
+}
+
+#[test]
+fn the_json_answer_has_every_figure() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let doc = command(&gw, &key, &["stderr"]).expect(200).json();
+    assert_eq!((&doc["output"], &doc["stderr"]), (&json!("to stdout\n"), &json!("to stderr\n")), "{doc}");
+    for figure in ["execution_time_ms", "cpu_ms", "fuel", "memory_peak_bytes"] {
+        assert!(doc[figure].is_number(), "`{figure}`: {doc}");
+    }
+    assert!(doc["fuel"].as_u64() > Some(100) && doc["memory_peak_bytes"].as_u64() >= Some(65536), "{doc}");
+    assert!(doc["status"].is_string() && doc["request_id"].is_string(), "{doc}");
+    let again = command(&gw, &key, &["stderr"]).expect(200).json();
+    assert_eq!(doc["fuel"], again["fuel"], "fuel is deterministic");
+}
+
+#[test]
+fn binary_output_comes_back_whole_in_both_forms() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let all: Vec<u8> = (0..=255).collect();
+    let doc = command(&gw, &key, &["binary"]).expect(200).json();
+    assert_eq!(doc["output_base64"], base64(&all), "{doc}");
+    let form = Form::default().file("wasm", &c_guest("command")).field("args", "binary").end();
+    let raw = post(&gw, &key, "").header("Accept", "application/octet-stream").form(form).send().expect(200);
+    assert_eq!(raw.header("content-type"), Some("application/octet-stream"));
+    assert_eq!(raw.body, all);
+    let figures = raw.headers.iter().filter(|(name, _)| name.to_ascii_lowercase().contains("fuel")).count();
+    assert_eq!(figures, 1, "figures are headers: {:?}", raw.headers);
+}
+
+#[test]
+fn arguments_environment_clock_and_exit_codes() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    assert_eq!(command(&gw, &key, &["args", "a b", "", "ü"]).expect(200).json()["output"], "args\na b\n\nü\n");
+    assert_eq!(command(&gw, &key, &["clock"]).expect(200).json()["output"], "1\n");
+    let doc = command(&gw, &key, &["exit", "7"]).expect(200).json();
+    assert_eq!(
+        (&doc["exit_code"], &doc["output"]),
+        (&json!(7), &json!("before the end\n")),
+        "any exit code is 200: {doc}"
+    );
+    assert_eq!(command(&gw, &key, &["exit", "0"]).expect(200).json()["exit_code"], 0);
+
+    let form =
+        Form::default().file("wasm", &c_guest("command")).field("args", "env").field("env", "{\"MINE\": \"1\"}").end();
+    let doc = post(&gw, &key, "").form(form).send().expect(200).json();
+    assert_eq!(doc["output"], "MINE=1\n", "only what the caller gave: {doc}");
+}
+
+#[test]
+fn core_functions_take_typed_scalars() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let call = |function: Value, args: Value| {
+        let mut body = json!({"wasm_base64": base64(&c_guest("core")), "args": args});
+        if !function.is_null() {
+            body["function"] = function;
+        }
+        post(&gw, &key, "").json(&body).send()
+    };
+    assert_eq!(call(json!("add"), json!(["2", "40"])).expect(200).json()["result"], 42);
+    assert_eq!(call(json!("add"), json!([2, -3])).expect(200).json()["result"], -1);
+    assert_eq!(call(json!("half"), json!(["3"])).expect(200).json()["result"], 1.5);
+    let big = call(json!("big"), json!(["9007199254740993"])).expect(200).json()["result"].to_string();
+    assert_eq!(big.trim_matches('"'), "9007199254740994", "64 bits survive JSON");
+    assert_eq!(call(Value::Null, json!([])).expect(200).json()["result"], 42, "`run` is the fixed entry");
+    call(json!("add"), json!(["2"])).problem(400, "bad-request");
+    call(json!("add"), json!(["2", "x"])).problem(400, "bad-request");
+    call(json!("nothing"), json!([])).problem(400, "bad-request");
+    call(json!("divide"), json!([1, 0])).problem(502, "handler-trap");
+}
+
+#[test]
+fn guests_reach_nothing_of_the_host() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let doc = command(&gw, &key, &["reach"]).expect(200).json();
+    let output = doc["output"].as_str().unwrap_or_default();
+    assert_eq!(output.matches("denied").count(), 4, "{doc}");
+    assert_eq!(
+        command(&gw, &key, &["env"]).expect(200).json()["output"],
+        "",
+        "the gateway's environment is not the guest's"
+    );
+}
+
+#[test]
+fn memory_of_another_run_is_never_seen() {
+    let gw = Gateway::start(&api::config(""));
+    let (one, two) = (gw.key(), gw.new_key(&NewKey { owner: "other", ..NewKey::default() }).text);
+    for key in [&one, &two].into_iter().cycle().take(12) {
+        let doc = command(&gw, key, &["canary"]).expect(200).json();
+        assert_eq!(doc["output"], "0\n", "dirty bytes in fresh memory: {doc}");
+    }
+}
+
+#[test]
+fn traps_are_502_with_a_backtrace_for_the_owner_alone() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    command(&gw, &key, &["abort"]).problem(502, "handler-trap");
+    let deep = wat("(module (func $dive (export \"run\") (result i32) (i32.add (i32.const 1) (call $dive))))");
+    gw.execute(&key, &deep, b"").problem(502, "handler-trap");
+    let bad =
+        wat("(module (memory (export \"memory\") 1) (func (export \"run\") (result i32) (i32.load (i32.const -4))))");
+    let doc = gw.execute(&key, &bad, b"").problem(502, "handler-trap");
+    assert!(doc.get("backtrace").is_none(), "not asked for: {doc}");
+    let form = || Form::default().file("wasm", &c_guest("command")).field("args", "abort").end();
+    let traced = post(&gw, &key, "?trace=1").form(form()).send().problem(502, "handler-trap");
+    assert!(traced.get("backtrace").is_some(), "{traced}");
+}
+
+/// Every shape of a loop that never ends.
+const SPINS: [(&str, &str); 9] = [
+    ("a loop", "(module (func (export \"run\") (loop (br 0))))"),
+    (
+        "a loop that works",
+        "(module (global $n (mut i64) (i64.const 0)) (func (export \"run\") (loop (global.set $n (i64.add (global.get $n) (i64.const 1))) (br 0))))",
+    ),
+    ("a callee", "(module (func $f (loop (br 0))) (func (export \"run\") (call $f)))"),
+    ("the start function", "(module (func $f (loop (br 0))) (start $f) (func (export \"run\")))"),
+    ("calls without a loop of their own", "(module (func $f) (func (export \"run\") (loop (call $f) (br 0))))"),
+    (
+        "memory.fill",
+        "(module (memory (export \"memory\") 256) (func (export \"run\") (loop (memory.fill (i32.const 0) (i32.const 1) (i32.const 16777216)) (br 0))))",
+    ),
+    (
+        "memory.grow 0",
+        "(module (memory (export \"memory\") 1) (func (export \"run\") (loop (drop (memory.grow (i32.const 0))) (br 0))))",
+    ),
+    (
+        "mutual recursion that returns",
+        "(module (func $f (param i32) (if (local.get 0) (then (call $f (i32.sub (local.get 0) (i32.const 1))) (call $f (i32.sub (local.get 0) (i32.const 1)))))) (func (export \"run\") (call $f (i32.const 60))))",
+    ),
+    (
+        "a loop around host calls",
+        "(module (import \"wasi_snapshot_preview1\" \"sched_yield\" (func $y (result i32))) (memory (export \"memory\") 1) (func (export \"_start\") (loop (drop (call $y)) (br 0))))",
+    ),
+];
+
+#[test]
+fn endless_loops_end_at_the_wall_limit_and_others_go_on() {
+    let limits = tier("brief", "quotas = []\nlimits.wall = \"300ms\"");
+    let mut gw = Gateway::start(&api::config(&limits));
+    let key = gw.key_of("brief");
+    let other = gw.new_key(&NewKey { owner: "other", ..NewKey::default() }).text;
+    for (shape, text) in SPINS {
+        let wasm = wat(text);
+        let start = Instant::now();
+        let spinning = {
+            let request = post(&gw, &key, "").form(Form::default().file("wasm", &wasm).end());
+            std::thread::spawn(move || request.send())
+        };
+        command(&gw, &other, &["upper"]).expect(200);
+        let response = spinning.join().expect("an answer");
+        assert_eq!(response.status, 504, "{shape}: {response}");
+        response.problem(504, "handler-timeout");
+        // The machine may be busy; what the engine adds to the limit is measured by the benchmarks.
+        assert!(start.elapsed() < Duration::from_secs(10), "{shape}: {:?}", start.elapsed());
+    }
+    assert!(gw.is_running());
+}
+
+#[test]
+fn fuel_bounds_a_run_that_the_wall_would_allow() {
+    let limits = tier("frugal", "quotas = []\nlimits.fuel = 100000\nlimits.wall = \"30s\"");
+    let gw = Gateway::start(&api::config(&limits));
+    let key = gw.key_of("frugal");
+    let start = Instant::now();
+    gw.execute(&key, &wat(SPINS[0].1), b"").problem(504, "handler-out-of-fuel");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    let small = wat("(module (func (export \"run\") (result i32) (i32.const 5)))");
+    assert_eq!(gw.execute(&key, &small, b"").expect(200).json()["result"], 5);
+}
+
+#[test]
+fn memory_grows_to_the_limit_and_no_further() {
+    let limits = tier("tight", "quotas = []\nlimits.memory = \"16MiB\"");
+    let gw = Gateway::start(&api::config(&limits));
+    let key = gw.key_of("tight");
+    let doc = command(&gw, &key, &["grow"]).expect(200).json();
+    let mib: u64 = doc["output"].as_str().and_then(|o| o.trim().parse().ok()).expect("the guest counts MiB");
+    assert!((8..=15).contains(&mib), "{doc}");
+    assert!(doc["memory_peak_bytes"].as_u64() <= Some(16 << 20), "{doc}");
+    let table = wat(
+        "(module (table 1 funcref) (func (export \"run\") (result i32) (local $n i32) (loop $l (br_if $l (i32.ne (table.grow (ref.null func) (i32.const 1000)) (i32.const -1)))) (table.size)))",
+    );
+    let size = gw.execute(&key, &table, b"").expect(200).json()["result"].as_u64();
+    assert!(size <= Some(100_000), "{size:?} elements");
+}
+
+#[test]
+fn output_without_end_is_502_and_logs_are_cut() {
+    let limits = tier("quiet", "quotas = []\nlimits.output = \"64KiB\"\nlimits.log = \"4KiB\"\nlimits.wall = \"2s\"");
+    let gw = Gateway::start(&api::config(&limits));
+    let key = gw.key_of("quiet");
+    command(&gw, &key, &["flood"]).problem(502, "handler-output-too-large");
+    let response = command(&gw, &key, &["flood-stderr"]);
+    assert!(matches!(response.status, 502 | 504), "{}", response.status);
+    assert!(response.body.len() < 64 << 10, "{} bytes", response.body.len());
+}
+
+#[test]
+fn input_over_the_limit_is_413() {
+    let limits = tier("small", "quotas = []\nlimits.input = \"1KiB\"");
+    let gw = Gateway::start(&api::config(&limits));
+    let key = gw.key_of("small");
+    gw.execute(&key, &c_guest("command"), &[b'x'; 1024]).expect(200);
+    gw.execute(&key, &c_guest("command"), &[b'x'; 1025]).problem(413, "payload-too-large");
+}
+
+#[test]
+fn a_module_over_the_callers_tier_is_402() {
+    let gw = Gateway::start(&api::config(&tier("tiny", "quotas = []\nmodule_size = \"10KiB\"")));
+    let key = gw.key_of("tiny");
+    let doc = gw.execute(&key, &c_guest("command"), b"").problem(402, "tier-required");
+    assert!(doc["needs_tier"].is_string(), "{doc}");
+}
+
+#[test]
+fn what_cannot_be_understood_is_refused_by_name() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let detail = |request: Request| request.send().problem(400, "bad-request")["detail"].to_string();
+    for (body, named) in [
+        (json!({}), "module"),
+        (json!({"module": "x", "wasm_base64": "AA=="}), "wasm_base64"),
+        (json!({"wasm_base64": "not base64!"}), "wasm_base64"),
+        (json!({"module": "UPPER CASE"}), "module"),
+        (json!({"module": "x", "args": [{}]}), "args"),
+        (json!({"module": "x", "env": {"A=B": "1"}}), "env"),
+        (json!({"module": "x", "surprise": 1}), "surprise"),
+        (json!({"module": "x", "abi": "nonsense"}), "abi"),
+    ] {
+        let detail = detail(post(&gw, &key, "").json(&body));
+        assert!(detail.contains(named), "{body}: {detail}");
+    }
+    detail(post(&gw, &key, "").header("Content-Type", "application/json").body("{"));
+    post(&gw, &key, "").header("Content-Type", "text/plain").body("x").send().problem(415, "unsupported-media-type");
+    post(&gw, &key, "").json(&json!({"module": "absent"})).send().problem(404, "not-found");
+    gw.request("GET", "/api/wasm/execute").key(&key).send().problem(405, "method-not-allowed");
+    let no_scope = gw.new_key(&NewKey { scopes: &["proxy"], ..NewKey::default() }).text;
+    gw.execute(&no_scope, &c_guest("command"), b"").problem(403, "scope-required");
+    post(&gw, "", "").json(&json!({"module": "x"})).send().problem(401, "unauthorized");
+}
+
+#[test]
+fn a_batch_runs_each_item_and_counts_each() {
+    let quota = tier("small", "quotas = [{ name = \"day\", requests = 5, window = \"1d\" }]");
+    let gw = Gateway::start(&api::config(&quota));
+    gw.upload("acme/core", "core", &c_guest("core"));
+    let key = gw.key_of("small");
+    let items = json!([
+        {"module": "core", "function": "add", "args": [1, 2]},
+        {"module": "core", "function": "divide", "args": [1, 0]},
+        {"module": "absent"},
+    ]);
+    let batch = |body: &Value| gw.request("POST", "/api/wasm/batch").key(&key).json(body).send();
+    let done = batch(&items).expect(200).json();
+    let statuses: Vec<_> = done.as_array().expect("an array").iter().map(|i| i["status"].clone()).collect();
+    assert_eq!(done[0]["execution"]["result"], 3, "{done}");
+    assert_eq!(statuses, [200, 502, 404], "{done}");
+    // Three of five are used; the first two executions of the next batch are the last ones.
+    let done = batch(&items).expect(200).json();
+    let statuses: Vec<_> = done.as_array().expect("an array").iter().map(|i| i["status"].clone()).collect();
+    assert_eq!(statuses, [200, 502, 429], "{done}");
+    batch(&items).problem(429, "quota-exceeded");
+}
+
+#[test]
+fn usage_adds_up() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    for _ in 0..3 {
+        command(&gw, &key, &["upper"]).expect(200);
+    }
+    command(&gw, &key, &["abort"]).expect(502);
+    let find = |doc: &Value, name: &str| -> u64 {
+        fn walk(doc: &Value, name: &str) -> u64 {
+            match doc {
+                Value::Object(map) => map
+                    .iter()
+                    .map(|(k, v)| if k == name { v.as_u64().unwrap_or(0) } else { walk(v, name) })
+                    .max()
+                    .unwrap_or(0),
+                Value::Array(items) => items.iter().map(|v| walk(v, name)).max().unwrap_or(0),
+                _ => 0,
+            }
+        }
+        walk(doc, name)
+    };
+    let mut last = Value::Null;
+    let done = crate::support::poll(crate::support::DEADLINE, || {
+        last = gw.get("/api/usage").key(&key).send().expect(200).json();
+        find(&last, "executions") == 4 && find(&last, "handler-trap") == 1
+    });
+    assert!(done, "{last}");
+    assert!(find(&last, "fuel") > 0 && find(&last, "bytes_out") > 0, "{last}");
+}

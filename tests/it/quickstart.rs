@@ -1,0 +1,114 @@
+//! The quickstart: `wasmgate` without arguments prints curl lines that work when pasted.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard};
+
+use tempfile::TempDir;
+
+use crate::support::gateway::binary;
+use crate::support::{DEADLINE, poll};
+
+/// The quickstart has fixed ports, so its tests take turns.
+static PORTS: Mutex<()> = Mutex::new(());
+
+struct Quickstart {
+    child: Child,
+    dir: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Quickstart {
+    /// In an empty folder, as a stranger would.
+    fn start() -> Self {
+        let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
+        let dir = TempDir::new().expect("a temporary folder");
+        let log = File::create(dir.path().join("log")).expect("the folder is writable");
+        let mut command = Command::new(binary());
+        command.current_dir(dir.path()).stdout(log.try_clone().expect("files clone")).stderr(log);
+        let child = command.spawn().expect("the binary starts");
+        let mut this = Self { child, dir, _turn: turn };
+        let mut ended = None;
+        let ready = poll(DEADLINE, || {
+            ended = this.child.try_wait().expect("it is our child");
+            ended.is_some() || this.curls().len() >= 4
+        });
+        assert!(ready && ended.is_none(), "{ended:?}:\n{}", this.log());
+        this
+    }
+
+    fn log(&self) -> String {
+        let mut text = String::new();
+        let file = File::open(self.dir.path().join("log"));
+        file.and_then(|mut f| f.read_to_string(&mut text)).expect("the log is text");
+        text
+    }
+
+    /// The printed commands; one may go on over several lines, each ending in a backslash, or be a shell loop.
+    fn curls(&self) -> Vec<String> {
+        let log = self.log().replace("\\\n", " ");
+        let lines = log.lines().map(|l| l.trim().trim_start_matches("$ "));
+        lines
+            .filter(|l| l.starts_with("curl ") || (l.starts_with("for ") && l.contains("curl ")))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// What a shell prints for a line.
+    fn paste(&self, line: &str) -> String {
+        let output = Command::new("sh").args(["-c", line]).current_dir(self.dir.path()).output().expect("sh runs");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    fn file(&self, path: impl AsRef<Path>) -> bool {
+        self.dir.path().join(path).exists()
+    }
+}
+
+impl Drop for Quickstart {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- the quickstart's output\n{}\n---", self.log());
+        }
+    }
+}
+
+#[test]
+fn the_four_printed_lines_do_what_they_say() {
+    let quickstart = Quickstart::start();
+    let curls = quickstart.curls();
+    assert_eq!(curls.len(), 4, "{curls:#?}");
+    let outputs: Vec<_> = curls.iter().map(|line| quickstart.paste(line)).collect();
+    let shown = || curls.iter().zip(&outputs).map(|(c, o)| format!("$ {c}\n{o}\n")).collect::<String>();
+    // Proxied and transformed; answered by a module; executed with input; over the tier's limit.
+    assert!(outputs[0].contains("200"), "{}", shown());
+    assert!(!outputs[1].is_empty() && !outputs[1].contains("/problems/"), "{}", shown());
+    assert!(outputs[2].contains("output"), "{}", shown());
+    assert!(outputs[3].contains("429"), "{}", shown());
+    assert!(quickstart.file("data"), "the store is in the working folder");
+}
+
+#[test]
+fn a_second_start_revokes_the_first_demo_key() {
+    let first = Quickstart::start();
+    let old = first.curls().remove(0);
+    assert!(first.paste(&old).contains("200"), "{old}");
+    let dir = {
+        let mut first = first;
+        first.child.kill().expect("it is our child");
+        first.child.wait().expect("it is our child");
+        std::mem::replace(&mut first.dir, TempDir::new().expect("a temporary folder"))
+    };
+    let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
+    let log = File::create(dir.path().join("log")).expect("the folder is writable");
+    let mut command = Command::new(binary());
+    command.current_dir(dir.path()).stdout(log.try_clone().expect("files clone")).stderr(log);
+    let second = Quickstart { child: command.spawn().expect("the binary starts"), dir, _turn: turn };
+    assert!(poll(DEADLINE, || second.curls().len() >= 4), "{}", second.log());
+    assert!(second.paste(&old).contains("401"), "the previous key still works");
+    assert!(second.paste(&second.curls()[0]).contains("200"));
+}

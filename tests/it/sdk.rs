@@ -1,0 +1,52 @@
+//! Guests built with real SDKs: Rust (`http-wasm-guest`, plain std) and Go (wasip1). Run by `./scripts/test --sdk`,
+//! which builds them into `target/guests/`.
+
+use std::path::Path;
+
+use crate::support::api::{self, Form};
+use crate::support::toml::{route, upstream};
+use crate::support::upstream::respond;
+use crate::support::{Gateway, Upstream};
+
+fn guest(name: &str) -> Vec<u8> {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guests").join(format!("{name}.wasm"));
+    std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}; `./scripts/test --sdk` builds it", file.display()))
+}
+
+#[test]
+fn a_rust_http_wasm_handler_transforms_both_ways() {
+    let up = Upstream::start(|_, stream| respond(stream, 200, &[("Content-Type", "text/plain")], b"from the origin"));
+    let handler = route(
+        "rust",
+        "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/transform\", config = \"configured\" }]",
+    );
+    let config = upstream("up", up.addr, "");
+    let gw = Gateway::with_modules(&config, &[("acme/transform", "http-wasm", &guest("transform"))], &handler);
+    for _ in 0..10 {
+        let response = gw.get("/").send().expect(200);
+        assert_eq!(response.text(), "FROM THE ORIGIN");
+        assert_eq!(response.header("x-rust-context"), Some("7"), "the guest's context comes back in the response");
+        assert_eq!(up.last().all("x-rust-guest"), ["configured"]);
+    }
+}
+
+#[test]
+fn a_rust_command_runs() {
+    let gw = Gateway::start(&api::config(""));
+    let doc = gw.execute(&gw.key(), &guest("wordcount"), b"b a b\nc b a").expect(200).json();
+    assert_eq!(doc["output"], "3 b\n2 a\n1 c\n", "{doc}");
+}
+
+#[test]
+fn a_go_command_runs_inline_and_stored() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let sum = guest("sum");
+    let doc = gw.execute(&key, &sum, b"[1, 2, 39]").expect(200).json();
+    assert_eq!(doc["output"], "42\n", "{doc}");
+    gw.upload("acme/sum", "command", &sum);
+    let form = || Form::default().field("module", "sum").field("input", "nonsense").end();
+    let doc = gw.request("POST", "/api/wasm/execute").key(&key).form(form()).send().expect(200).json();
+    assert_eq!(doc["exit_code"], 3, "{doc}");
+    assert!(doc["stderr"].as_str().is_some_and(|s| s.starts_with("not a list of numbers")), "{doc}");
+}

@@ -1,0 +1,724 @@
+//! The store: one table of what the trait promises, and what the embedded store does when killed or out of disk.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::pin::Pin;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use wasmgate::domain::{
+    Abi, ApiKey, Digest, KeyHash, KeyId, ModuleShape, ModuleVersion, Name, Scope, Tier, Timestamp, TokenId, UsageDelta,
+    UsageRecord,
+};
+use wasmgate::store::embedded::EmbeddedStore;
+use wasmgate::store::{AdminToken, AuditEntry, Counter, NewVersion, Role, Rotation, Store, StoreError};
+
+pub fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_unix_millis(seconds * 1000).unwrap()
+}
+
+fn hash(n: u64) -> KeyHash {
+    let mut bytes = [7; 32];
+    bytes[..8].copy_from_slice(&n.to_be_bytes());
+    KeyHash(bytes)
+}
+
+fn key(owner: &str, id: &str, created: i64) -> ApiKey {
+    ApiKey {
+        id: id.into(),
+        owner: name(owner),
+        tier: name("free"),
+        scopes: [Scope::Proxy, Scope::Execute].into_iter().collect(),
+        label: "a label".into(),
+        pepper: 1,
+        created_at: at(created),
+        expires_at: None,
+        revoked_at: None,
+        rotated_to: None,
+    }
+}
+
+fn version(owner: &str, module: &str, bytes: &str) -> NewVersion {
+    NewVersion {
+        owner: name(owner),
+        name: name(module),
+        description: None,
+        public: None,
+        version: ModuleVersion {
+            version: 0,
+            digest: Digest::of(bytes.as_bytes()),
+            abi: Abi::Command,
+            size_bytes: bytes.len() as u64,
+            uploaded_at: at(1),
+            shape: ModuleShape::default(),
+        },
+        activate: false,
+    }
+}
+
+fn entry(subject: impl Into<String>) -> AuditEntry {
+    AuditEntry {
+        at: at(1),
+        actor: "system".into(),
+        action: "test".into(),
+        subject: subject.into(),
+        detail: String::new(),
+    }
+}
+
+/// All at once, on the runtime's threads.
+async fn together<T: Send + 'static>(
+    tasks: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    let tasks: Vec<_> = tasks.into_iter().map(tokio::spawn).collect();
+    let mut done = Vec::new();
+    for task in tasks {
+        done.push(task.await.unwrap());
+    }
+    done
+}
+
+// ---- the table ----
+
+type Shared = Arc<dyn Store>;
+type Case = (&'static str, fn(Shared) -> Pin<Box<dyn Future<Output = ()>>>);
+
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => { &[$((stringify!($case), |store| Box::pin($case(store)))),*] };
+}
+
+/// What every store does; each case gets a fresh one.
+const CASES: &[Case] = cases![
+    keys_are_found_by_hash_and_by_id,
+    an_id_or_hash_is_taken_once,
+    keys_are_listed_oldest_first_by_owner,
+    the_cap_counts_live_keys,
+    the_cap_holds_for_writes_at_once,
+    a_revoked_key_stays_revoked,
+    a_key_keeps_its_owner_and_pepper,
+    rotation_changes_both_keys_or_none,
+    rotation_of_one_key_at_once_has_one_winner,
+    rotation_has_a_cap_of_its_own,
+    tiers_are_replaced_by_name,
+    versions_are_numbered_in_order,
+    the_same_bytes_are_the_same_version,
+    versions_at_once_get_different_numbers,
+    the_module_cap_holds_for_writes_at_once,
+    activation_needs_the_version,
+    modules_are_listed_in_pages,
+    a_deleted_module_is_gone,
+    executions_add_up,
+    usage_rows_merge,
+    tokens_are_revoked_for_good,
+    the_audit_log_is_newest_first_and_whole,
+    counters_are_replaced_and_expire,
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_embedded_store_does_what_the_trait_says() {
+    for (case, run) in CASES {
+        println!("case {case}");
+        let dir = tempfile::tempdir().unwrap();
+        run(Arc::new(EmbeddedStore::open(&dir.path().join("store.redb")).unwrap())).await;
+    }
+}
+
+async fn keys_are_found_by_hash_and_by_id(store: Shared) {
+    let stored = key("alice", "key_1", 10);
+    store.put_key(hash(1), &stored, None).await.unwrap();
+    assert_eq!(store.key_by_hash(&hash(1)).await.unwrap(), Some(stored.clone()));
+    assert_eq!(store.key(&"key_1".into()).await.unwrap(), Some((hash(1), stored)));
+    assert_eq!(store.key_by_hash(&hash(2)).await.unwrap(), None);
+    assert_eq!(store.key(&"key_2".into()).await.unwrap(), None);
+}
+
+async fn an_id_or_hash_is_taken_once(store: Shared) {
+    store.put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
+    for (h, id) in [(1, "key_2"), (2, "key_1")] {
+        let again = store.put_key(hash(h), &key("mallory", id, 1), None).await;
+        assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");
+    }
+    assert_eq!(store.key_by_hash(&hash(1)).await.unwrap().unwrap().owner, name("alice"));
+    assert_eq!(store.keys(None).await.unwrap().len(), 1);
+}
+
+async fn keys_are_listed_oldest_first_by_owner(store: Shared) {
+    for (n, (owner, created)) in [("ab", 3), ("a", 9), ("a", 2), ("a-b", 1), ("a", 5)].into_iter().enumerate() {
+        store.put_key(hash(n as u64), &key(owner, &format!("key_{n}"), created), None).await.unwrap();
+    }
+    let ids = |keys: Vec<ApiKey>| keys.into_iter().map(|k| k.id.to_string()).collect::<Vec<_>>();
+    assert_eq!(ids(store.keys(Some(&name("a"))).await.unwrap()), ["key_2", "key_4", "key_1"]);
+    assert_eq!(ids(store.keys(None).await.unwrap()), ["key_3", "key_2", "key_0", "key_4", "key_1"]);
+    assert!(store.keys(Some(&name("nobody"))).await.unwrap().is_empty());
+}
+
+async fn the_cap_counts_live_keys(store: Shared) {
+    let mut expired = key("alice", "key_1", 1);
+    expired.expires_at = Some(at(5));
+    let mut revoked = key("alice", "key_2", 1);
+    revoked.revoked_at = Some(at(2));
+    store.put_key(hash(1), &expired, Some(2)).await.unwrap();
+    store.put_key(hash(2), &revoked, Some(2)).await.unwrap();
+    store.put_key(hash(3), &key("alice", "key_3", 10), Some(2)).await.unwrap();
+    store.put_key(hash(4), &key("alice", "key_4", 10), Some(2)).await.unwrap();
+    let over = store.put_key(hash(5), &key("alice", "key_5", 10), Some(2)).await;
+    assert!(matches!(over, Err(StoreError::Limit(_))), "{over:?}");
+    assert_eq!(store.key(&"key_5".into()).await.unwrap(), None);
+    store.put_key(hash(6), &key("bob", "key_6", 10), Some(2)).await.unwrap();
+}
+
+async fn the_cap_holds_for_writes_at_once(store: Shared) {
+    let puts = (0..32).map(|n| {
+        let store = store.clone();
+        async move { store.put_key(hash(n), &key("alice", &format!("key_{n}"), 1), Some(5)).await }
+    });
+    let done = together(puts).await;
+    assert_eq!(done.iter().filter(|d| d.is_ok()).count(), 5);
+    assert!(done.iter().all(|d| matches!(d, Ok(()) | Err(StoreError::Limit(_)))), "{done:?}");
+    assert_eq!(store.keys(Some(&name("alice"))).await.unwrap().len(), 5);
+}
+
+async fn a_revoked_key_stays_revoked(store: Shared) {
+    let live = key("alice", "key_1", 1);
+    store.put_key(hash(1), &live, None).await.unwrap();
+    let revoked = ApiKey { revoked_at: Some(at(4)), ..live.clone() };
+    assert_eq!(store.update_key(&revoked).await.unwrap(), hash(1));
+    let back = store.update_key(&live).await;
+    assert!(matches!(back, Err(StoreError::Conflict(_))), "{back:?}");
+    // A tombstone, not a gap.
+    assert_eq!(store.key_by_hash(&hash(1)).await.unwrap(), Some(revoked));
+    let missing = store.update_key(&key("alice", "key_9", 1)).await;
+    assert!(matches!(missing, Err(StoreError::NotFound(_))), "{missing:?}");
+}
+
+async fn a_key_keeps_its_owner_and_pepper(store: Shared) {
+    let mine = key("alice", "key_1", 1);
+    store.put_key(hash(1), &mine, None).await.unwrap();
+    for other in [ApiKey { owner: name("mallory"), ..mine.clone() }, ApiKey { pepper: 2, ..mine.clone() }] {
+        assert!(matches!(store.update_key(&other).await, Err(StoreError::Conflict(_))));
+    }
+    assert_eq!(store.key(&"key_1".into()).await.unwrap(), Some((hash(1), mine)));
+}
+
+fn rotation(old: &str, new: u64, now: i64, max_live: u32) -> Rotation {
+    Rotation {
+        old: old.into(),
+        new_hash: hash(new),
+        new: key("alice", &format!("key_{new}"), now),
+        old_expires_at: at(now + 100),
+        max_live: Some(max_live),
+    }
+}
+
+async fn rotation_changes_both_keys_or_none(store: Shared) {
+    store.put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
+    store.put_key(hash(7), &key("alice", "key_7", 1), None).await.unwrap();
+    let (old_hash, old) = store.rotate_key(rotation("key_1", 2, 10, 5)).await.unwrap();
+    assert_eq!((old_hash, old.rotated_to.clone(), old.expires_at), (hash(1), Some("key_2".into()), Some(at(110))));
+    assert_eq!(store.key_by_hash(&hash(1)).await.unwrap(), Some(old));
+    assert_eq!(store.key_by_hash(&hash(2)).await.unwrap().unwrap().id, "key_2".into());
+    // Rotated already; the new id exists; missing; revoked.
+    for refused in [rotation("key_1", 3, 11, 5), rotation("key_2", 7, 11, 5)] {
+        let refused = store.rotate_key(refused).await;
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    }
+    assert!(matches!(store.rotate_key(rotation("key_8", 9, 11, 5)).await, Err(StoreError::NotFound(_))));
+    store.update_key(&ApiKey { revoked_at: Some(at(11)), ..key("alice", "key_7", 1) }).await.unwrap();
+    assert!(matches!(store.rotate_key(rotation("key_7", 9, 12, 5)).await, Err(StoreError::Conflict(_))));
+    assert_eq!(store.key(&"key_3".into()).await.unwrap(), None);
+    assert_eq!(store.key_by_hash(&hash(2)).await.unwrap().unwrap().rotated_to, None);
+    // An expiry before the end of the grace period stays.
+    let short = ApiKey { expires_at: Some(at(50)), ..key("alice", "key_4", 1) };
+    store.put_key(hash(4), &short, None).await.unwrap();
+    assert_eq!(store.rotate_key(rotation("key_4", 5, 10, 5)).await.unwrap().1.expires_at, Some(at(50)));
+}
+
+async fn rotation_of_one_key_at_once_has_one_winner(store: Shared) {
+    store.put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
+    let rotations = (10..26).map(|n| {
+        let store = store.clone();
+        async move { store.rotate_key(rotation("key_1", n, 10, 100)).await.is_ok() }
+    });
+    assert_eq!(together(rotations).await.into_iter().filter(|won| *won).count(), 1);
+    assert_eq!(store.keys(None).await.unwrap().len(), 2);
+}
+
+async fn rotation_has_a_cap_of_its_own(store: Shared) {
+    store.put_key(hash(1), &key("alice", "key_1", 1), Some(1)).await.unwrap();
+    store.rotate_key(rotation("key_1", 2, 10, 2)).await.unwrap();
+    // The one in its grace period does not stand in the way of a new key, and a chain of them ends.
+    store.rotate_key(rotation("key_2", 3, 10, 2)).await.unwrap();
+    let chain = store.rotate_key(rotation("key_3", 4, 10, 2)).await;
+    assert!(matches!(chain, Err(StoreError::Limit(_))), "{chain:?}");
+    store.rotate_key(rotation("key_3", 4, 200, 2)).await.unwrap();
+    let over = store.put_key(hash(5), &key("alice", "key_5", 200), Some(1)).await;
+    assert!(matches!(over, Err(StoreError::Limit(_))), "{over:?}");
+}
+
+async fn tiers_are_replaced_by_name(store: Shared) {
+    let mut tier = Tier::defaults().remove(1);
+    store.put_tier(&tier).await.unwrap();
+    tier.concurrent = 99;
+    store.put_tier(&tier).await.unwrap();
+    assert_eq!(store.tiers().await.unwrap(), [tier]);
+}
+
+async fn versions_are_numbered_in_order(store: Shared) {
+    let (module, number, added) = store.add_version(version("alice", "m", "one"), None).await.unwrap();
+    assert_eq!((number, added, module.active), (1, true, 1));
+    let (module, number, _) = store.add_version(version("alice", "m", "two"), None).await.unwrap();
+    assert_eq!((number, module.active), (2, 1));
+    let new = NewVersion { activate: true, description: Some("text".into()), ..version("alice", "m", "three") };
+    let (module, number, _) = store.add_version(new, None).await.unwrap();
+    assert_eq!((number, module.active, module.description.as_str()), (3, 3, "text"));
+    assert_eq!(module.versions.iter().map(|v| v.version).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(module.versions[1].digest, Digest::of(b"two"));
+    assert_eq!(store.module(&name("alice"), &name("m")).await.unwrap().as_ref(), Some(&module));
+    assert_eq!(store.module_by_id(&module.id).await.unwrap(), Some(module));
+    assert_eq!(store.module(&name("bob"), &name("m")).await.unwrap(), None);
+    assert_eq!(store.module_by_id("mod_0").await.unwrap(), None);
+}
+
+async fn the_same_bytes_are_the_same_version(store: Shared) {
+    store.add_version(version("alice", "m", "one"), None).await.unwrap();
+    store.add_version(version("alice", "m", "two"), None).await.unwrap();
+    let again = NewVersion { public: Some(true), ..version("alice", "m", "one") };
+    let (module, number, added) = store.add_version(again, Some(1)).await.unwrap();
+    assert_eq!((number, added, module.versions.len(), module.public), (1, false, 2, true));
+    let activate = NewVersion { activate: true, ..version("alice", "m", "two") };
+    let (module, number, added) = store.add_version(activate, None).await.unwrap();
+    assert_eq!((number, added, module.active, module.public), (2, false, 2, true));
+}
+
+async fn versions_at_once_get_different_numbers(store: Shared) {
+    let adds = (0..32).map(|n| {
+        let store = store.clone();
+        // Every second one has bytes that another has as well.
+        let bytes = if n % 2 == 0 { "same".to_owned() } else { format!("own {n}") };
+        async move { store.add_version(version("alice", "m", &bytes), None).await.unwrap() }
+    });
+    let done = together(adds).await;
+    let mut fresh: Vec<u32> = done.iter().filter(|(.., added)| *added).map(|(_, n, _)| *n).collect();
+    fresh.sort_unstable();
+    assert_eq!(fresh, (1..=17).collect::<Vec<_>>());
+    let module = store.module(&name("alice"), &name("m")).await.unwrap().unwrap();
+    assert_eq!(module.versions.len(), 17);
+    assert!(done.iter().all(|(m, ..)| m.id == module.id));
+}
+
+async fn the_module_cap_holds_for_writes_at_once(store: Shared) {
+    let adds = (0..16).map(|n| {
+        let store = store.clone();
+        async move { store.add_version(version("alice", &format!("m{n}"), "x"), Some(3)).await }
+    });
+    let done = together(adds).await;
+    assert_eq!(done.iter().filter(|d| d.is_ok()).count(), 3);
+    assert!(done.iter().all(|d| matches!(d, Ok(_) | Err(StoreError::Limit(_)))));
+    assert_eq!(store.modules(None, false, 0, 100).await.unwrap().total, 3);
+    // A further version of a module that is there is no further module; neighbours don't count.
+    let there = store.modules(None, false, 0, 1).await.unwrap().items.remove(0);
+    store.add_version(version("alice", there.name.as_str(), "y"), Some(3)).await.unwrap();
+    store.add_version(version("alice-2", "m", "y"), Some(3)).await.unwrap();
+}
+
+async fn activation_needs_the_version(store: Shared) {
+    store.add_version(version("alice", "m", "one"), None).await.unwrap();
+    store.add_version(version("alice", "m", "two"), None).await.unwrap();
+    assert_eq!(store.activate(&name("alice"), &name("m"), 2).await.unwrap().active, 2);
+    assert_eq!(store.activate(&name("alice"), &name("m"), 1).await.unwrap().active, 1);
+    for (owner, v) in [("alice", 3), ("alice", 0), ("bob", 1)] {
+        let refused = store.activate(&name(owner), &name("m"), v).await;
+        assert!(matches!(refused, Err(StoreError::NotFound(_))), "{refused:?}");
+    }
+    assert_eq!(store.module(&name("alice"), &name("m")).await.unwrap().unwrap().active, 1);
+}
+
+async fn modules_are_listed_in_pages(store: Shared) {
+    for (owner, module, public) in [
+        ("carol", "open", true),
+        ("bob", "b2", false),
+        ("bob", "b1", true),
+        ("alice", "hidden", false),
+        ("alice", "open", true),
+    ] {
+        let new = NewVersion { public: Some(public), ..version(owner, module, module) };
+        store.add_version(new, None).await.unwrap();
+    }
+    let list = async |owner: Option<&str>, public, offset, limit| {
+        let owner = owner.map(name);
+        let page = store.modules(owner.as_ref(), public, offset, limit).await.unwrap();
+        (page.items.iter().map(|m| format!("{}/{}", m.owner, m.name)).collect::<Vec<_>>().join(" "), page.total)
+    };
+    assert_eq!(list(Some("bob"), false, 0, 10).await, ("bob/b1 bob/b2".into(), 2));
+    assert_eq!(list(Some("bob"), true, 0, 10).await, ("alice/open bob/b1 bob/b2 carol/open".into(), 4));
+    assert_eq!(list(Some("bob"), true, 1, 2).await, ("bob/b1 bob/b2".into(), 4));
+    assert_eq!(list(None, false, 0, 2).await, ("alice/hidden alice/open".into(), 5));
+    assert_eq!(list(None, true, 4, 10).await, ("carol/open".into(), 5));
+    assert_eq!(list(None, true, 9, 10).await, (String::new(), 5));
+    assert_eq!(list(Some("dave"), false, 0, 10).await, (String::new(), 0));
+    let hide = NewVersion { public: Some(false), ..version("carol", "open", "open") };
+    store.add_version(hide, None).await.unwrap();
+    assert_eq!(list(Some("bob"), true, 0, 10).await.1, 3);
+}
+
+async fn a_deleted_module_is_gone(store: Shared) {
+    let new = NewVersion { public: Some(true), ..version("alice", "m", "one") };
+    let (module, ..) = store.add_version(new, None).await.unwrap();
+    assert_eq!(store.delete_module(&name("alice"), &name("m")).await.unwrap(), module);
+    assert_eq!(store.module(&name("alice"), &name("m")).await.unwrap(), None);
+    assert_eq!(store.module_by_id(&module.id).await.unwrap(), None);
+    assert_eq!(store.modules(Some(&name("bob")), true, 0, 10).await.unwrap().total, 0);
+    assert!(matches!(store.delete_module(&name("alice"), &name("m")).await, Err(StoreError::NotFound(_))));
+    let (again, number, _) = store.add_version(version("alice", "m", "two"), Some(1)).await.unwrap();
+    assert_eq!((number, again.versions.len(), again.public), (1, 1, false));
+    assert_ne!(again.id, module.id);
+}
+
+async fn executions_add_up(store: Shared) {
+    store.add_version(version("alice", "m", "one"), None).await.unwrap();
+    let counts = [
+        (name("alice"), name("m"), 3, at(100)),
+        (name("alice"), name("gone"), 9, at(100)),
+        (name("alice"), name("m"), 4, at(50)),
+    ];
+    store.count_executions(&counts).await.unwrap();
+    let module = store.module(&name("alice"), &name("m")).await.unwrap().unwrap();
+    assert_eq!((module.executions, module.last_executed), (7, Some(at(100))));
+}
+
+fn used(requests: u64, error: &str) -> UsageRecord {
+    UsageRecord { requests, fuel: requests * 10, errors: [(error.to_owned(), 1)].into(), ..UsageRecord::default() }
+}
+
+async fn usage_rows_merge(store: Shared) {
+    let delta = |owner: &str, key: &str, day, requests, error: &str| UsageDelta {
+        owner: name(owner),
+        key: key.into(),
+        day,
+        add: used(requests, error),
+    };
+    store.add_usage(&[delta("alice", "key_1", 5, 1, "busy"), delta("alice", "key_1", 5, 2, "busy")]).await.unwrap();
+    let more = [
+        delta("alice", "key_1", 5, 4, "internal"),
+        delta("bob", "key_2", 5, 1, "busy"),
+        delta("alice", "key_1", 4, 1, "busy"),
+        delta("alice", "key_3", 7, 1, "busy"),
+    ];
+    store.add_usage(&more).await.unwrap();
+    let rows = store.usage(Some(&name("alice")), 4, 5).await.unwrap();
+    assert_eq!(
+        rows.iter().map(|r| (r.day, r.key.to_string())).collect::<Vec<_>>(),
+        [(4, "key_1".into()), (5, "key_1".into())]
+    );
+    assert_eq!((rows[1].usage.requests, rows[1].usage.fuel), (7, 70));
+    assert_eq!(rows[1].usage.errors, [("busy".to_owned(), 2), ("internal".to_owned(), 1)].into());
+    assert_eq!(store.usage(None, 5, 7).await.unwrap().len(), 3);
+    assert!(store.usage(None, 8, 9).await.unwrap().is_empty());
+}
+
+async fn tokens_are_revoked_for_good(store: Shared) {
+    let token = |id: &str, n: &str, created| AdminToken {
+        id: id.into(),
+        name: name(n),
+        role: Role::Operator,
+        created_at: at(created),
+        revoked_at: None,
+    };
+    store.put_token(hash(1), &token("tok_1", "ops", 2)).await.unwrap();
+    store.put_token(hash(2), &token("tok_2", "ci", 1)).await.unwrap();
+    for (h, t) in [(1, token("tok_3", "x", 1)), (3, token("tok_1", "x", 1)), (3, token("tok_3", "ops", 1))] {
+        assert!(matches!(store.put_token(hash(h), &t).await, Err(StoreError::Conflict(_))), "{t:?}");
+    }
+    let names = |tokens: Vec<AdminToken>| tokens.iter().map(|t| t.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(store.tokens().await.unwrap()), ["ci", "ops"]);
+    assert_eq!(store.revoke_token(&"tok_1".into(), at(9)).await.unwrap().revoked_at, Some(at(9)));
+    assert_eq!(store.revoke_token(&"tok_1".into(), at(20)).await.unwrap().revoked_at, Some(at(9)));
+    assert_eq!(store.token_by_hash(&hash(1)).await.unwrap().unwrap().revoked_at, Some(at(9)));
+    assert_eq!(store.token_by_hash(&hash(4)).await.unwrap(), None);
+    let missing = store.revoke_token(&TokenId::from("tok_9"), at(9)).await;
+    assert!(matches!(missing, Err(StoreError::NotFound(_))), "{missing:?}");
+    // The name of a revoked token is free again.
+    store.put_token(hash(3), &token("tok_3", "ops", 30)).await.unwrap();
+}
+
+async fn the_audit_log_is_newest_first_and_whole(store: Shared) {
+    for n in 0..5 {
+        store.append_audit(&entry(format!("{n}"))).await.unwrap();
+    }
+    let newest: Vec<_> = store.audit(3).await.unwrap().into_iter().map(|e| e.subject).collect();
+    assert_eq!(newest, ["4", "3", "2"]);
+    let appends = (0..50).map(|n| {
+        let store = store.clone();
+        async move { store.append_audit(&entry(format!("p{n}"))).await.unwrap() }
+    });
+    together(appends).await;
+    let all: std::collections::BTreeSet<_> = store.audit(1000).await.unwrap().into_iter().map(|e| e.subject).collect();
+    assert_eq!(all.len(), 55);
+}
+
+async fn counters_are_replaced_and_expire(store: Shared) {
+    let counter = |id: &str, window_start, used| Counter { id: id.into(), window_start, used };
+    store.save_counters(&[counter("a", 100, 1), counter("b", 200, 5)], 0).await.unwrap();
+    store.save_counters(&[counter("a", 200, 2)], 100).await.unwrap();
+    assert_eq!(store.load_counters().await.unwrap(), [counter("a", 200, 2), counter("b", 200, 5)]);
+    store.save_counters(&[counter("c", 300, 1)], 300).await.unwrap();
+    assert_eq!(store.load_counters().await.unwrap(), [counter("c", 300, 1)]);
+}
+
+// ---- the embedded store's file ----
+
+fn open_error(file: &Path) -> StoreError {
+    match EmbeddedStore::open(file) {
+        Ok(_) => panic!("`{}` was opened", file.display()),
+        Err(e) => e,
+    }
+}
+
+#[tokio::test]
+async fn records_are_there_after_reopening_and_the_file_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    for n in 0..3 {
+        let store = EmbeddedStore::open(&file).unwrap();
+        assert_eq!(store.keys(None).await.unwrap().len(), n);
+        store.put_key(hash(n as u64), &key("alice", &format!("key_{n}"), 1), None).await.unwrap();
+    }
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_file_in_use_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    let _held = EmbeddedStore::open(&file).unwrap();
+    let error = open_error(&file).to_string();
+    assert!(error.contains(&file.display().to_string()) && error.contains("another wasmgate"), "{error}");
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    drop(EmbeddedStore::open(&file).unwrap());
+    let db = redb::Database::open(&file).unwrap();
+    let tx = db.begin_write().unwrap();
+    let meta: redb::TableDefinition<&str, u32> = redb::TableDefinition::new("meta");
+    tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
+    tx.commit().unwrap();
+    drop(db);
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 1 });
+}
+
+#[test]
+fn what_is_no_store_of_ours_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("notes.txt");
+    std::fs::write(&text, "not a database ".repeat(1000)).unwrap();
+    let error = open_error(&text);
+    assert!(matches!(error, StoreError::Corrupt(_)), "{error:?}");
+    assert!(std::fs::read_to_string(&text).unwrap().starts_with("not a database"));
+
+    let foreign = dir.path().join("other.redb");
+    let db = redb::Database::create(&foreign).unwrap();
+    let tx = db.begin_write().unwrap();
+    let table: redb::TableDefinition<&str, u32> = redb::TableDefinition::new("theirs");
+    tx.open_table(table).unwrap();
+    tx.commit().unwrap();
+    drop(db);
+    let error = open_error(&foreign);
+    assert!(matches!(error, StoreError::Corrupt(_)), "{error:?}");
+
+    let missing = dir.path().join("no/such/dir/store.redb");
+    assert!(matches!(open_error(&missing), StoreError::Unavailable(_)));
+}
+
+/// Whatever a damaged page holds, the store answers with records as they were or with an error; it never ends the process.
+#[tokio::test]
+async fn a_damaged_file_gives_errors_and_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    {
+        let store = EmbeddedStore::open(&file).unwrap();
+        for n in 0..200 {
+            store.put_key(hash(n), &key("alice", &format!("key_{n}"), 1), None).await.unwrap();
+        }
+    }
+    let whole = std::fs::read(&file).unwrap();
+    let mut seed = 0x2545_f491_4f6c_dd1du64;
+    let mut reported = 0;
+    for round in 0..150 {
+        let mut damaged = whole.clone();
+        for _ in 0..20 {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            // Whole pages as well as single bytes, most of them where the data is.
+            let at = seed as usize % damaged.len().min(400 << 10);
+            let end = (at + if seed % 3 == 0 { 512 } else { 1 }).min(damaged.len());
+            damaged[at..end].fill((seed >> 40) as u8);
+        }
+        let copy = dir.path().join(format!("{round}.redb"));
+        std::fs::write(&copy, &damaged).unwrap();
+        match EmbeddedStore::open(&copy) {
+            Err(_) => reported += 1,
+            Ok(store) => {
+                let mut bad = store.keys(None).await.is_err();
+                for n in 0..200 {
+                    bad |= store.key_by_hash(&hash(n)).await.is_err();
+                }
+                bad |= store.put_key(hash(1000), &key("alice", "key_1000", 1), None).await.is_err();
+                reported += usize::from(bad);
+            }
+        }
+        std::fs::remove_file(&copy).unwrap();
+    }
+    println!("{reported} of 150 reported");
+    assert!(reported > 0, "no damage was seen at all");
+}
+
+// ---- faults: the test runs itself as a child ----
+
+const CHILD_FILE: &str = "WASMGATE_TEST_STORE_FILE";
+
+fn child_file() -> Option<std::path::PathBuf> {
+    std::env::var_os(CHILD_FILE).map(Into::into)
+}
+
+/// Acknowledgements as they come, one a line.
+fn acknowledge(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ack {line}").and_then(|()| out.flush()).unwrap();
+}
+
+fn child(mut command: Command, test: &str, file: &Path) -> Child {
+    command
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD_FILE, file)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn acknowledgements(child: &mut Child) -> impl Iterator<Item = String> + use<> {
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    // The harness prints `test name ... ` before the first line.
+    lines.filter_map(|line| line.split_once("ack ").map(|(_, ack)| ack.to_owned()))
+}
+
+/// Child mode of [`no_acknowledged_write_is_lost_by_kill_9`]: writes without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_until_killed() {
+    let Some(file) = child_file() else { return };
+    let store: Shared = Arc::new(EmbeddedStore::open(&file).unwrap());
+    let writer = |lane: u32| {
+        let store = store.clone();
+        async move {
+            loop {
+                let id = KeyId::random().unwrap();
+                let mut h = [0u8; 32];
+                getrandom::fill(&mut h).unwrap();
+                let record = ApiKey { id: id.clone(), ..key("alice", "", 1) };
+                store.put_key(KeyHash(h), &record, None).await.unwrap();
+                acknowledge(&format!("key {id}"));
+                store.append_audit(&entry(id.as_str())).await.unwrap();
+                acknowledge(&format!("audit {id}"));
+                let (_, n, _) =
+                    store.add_version(version("alice", &format!("m{lane}"), id.as_str()), None).await.unwrap();
+                acknowledge(&format!("version {lane} {n} {id}"));
+                store.update_key(&ApiKey { revoked_at: Some(at(9)), ..record }).await.unwrap();
+                acknowledge(&format!("revoked {id}"));
+            }
+        }
+    };
+    together((0..4).map(writer)).await;
+}
+
+#[tokio::test]
+async fn no_acknowledged_write_is_lost_by_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    let mut acks: Vec<String> = Vec::new();
+    for cycle in 0..20 {
+        let mut writer = child(Command::new(std::env::current_exe().unwrap()), "store::writes_until_killed", &file);
+        let mut lines = acknowledgements(&mut writer);
+        let mut byte = [0];
+        getrandom::fill(&mut byte).unwrap();
+        for _ in 0..=byte[0] % 64 {
+            acks.push(lines.next().unwrap_or_else(|| panic!("the child of cycle {cycle} wrote nothing")));
+        }
+        writer.kill().unwrap();
+        // What it had acknowledged before the kill is in the pipe.
+        acks.extend(lines);
+        writer.wait().unwrap();
+
+        let store = EmbeddedStore::open(&file).unwrap();
+        let audited: std::collections::HashSet<_> =
+            store.audit(u64::MAX).await.unwrap().into_iter().map(|e| e.subject).collect();
+        for ack in &acks {
+            let words: Vec<&str> = ack.split(' ').collect();
+            let there = match words.as_slice() {
+                ["key", id] => store.key(&(*id).into()).await.unwrap().is_some(),
+                ["revoked", id] => store.key(&(*id).into()).await.unwrap().unwrap().1.revoked_at.is_some(),
+                ["audit", id] => audited.contains(*id),
+                ["version", lane, n, id] => {
+                    let module = store.module(&name("alice"), &name(&format!("m{lane}"))).await.unwrap().unwrap();
+                    let n: usize = n.parse().unwrap();
+                    module.versions[n - 1].digest == Digest::of(id.as_bytes())
+                }
+                _ => panic!("{ack}"),
+            };
+            assert!(there, "cycle {cycle}: `{ack}` was acknowledged and is lost");
+        }
+        // Indexes and records agree.
+        for key in store.keys(None).await.unwrap() {
+            let (hash, _) = store.key(&key.id).await.unwrap().unwrap();
+            assert_eq!(store.key_by_hash(&hash).await.unwrap().unwrap().id, key.id);
+        }
+    }
+}
+
+/// Child mode of [`a_full_disk_refuses_writes_and_nothing_else`], under a limit on file sizes.
+#[tokio::test]
+async fn writes_until_full() {
+    let Some(file) = child_file() else { return };
+    let store = EmbeddedStore::open(&file).unwrap();
+    store.put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
+    let filler = AuditEntry { detail: "x".repeat(50_000), ..entry("filler") };
+    let mut written = 0;
+    let refused = loop {
+        match store.append_audit(&filler).await {
+            Ok(()) => written += 1,
+            Err(e) => break e,
+        }
+        assert!(written < 10_000, "the limit is not met");
+    };
+    acknowledge(&format!("{refused:?}"));
+    assert!(store.key_by_hash(&hash(1)).await.unwrap().is_some());
+    assert_eq!(store.audit(u64::MAX).await.unwrap().len(), written);
+    assert_eq!(store.append_audit(&filler).await, Err(StoreError::Full));
+    assert_eq!(store.key_by_hash(&hash(1)).await.unwrap().unwrap().id, "key_1".into());
+    acknowledge("reads");
+    let raised = Command::new("prlimit").args(["--pid", &std::process::id().to_string(), "--fsize=unlimited"]).status();
+    assert!(raised.unwrap().success());
+    store.append_audit(&filler).await.unwrap();
+    assert_eq!(store.audit(u64::MAX).await.unwrap().len(), written + 1);
+    acknowledge("writes again");
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    // A soft limit on file sizes fails writes as a full disk does (EFBIG for ENOSPC), without needing a mount.
+    shell.args(["-c", r#"trap "" XFSZ; ulimit -S -f 16384; exec "$0" "$@""#]).arg(std::env::current_exe().unwrap());
+    let mut writer = child(shell, "store::writes_until_full", &dir.path().join("store.redb"));
+    let acks: Vec<String> = acknowledgements(&mut writer).collect();
+    assert!(writer.wait().unwrap().success(), "{acks:?}");
+    assert_eq!(acks, ["Full", "reads", "writes again"]);
+}

@@ -1,0 +1,44 @@
+//! Guests from source: WAT inline, C through clang.
+//!
+//! Invariant: no binary is committed; a C guest is compiled once per content and shared by all tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+#[track_caller]
+pub fn wat(text: &str) -> Vec<u8> {
+    wat::parse_str(text).unwrap_or_else(|e| panic!("the WAT of this test: {e}"))
+}
+
+/// `tests/guests/c/<name>.c`, compiled for WASI preview1.
+#[track_caller]
+pub fn c_guest(name: &str) -> Vec<u8> {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/c").join(format!("{name}.c"));
+    let text = std::fs::read(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");
+    std::fs::create_dir_all(&folder).expect("the target folder is writable");
+    let wasm = folder.join(format!("{name}-{:08x}.wasm", crc32fast::hash(&text)));
+    if !wasm.exists() {
+        let part = wasm.with_extension("part");
+        let freestanding = text.starts_with(b"// freestanding");
+        let mut clang = Command::new("clang");
+        if freestanding {
+            clang.args(["--target=wasm32", "-nostdlib", "-Wl,--no-entry"]);
+        } else {
+            clang.arg("--target=wasm32-wasi");
+        }
+        clang.args(["-O2", "-s", "-Wall", "-Werror", "-o"]).arg(&part).arg(&source);
+        let output = clang.output().expect("`clang` runs; ./scripts/test installs it");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "clang on {} (./scripts/test installs what it needs):\n{errors}",
+            source.display()
+        );
+        std::fs::rename(&part, &wasm).expect("the target folder is writable");
+    }
+    std::fs::read(&wasm).expect("it was just built")
+}

@@ -1,0 +1,168 @@
+//! An HTTP/2 client (prior knowledge, or ALPN over TLS) and an HTTP/2 origin with trailers.
+//!
+//! Invariant: a client owns the runtime that drives its connection, so tests stay plain functions.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::DEADLINE;
+
+pub struct H2 {
+    runtime: Runtime,
+    sender: SendRequest<Bytes>,
+}
+
+#[derive(Debug)]
+pub struct H2Response {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+}
+
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> SendRequest<Bytes> {
+    let (sender, connection) = h2::client::handshake(stream).await.expect("an HTTP/2 handshake");
+    tokio::spawn(connection);
+    sender
+}
+
+impl H2 {
+    /// HTTP/2 with prior knowledge.
+    pub fn connect(addr: SocketAddr) -> Self {
+        let runtime = runtime();
+        let sender = runtime.block_on(in_time("the h2c handshake", async {
+            handshake(TcpStream::connect(addr).await.expect("the listener accepts")).await
+        }));
+        Self { runtime, sender }
+    }
+
+    /// HTTP/2 by ALPN over TLS to `localhost`.
+    pub fn connect_tls(addr: SocketAddr, config: Arc<ClientConfig>) -> Self {
+        let runtime = runtime();
+        let sender = runtime.block_on(in_time("the TLS handshake", async {
+            let tcp = TcpStream::connect(addr).await.expect("the listener accepts");
+            let name = ServerName::try_from("localhost").expect("a name");
+            let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.expect("a TLS handshake");
+            assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "ALPN");
+            handshake(tls).await
+        }));
+        Self { runtime, sender }
+    }
+
+    #[track_caller]
+    pub fn get(&self, uri: &str, headers: &[(&str, &str)]) -> H2Response {
+        self.send("GET", uri, headers, None)
+    }
+
+    /// `uri` is absolute: its authority becomes `:authority`.
+    #[track_caller]
+    pub fn send(&self, method: &str, uri: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> H2Response {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a valid request");
+        let body = body.map(Bytes::copy_from_slice);
+        let answer = self.runtime.block_on(in_time("the answer", exchange(self.sender.clone(), request, body)));
+        answer.unwrap_or_else(|e| panic!("{method} {uri}: {e}"))
+    }
+
+    /// Opens streams and resets each at once (CVE-2023-44487). Gives how many the server took before it closed.
+    pub fn rapid_reset(&self, uri: &str, streams: usize) -> usize {
+        self.runtime.block_on(in_time("the resets", async {
+            for done in 0..streams {
+                let Ok(mut ready) = self.sender.clone().ready().await else { return done };
+                let request = Request::get(uri).body(()).expect("a valid request");
+                match ready.send_request(request, true) {
+                    Ok((_, mut stream)) => stream.send_reset(h2::Reason::CANCEL),
+                    Err(_) => return done,
+                }
+                tokio::task::yield_now().await;
+            }
+            streams
+        }))
+    }
+}
+
+async fn exchange(
+    sender: SendRequest<Bytes>,
+    request: Request<()>,
+    body: Option<Bytes>,
+) -> Result<H2Response, h2::Error> {
+    let mut ready = sender.ready().await?;
+    let (response, mut stream) = ready.send_request(request, body.is_none())?;
+    if let Some(body) = body {
+        // An early refusal resets the stream; its answer still counts.
+        stream.send_data(body, true).ok();
+    }
+    let (head, mut incoming) = response.await?.into_parts();
+    let mut body = Vec::new();
+    while let Some(data) = incoming.data().await {
+        let data = data?;
+        incoming.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    let trailers = incoming.trailers().await?;
+    Ok(H2Response { status: head.status, headers: head.headers, body: body.into(), trailers })
+}
+
+/// An h2c origin: answers `body` and the trailer `grpc-status: 0`, with the request's `te` header in `x-te`.
+pub struct H2Origin {
+    pub addr: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl H2Origin {
+    pub fn start(body: &'static str) -> Self {
+        let runtime = runtime();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        runtime.spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                tokio::spawn(serve(tcp, body));
+            }
+        });
+        Self { addr, runtime: Some(runtime) }
+    }
+}
+
+impl Drop for H2Origin {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+async fn serve(tcp: TcpStream, body: &'static str) {
+    let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let te = request.headers().get("te").cloned();
+        let mut response = http::Response::builder().header("content-type", "application/grpc");
+        if let Some(te) = te {
+            response = response.header("x-te", te);
+        }
+        let response = response.body(()).expect("valid headers");
+        let Ok(mut stream) = respond.send_response(response, false) else { continue };
+        let trailers = HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "0".parse().expect("a value"))]);
+        stream.send_data(Bytes::from_static(body.as_bytes()), false).and_then(|()| stream.send_trailers(trailers)).ok();
+    }
+}

@@ -1,0 +1,43 @@
+//! Helpers of the system tests: the real binary, real sockets, real upstreams. Nothing of the gateway is imported.
+//!
+//! Invariant: every port is 0, every file is in a folder of the test's own, and nothing waits without a deadline.
+
+pub mod admin;
+pub mod api;
+pub mod gateway;
+pub mod guest;
+pub mod h2c;
+pub mod http1;
+pub mod tls;
+pub mod toml;
+pub mod upstream;
+
+use std::time::{Duration, Instant};
+
+pub use gateway::{Gateway, try_serve};
+pub use guest::{c_guest, wat};
+pub use http1::{Conn, Request, Response};
+pub use upstream::Upstream;
+
+/// Long enough for a debug build on a busy machine; a test that meets it has failed.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Polls until `cond` holds. The only place in the tests that sleeps.
+#[track_caller]
+pub fn eventually(what: &str, mut cond: impl FnMut() -> bool) {
+    assert!(poll(DEADLINE, &mut cond), "not within {DEADLINE:?}: {what}");
+}
+
+/// Whether `cond` came to hold within `deadline`.
+pub fn poll(deadline: Duration, mut cond: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline;
+    loop {
+        if cond() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,239 @@
+//! Upstreams that fail, and how requests are spread over those that don't.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use crate::support::toml::{open_proxy, route, upstream};
+use crate::support::upstream::{echo, hang, respond};
+use crate::support::{Conn, Gateway, Upstream, eventually};
+
+/// Everything goes to these endpoints, with more lines of the upstream's table.
+fn pool(endpoints: &[SocketAddr], more: &str) -> String {
+    let list: Vec<_> = endpoints.iter().map(|e| format!("\"{e}\"")).collect();
+    format!("[[upstreams]]\nname = \"up\"\nendpoints = [{}]\n{more}\n", list.join(", "))
+        + &route("all", "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"")
+}
+
+/// Says which one it is.
+fn named(name: &'static str) -> Upstream {
+    Upstream::text(name)
+}
+
+fn spread(gw: &Gateway, requests: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for i in 0..requests {
+        let body = gw.get(&format!("/{i}")).send().expect(200).text();
+        *counts.entry(body).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn refused_is_502() {
+    let gw = Gateway::start(&pool(&[Upstream::nobody()], ""));
+    gw.get("/").send().problem(502, "upstream-unavailable");
+    gw.post("/", "body").send().problem(502, "upstream-unavailable");
+}
+
+#[test]
+fn no_answer_in_time_is_504() {
+    let up = Upstream::start(|_, stream| hang(stream));
+    let gw = Gateway::start(&pool(&[up.addr], "read_timeout = \"300ms\"\nretries = 0"));
+    let start = Instant::now();
+    gw.get("/").send().problem(504, "upstream-timeout");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn total_timeout_bounds_an_answer_that_trickles() {
+    let up = Upstream::start(|_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").ok();
+        stream.set_read_timeout(Some(Duration::from_millis(50))).ok();
+        // A byte now and then keeps every read timeout happy.
+        while stream.write_all(b"x").is_ok() {
+            // Ends when the gateway has closed; a time-out means that it still reads.
+            match stream.peek(&mut [0]) {
+                Ok(_) => return false,
+                Err(_) => continue,
+            }
+        }
+        false
+    });
+    let gw = Gateway::start(&pool(&[up.addr], "read_timeout = \"10s\"\ntotal_timeout = \"500ms\""));
+    let start = Instant::now();
+    let cut = gw.get("/").try_send();
+    assert!(cut.is_err() || cut.is_ok_and(|r| r.status == 504), "a cut answer must not look whole");
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+#[test]
+fn garbage_is_502() {
+    for garbage in
+        ["SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/1.1 banana\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon here\r\n\r\n"]
+    {
+        let up = Upstream::start(move |_, stream| {
+            stream.write_all(garbage.as_bytes()).ok();
+            false
+        });
+        let gw = Gateway::start(&pool(&[up.addr], "retries = 0"));
+        gw.get("/").send().problem(502, "upstream-invalid");
+    }
+}
+
+#[test]
+fn an_answer_cut_short_never_looks_whole() {
+    for partial in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
+        let up = Upstream::start(move |_, stream| {
+            stream.write_all(partial.as_bytes()).ok();
+            false
+        });
+        let mut gw = Gateway::start(&pool(&[up.addr], ""));
+        let got = gw.get("/").try_send();
+        assert!(got.as_ref().is_err() || got.as_ref().is_ok_and(|r| r.status == 502), "{got:?}");
+        assert!(gw.is_running());
+    }
+}
+
+#[test]
+fn a_failed_connect_tries_the_next_endpoint_for_any_method() {
+    let good = named("good");
+    let gw = Gateway::start(&pool(&[Upstream::nobody(), good.addr], "retries = 1"));
+    for _ in 0..4 {
+        assert_eq!(gw.post("/", "not idempotent, yet nothing was sent").send().expect(200).text(), "good");
+    }
+}
+
+#[test]
+fn what_was_sent_is_sent_again_only_when_idempotent() {
+    let up = Upstream::start(|_, _| false);
+    let gw = Gateway::start(&pool(&[up.addr], "retries = 1"));
+    let answer = gw.post("/", "charge the card").send();
+    assert_eq!(answer.status, 502, "{answer}");
+    assert_eq!(up.seen().len(), 1, "a POST that reached the upstream is not repeated");
+    gw.get("/").send().expect(502);
+    assert_eq!(up.seen().len(), 3, "a GET is tried once more");
+}
+
+#[test]
+fn an_idle_connection_closed_by_the_upstream_fails_nothing() {
+    let up = Upstream::start(|_, stream| {
+        respond(stream, 200, &[], b"ok");
+        // Keep-alive was promised; the connection closes all the same.
+        false
+    });
+    let gw = Gateway::start(&pool(&[up.addr], ""));
+    for _ in 0..20 {
+        gw.get("/").send().expect(200);
+    }
+}
+
+#[test]
+fn connections_to_the_upstream_are_reused() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&pool(&[up.addr], ""));
+    for _ in 0..10 {
+        gw.get("/").send().expect(200);
+    }
+    assert!(up.connections() <= 3, "{} connections for 10 requests in a row", up.connections());
+}
+
+#[test]
+fn round_robin_is_even_and_weights_are_kept() {
+    let (a, b) = (named("a"), named("b"));
+    let gw = Gateway::start(&pool(&[a.addr, b.addr], "balance = \"round-robin\""));
+    assert_eq!(spread(&gw, 20), BTreeMap::from([("a".into(), 10), ("b".into(), 10)]));
+
+    let weighted = format!(
+        "[[upstreams]]\nname = \"up\"\nendpoints = [{{ address = \"{}\", weight = 3 }}, {{ address = \"{}\", weight = 1 }}]\n",
+        a.addr, b.addr
+    ) + &route("all", "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"");
+    let gw = Gateway::start(&weighted);
+    let counts = spread(&gw, 40);
+    assert_eq!((counts["a"], counts["b"]), (30, 10));
+}
+
+#[test]
+fn least_connections_avoids_the_busy_one() {
+    let (busy, idle) = (Upstream::start(|_, stream| hang(stream)), named("idle"));
+    let gw = Gateway::start(&pool(&[busy.addr, idle.addr], "balance = \"least-connections\"\nread_timeout = \"20s\""));
+    // One of the first requests hangs on the busy endpoint; from then on the other one has fewer.
+    let mut held = Vec::new();
+    while busy.seen().is_empty() {
+        assert!(held.len() < 4, "the busy endpoint never got a request");
+        let mut conn = Conn::connect(gw.proxy);
+        conn.send(gw.get("/").bytes());
+        held.push(conn);
+        let before = idle.seen().len() + busy.seen().len();
+        eventually("a request reaches an endpoint", || idle.seen().len() + busy.seen().len() >= before.max(1));
+    }
+    let counts = spread(&gw, 10);
+    assert_eq!(counts["idle"], 10);
+}
+
+#[test]
+fn consistent_hash_keeps_a_key_on_one_endpoint() {
+    let ups: Vec<_> = ["a", "b", "c"].map(named).into_iter().collect();
+    let addrs: Vec<_> = ups.iter().map(|u| u.addr).collect();
+    let gw = Gateway::start(&pool(&addrs, "balance = \"consistent-hash\"\nhash_on = \"header:x-user\""));
+    let mut used = BTreeMap::<String, usize>::new();
+    for user in 0..30 {
+        let ask = || gw.get("/").header("X-User", user.to_string()).send().expect(200).text();
+        let first = ask();
+        assert!((0..3).all(|_| ask() == first), "user {user} moved");
+        *used.entry(first).or_default() += 1;
+    }
+    assert!(used.len() > 1, "30 users all went to {used:?}");
+}
+
+#[test]
+fn an_active_check_takes_an_endpoint_out_and_back_in() {
+    let healthy = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let flag = healthy.clone();
+    let sick = Upstream::start(move |seen, stream| {
+        let up = flag.load(std::sync::atomic::Ordering::Relaxed);
+        match seen.target.as_str() {
+            "/healthz" => respond(stream, if up { 200 } else { 500 }, &[], b""),
+            _ => respond(stream, 200, &[], b"sick"),
+        }
+    });
+    let well = named("well");
+    let health = "health = { http_path = \"/healthz\", interval = \"100ms\", timeout = \"1s\", healthy_after = 1, unhealthy_after = 1 }";
+    let gw = Gateway::start(&pool(&[sick.addr, well.addr], health));
+    eventually("both serve", || spread(&gw, 4).len() == 2);
+    healthy.store(false, std::sync::atomic::Ordering::Relaxed);
+    eventually("the sick one is out", || spread(&gw, 4) == BTreeMap::from([("well".into(), 4)]));
+    healthy.store(true, std::sync::atomic::Ordering::Relaxed);
+    eventually("it is back", || spread(&gw, 4).len() == 2);
+}
+
+#[test]
+fn a_failing_endpoint_is_ejected_for_a_while() {
+    let dead = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let dead_addr = dead.local_addr().expect("it is bound");
+    let bad = Upstream::on(dead, |_, _| false);
+    let good = named("good");
+    let gw =
+        Gateway::start(&pool(&[dead_addr, good.addr], "retries = 0\nejection = { failures = 2, duration = \"60s\" }"));
+    eventually("two failures were seen", || {
+        gw.get("/").send();
+        bad.seen().len() >= 2
+    });
+    let before = bad.seen().len();
+    assert_eq!(spread(&gw, 10), BTreeMap::from([("good".into(), 10)]));
+    assert_eq!(bad.seen().len(), before, "an ejected endpoint gets nothing");
+}
+
+#[test]
+fn one_bad_upstream_leaves_other_routes_alone() {
+    let up = Upstream::start(echo);
+    let dead = upstream("dead", Upstream::nobody(), "")
+        + &route("dead", "match.path_prefix = \"/dead\"\ntarget.upstream = \"dead\"\nauth = \"none\"");
+    let gw = Gateway::start(&(open_proxy(up.addr, "") + &dead));
+    gw.get("/dead").send().problem(502, "upstream-unavailable");
+    gw.get("/alive").send().expect(200);
+}
