@@ -212,7 +212,7 @@ impl Kit {
         let config = config::parse(CONFIG, "test", dir.path()).unwrap_or_else(|e| panic!("{e}: {:?}", e.errors));
         let token_file = config.admin.token_file.clone();
         let compiler = PathBuf::from(env!("CARGO_BIN_EXE_wasmgate"));
-        let app = App::open_with(config, None, logs(), compiler).await.expect("the app opens");
+        let app = App::open(config, None, logs(), compiler).await.expect("the app opens");
         let token = std::fs::read_to_string(token_file).expect("the admin token's file").trim().to_owned();
         Self { services: api::services(app.clone(), None), app, token, _dir: dir }
     }
