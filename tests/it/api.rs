@@ -182,6 +182,11 @@ token_file = "admin.token"
 allowed_hosts = ["gate.example"]
 [engine]
 queue_timeout = "20s"
+[tiers]
+free.module_size = "1KiB"
+basic.module_size = "1KiB"
+pro.module_size = "1KiB"
+enterprise.module_size = "1KiB"
 [tiers.tiny]
 rank = 8
 concurrent = 10
