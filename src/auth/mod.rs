@@ -7,3 +7,4 @@ pub mod credential;
 pub mod format;
 pub mod manage;
 pub mod pepper;
+pub mod secret_file;

@@ -3,19 +3,15 @@
 //! Invariant: a pepper that others on the machine may read, or that is too weak, is refused before a key is hashed with
 //! it. The text never appears in an error or in `Debug`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::secret_file::{self, SecretError};
 use crate::config::SecretSource;
 
 /// Bytes of a pepper.
 const MIN_BYTES: usize = 32;
 /// Different bytes a pepper has at least; a phrase or a repeated byte is none.
 const MIN_DISTINCT: usize = 8;
-/// Bytes of a pepper file.
-const MAX_FILE: u64 = 16 << 10;
 
 /// Peppers by id; new keys use the highest.
 #[derive(Clone)]
@@ -23,10 +19,8 @@ pub struct Peppers(pub Vec<(u32, Vec<u8>)>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PepperError {
-    #[error("`{file}`: {source}")]
-    Io { file: PathBuf, source: std::io::Error },
-    #[error("`{file}` can be read by others (mode {mode:o}); run `chmod 600` on it")]
-    Readable { file: PathBuf, mode: u32 },
+    #[error(transparent)]
+    File(#[from] SecretError),
     #[error("the environment variable `{0}` is missing or not text; set it to the pepper")]
     Env(String),
     #[error("{source_name}: {problem}; use a line such as `openssl rand -hex 32` prints")]
@@ -38,17 +32,15 @@ impl Peppers {
     /// ones stay as long as keys made with them live. `Generated` makes the file in `data_dir` when it is missing.
     pub fn load(source: &SecretSource, data_dir: &Path) -> Result<Self, PepperError> {
         match source {
-            SecretSource::File(file) => Self::parse(&read(file)?, &format!("`{}`", file.display())),
+            SecretSource::File(file) => Self::parse(&secret_file::read(file)?, &format!("`{}`", file.display())),
             SecretSource::Env(name) => {
                 let text = std::env::var(name).map_err(|_| PepperError::Env(name.clone()))?;
                 Self::parse(&text, &format!("the environment variable `{name}`"))
             }
             SecretSource::Generated(name) => {
                 let file = data_dir.join(name);
-                if !file.exists() {
-                    make(&file, data_dir).map_err(|source| PepperError::Io { file: file.clone(), source })?;
-                }
-                Self::parse(&read(&file)?, &format!("`{}`", file.display()))
+                let text = secret_file::read_or_make(&file, || Ok(format!("1:{}", secret_file::random_hex()?)))?;
+                Self::parse(&text, &format!("`{}`", file.display()))
             }
         }
     }
@@ -79,33 +71,5 @@ impl Peppers {
             return Err(weak("there is no pepper"));
         }
         Ok(Self(peppers))
-    }
-}
-
-fn read(file: &Path) -> Result<String, PepperError> {
-    let io = |source| PepperError::Io { file: file.to_owned(), source };
-    // The mode is of what was opened, not of what the path names by then.
-    let opened = File::open(file).map_err(io)?;
-    let mode = opened.metadata().map_err(io)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(PepperError::Readable { file: file.to_owned(), mode });
-    }
-    let mut text = String::new();
-    opened.take(MAX_FILE).read_to_string(&mut text).map_err(io)?;
-    Ok(text)
-}
-
-/// Written aside and linked into place, so that the file is whole or missing, and of two processes one wins.
-fn make(file: &Path, dir: &Path) -> std::io::Result<()> {
-    let mut bytes = [0u8; MIN_BYTES];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-    let text = bytes.iter().fold(String::from("1:"), |text, b| format!("{text}{b:02x}"));
-    let aside = file.with_extension(format!("new-{}", std::process::id()));
-    let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-    let done = writeln!(new, "{text}").and_then(|()| new.sync_all()).and_then(|()| std::fs::hard_link(&aside, file));
-    std::fs::remove_file(&aside)?;
-    match done {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        done => done.and_then(|()| File::open(dir)?.sync_all()),
     }
 }

@@ -12,6 +12,7 @@ use wasmgate::auth::credential::{presented, strip};
 use wasmgate::auth::format;
 use wasmgate::auth::manage::{Actor, Keys, MAX_GRACE, NewKey};
 use wasmgate::auth::pepper::PepperError;
+use wasmgate::auth::secret_file::SecretError;
 use wasmgate::config::SecretSource;
 use wasmgate::domain::{
     ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, ScopeSet, Tier, Timestamp, TokenId,
@@ -621,7 +622,7 @@ fn a_pepper_file_others_can_read_is_refused() {
         let loaded = Peppers::load(&SecretSource::File(file.clone()), dir.path());
         match loaded {
             Ok(_) => assert!(ok, "{mode:o}"),
-            Err(e) => assert!(!ok && matches!(e, PepperError::Readable { .. }), "{mode:o}: {e}"),
+            Err(e) => assert!(!ok && matches!(e, PepperError::File(SecretError::Readable { .. })), "{mode:o}: {e}"),
         }
     }
 }
