@@ -24,7 +24,10 @@ pub async fn run(app: Arc<App>) {
     loop {
         tokio::select! {
             _ = flush.tick() => app.flush().await,
-            _ = evict.tick() => app.shared.limiter.evict_idle(Now::read()),
+            _ = evict.tick() => {
+                app.shared.limiter.evict_idle(Now::read());
+                app.shared.failures.evict_idle(Instant::now());
+            }
         }
     }
 }
