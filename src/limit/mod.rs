@@ -3,7 +3,6 @@
 //! Invariant: all policies of a request are checked before any is charged; a refused request charges nothing.
 
 mod account;
-pub mod executions;
 pub mod failures;
 mod headers;
 pub mod limiter;

@@ -21,7 +21,7 @@ fn verb(gw: &Gateway, args: &[&str]) -> Output {
     let mut command = Command::new(binary());
     let token_file = gw.ready["admin_token_file"].as_str().expect("a path");
     command.args(args).env("WASMGATE_ADMIN", format!("http://{}", gw.admin));
-    command.env("WASMGATE_ADMIN_TOKEN_FILE", gw.dir.path().join(token_file));
+    command.env("WASMGATE_TOKEN_FILE", gw.dir.path().join(token_file));
     run_to_end(command)
 }
 
@@ -132,7 +132,7 @@ fn modules_of_a_running_gateway() {
 #[test]
 fn a_gateway_that_is_not_there_is_1_and_says_where_it_looked() {
     let mut command = Command::new(binary());
-    command.args(["key", "list"]).env("WASMGATE_ADMIN", "http://127.0.0.1:1").env("WASMGATE_ADMIN_TOKEN", "x");
+    command.args(["key", "list"]).env("WASMGATE_ADMIN", "http://127.0.0.1:1").env("WASMGATE_TOKEN", "x");
     fails(run_to_end(command), 1, "127.0.0.1:1");
 }
 

@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod api;
 mod architecture;
 mod auth;
 mod auth_http;
