@@ -83,6 +83,8 @@ impl Compilers {
         let mut child = Command::new(&self.exe)
             .arg(VERB)
             .env_clear()
+            // mimalloc takes a gibibyte of address space at a time, which is all that a child has.
+            .env("MIMALLOC_ARENA_RESERVE", "0")
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

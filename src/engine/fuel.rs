@@ -58,7 +58,7 @@ impl Fuel {
     /// The first slice; 0 when there is none, and the first instruction finds out why.
     pub fn begin(&mut self) -> i64 {
         self.slice = self.next_slice().unwrap_or(0);
-        self.slice as i64
+        self.slice
     }
 
     /// The counter fell below zero: a new slice, or the end.

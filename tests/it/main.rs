@@ -16,6 +16,7 @@ mod execute;
 mod handlers;
 mod http2_clients;
 mod http_wasm;
+mod http_wasm_tck;
 mod limit;
 mod limits_http;
 mod modules;
