@@ -221,9 +221,11 @@ fn handlers_run_in_order_and_responses_in_reverse() {
         wat(&format!(
             r#"(module
               (import "http_handler" "add_header_value" (func $add (param i32 i32 i32 i32 i32)))
+              (import "http_handler" "enable_features" (func $enable (param i32) (result i32)))
               (memory (export "memory") 1)
               (data (i32.const 0) "x-order{letter}")
               (func (export "handle_request") (result i64)
+                (drop (call $enable (i32.const 2)))
                 (call $add (i32.const 0) (i32.const 0) (i32.const 7) (i32.const 7) (i32.const 1)) (i64.const 1))
               (func (export "handle_response") (param i32 i32)
                 (call $add (i32.const 1) (i32.const 0) (i32.const 7) (i32.const 7) (i32.const 1))))"#
