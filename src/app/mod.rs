@@ -134,6 +134,7 @@ impl App {
         let config = Arc::new(config::load_file(file)?);
         let _turn = self.swapping.lock().await;
         self.check_unchanged(&config)?;
+        self.shared.reload_certificates().map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
         self.swap(config).await
     }
 

@@ -18,8 +18,10 @@ pub struct AtRest(Guest);
 // - the engine: shared, `Send + Sync`;
 // - `on_called`: never set here.
 // Thread-locals of Wasmer (the store context, trap handlers) are entered and left within a call. A call needs
-// `&mut Guest`, so none is under way when the guest moves. `AtRest` is not `Sync`, and gives no `&Guest`.
+// `&mut Guest`, so none is under way when the guest moves.
 unsafe impl Send for AtRest {}
+// SAFETY: `&AtRest` gives access to nothing of the guest.
+unsafe impl Sync for AtRest {}
 
 const _: () = {
     const fn is_send<T: Send>() {}

@@ -347,6 +347,12 @@ fn took(meter: &Meter) -> Duration {
     meter.cpu.min(Duration::from_nanos(meter.fuel.saturating_mul(SLOW_NANOS_A_UNIT)))
 }
 
+const _: () = {
+    const fn travels_and_is_shared<T: Send + Sync>() {}
+    travels_and_is_shared::<PinnedVm>();
+    travels_and_is_shared::<HttpHandler>();
+};
+
 fn given_back(exchange: Option<Box<HttpExchange>>) -> Box<HttpExchange> {
     exchange.expect("a phase gives back the exchange that it was lent")
 }

@@ -69,7 +69,7 @@ impl AdminApp {
         }
         session.write_response_header(Box::new(head)).await?;
         if with_body {
-            bridge::copy(session, &mut body).await?;
+            bridge::copy(session, &mut body, None, || ()).await?;
         }
         Ok(session.finish_body().await?)
     }

@@ -47,11 +47,12 @@ pub async fn write_head(session: &mut Session, shared: &Shared, mut head: Respon
 /// Sends a whole answer. The head is finished here: edits, limits, ids, framing.
 pub async fn send(
     session: &mut Session,
-    ctx: &Context,
+    ctx: &mut Context,
     shared: &Shared,
     mut head: ResponseHeader,
     body: Bytes,
 ) -> Result<()> {
+    ctx.release();
     forward::finish_response(&mut head, ctx)?;
     head.drop_all(&TRANSFER_ENCODING);
     let method_has_body = *session_method(session) != Method::HEAD;
@@ -88,11 +89,22 @@ pub async fn reject(session: &mut Session, ctx: &mut Context, shared: &Shared, r
     if written(session) {
         return Ok(());
     }
-    let (mut head, mut body) = problem_answer(session, ctx, &rejection)?;
-    ctx.refused = Some(rejection);
-    if ctx.chain.is_some() {
-        (head, body) = handlers::respond(session, ctx, shared, head, body, true).await?;
+    let problem = problem_answer(session, ctx, &rejection)?;
+    if rejection.status() == 400 {
+        // Whoever sent something with two readings may mean something else by what follows.
+        session.set_keepalive(None);
     }
+    // A handler can't put its hands on an answer that is refused for being more than it takes.
+    let editable = !matches!(rejection, Rejection::UpstreamTooLarge { .. });
+    ctx.refused = Some(rejection);
+    let (head, body) = if ctx.chain.is_some() {
+        let (head, body) = problem;
+        let unedited = (head.clone(), body.clone());
+        let edited = handlers::respond(session, ctx, shared, head, body, true).await?;
+        if editable { edited } else { unedited }
+    } else {
+        problem
+    };
     send(session, ctx, shared, head, body).await
 }
 

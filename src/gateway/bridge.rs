@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::answer::{self, has_body};
 use super::context::Context;
-use super::exchange::frame_answer;
+use super::exchange::{content_length, frame_answer};
 use super::forward;
 use super::handlers;
 use super::pipeline::Stop;
@@ -42,7 +42,9 @@ pub async fn tenant_api(
     }
     let body_timeout = ctx.snapshot.config.server.body_timeout;
     let answer = call(&*gateway.api, &mut session.downstream_session, request, held, max_body, body_timeout).await?;
-    let (parts, mut body) = answer.into_parts();
+    let (mut parts, mut body) = answer.into_parts();
+    // The API leaves what it refused with, for the log and the caller's usage.
+    ctx.refused = parts.extensions.remove::<Rejection>();
     let mut head = ResponseHeader::from(parts);
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
@@ -51,13 +53,18 @@ pub async fn tenant_api(
     forward::finish_response(&mut head, ctx)?;
     let with_body = has_body(&ctx.method, head.status);
     frame(session, &mut head, with_body, first.len())?;
+    let length = content_length(&head).map(|n| n.saturating_sub(first.len() as u64));
+    if !with_body || length == Some(0) {
+        ctx.release();
+    }
     answer::write_head(session, &gateway.shared, head, !with_body).await?;
     if with_body {
         if !first.is_empty() {
             session.downstream_session.write_response_body(first, false).await.map_err(|e| e.into_down())?;
         }
-        copy(&mut session.downstream_session, &mut body).await?;
+        copy(&mut session.downstream_session, &mut body, length, || ctx.release()).await?;
     }
+    ctx.release();
     session.downstream_session.finish_body().await.map_err(|e| Stop::Broken(e.into_down()))
 }
 
@@ -149,13 +156,24 @@ async fn pump(
     }
 }
 
-/// Streams an answer's body. An error of the API cuts the answer off, so that the client does not take it for whole.
-pub async fn copy(session: &mut ServerSession, body: &mut ApiBody) -> pingora::Result<()> {
+/// Streams an answer's body as it comes. With a known length, `before_end` is called before its last chunk, which ends
+/// the answer for the client. An error of the API cuts the answer off, so that nobody takes it for whole.
+pub async fn copy(
+    session: &mut ServerSession,
+    body: &mut ApiBody,
+    length: Option<u64>,
+    mut before_end: impl FnMut(),
+) -> pingora::Result<()> {
+    let mut left = length;
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| pingora::Error::because(ErrorType::InternalError, "the API's answer", e))?;
-        if !chunk.is_empty() {
-            session.write_response_body(chunk, false).await.map_err(|e| e.into_down())?;
+        if let Some(left) = &mut left {
+            *left = left.saturating_sub(chunk.len() as u64);
+            if *left == 0 {
+                before_end();
+            }
         }
+        session.write_response_body(chunk, false).await.map_err(|e| e.into_down())?;
     }
     Ok(())
 }

@@ -101,8 +101,6 @@ pub async fn serve<A>(
                 session.set_read_timeout(Some(limits.body));
                 session.set_write_timeout(Some(limits.body));
                 session.set_total_drain_timeout(Some(DRAIN_BODY));
-                // A client may close its half and wait for the answer (RFC 9112 section 9.6).
-                session.set_abort_on_close(false);
                 let reused = app.process_new_http(session, &drain.0).await;
                 match reused.and_then(|reused| Gate::next(reused.consume().0)) {
                     Some(next) => gate = next,

@@ -110,6 +110,13 @@ impl Context {
         self.route.as_ref().map(|state| &self.snapshot.config.routes[state.index])
     }
 
+    /// Gives back what this request holds of others' limits: its place among the caller's requests, and its share of
+    /// the endpoint's load. Called before the client can see its answer's end, so that a next request finds both free.
+    pub fn release(&mut self) {
+        self.in_flight = None;
+        self.lease = None;
+    }
+
     /// Chooses the endpoint of the next attempt.
     pub(super) fn pick(&mut self, session: &Session, upstream: &Upstream) -> Result<&Lease, Rejection> {
         let address;

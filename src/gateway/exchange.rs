@@ -4,6 +4,7 @@
 //! Invariant: a connection goes back to the pool only after a complete answer, and a request is sent again only when
 //! no byte of an answer came and sending it twice does no harm (RFC 9110 section 9.2.2).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -23,8 +24,9 @@ use super::context::Context;
 use super::forward::{self, Fields};
 use super::handlers;
 use super::pipeline::Stop;
+use super::proxy::Gateway;
 use super::service::Shared;
-use super::upstream::Upstream;
+use super::upstream::{Endpoint, Upstream};
 use crate::domain::Rejection;
 
 /// Interim answers (1xx) an upstream may send before the final one.
@@ -43,26 +45,27 @@ struct Failure {
 
 /// Sends the session's request (composed by the pipeline) and answers the client.
 pub async fn run(
+    gateway: &Gateway,
     session: &mut Session,
     ctx: &mut Context,
-    shared: &Shared,
     upstream: &Upstream,
     body: Option<Bytes>,
 ) -> Result<(), Stop> {
-    let connector = ctx.snapshot.connector.clone();
+    let connector = &*gateway.connector;
     let deadline = upstream.config.total_timeout.map(|total| ctx.start.mono + total);
     let mut retries = upstream.config.retries;
     let mut stale_left = true;
-    let (mut client, reused) = loop {
+    let mut connected = loop {
         let endpoint = ctx.pick(session, upstream)?.endpoint.clone();
         let head = session.req_header().clone();
-        match attempt(session, &connector, &endpoint.peer, head, body.as_ref(), deadline).await {
-            Ok(client) => break client,
+        match attempt(session, connector, &endpoint.peer, head, body.as_ref(), deadline).await {
+            Ok(client) => break Connected { client: Some(client), connector, endpoint, deadline },
             Err(failure) => {
-                if !failure.stale {
+                if !failure.stale && failure.error.esource == ErrorSource::Upstream {
                     upstream.failed(&endpoint);
                 }
-                tracing::debug!(upstream = upstream.name(), endpoint = %endpoint.label, error = %failure.error, "attempt failed");
+                let (upstream, endpoint) = (upstream.name(), &endpoint.label);
+                tracing::debug!(upstream, %endpoint, error = %failure.error, "attempt failed");
                 let free = failure.stale && std::mem::take(&mut stale_left);
                 if failure.again && (free || retries > 0) {
                     retries -= u32::from(!free);
@@ -72,24 +75,53 @@ pub async fn run(
             }
         }
     };
-    let Some(lease) = ctx.lease.as_ref() else { return Err(Stop::Reject(Rejection::Internal)) };
-    let endpoint = lease.endpoint.clone();
+    let endpoint = connected.endpoint.clone();
     ctx.endpoint = Some(endpoint.label.clone());
-    tracing::trace!(reused, endpoint = %endpoint.label, "upstream answered");
-    let result = relay(session, ctx, shared, upstream, &mut client, deadline).await;
-    match &result {
-        Ok(()) => {
-            let idle = endpoint.peer.options.idle_timeout;
-            connector.release_http_session(client, &endpoint.peer, idle).await;
-        }
-        Err(stop) => {
-            if stop.is_upstreams() {
-                upstream.failed(&endpoint);
-            }
-            client.shutdown().await;
-        }
+    let result = relay(session, ctx, &gateway.shared, upstream, &mut connected).await;
+    if let Err(stop) = &result
+        && stop.is_upstreams()
+    {
+        upstream.failed(&endpoint);
+    }
+    if let Some(mut client) = connected.client {
+        // The answer was not read to its end.
+        client.shutdown().await;
     }
     result
+}
+
+/// An upstream connection whose answer has begun.
+struct Connected<'a> {
+    /// `None`: given back.
+    client: Option<Client>,
+    connector: &'a Connector,
+    endpoint: Arc<Endpoint>,
+    deadline: Option<Instant>,
+}
+
+impl Connected<'_> {
+    fn client(&mut self) -> Result<&mut Client, Stop> {
+        self.client.as_mut().ok_or(Stop::Reject(Rejection::Internal))
+    }
+
+    /// The answer is read: connection, endpoint and the caller's place are free for the client's next request, before
+    /// the client can know that this one is over.
+    async fn done(&mut self, ctx: &mut Context) {
+        if let Some(client) = self.client.take() {
+            let idle = self.endpoint.peer.options.idle_timeout;
+            self.connector.release_http_session(client, &self.endpoint.peer, idle).await;
+        }
+        ctx.release();
+    }
+}
+
+/// Resolves when the client is gone; what it pipelines stays where it is.
+async fn gone(session: &mut ServerSession) -> Box<Error> {
+    loop {
+        if let Err(error) = session.read_body_or_idle(true).await {
+            return error.into_down();
+        }
+    }
 }
 
 /// One try: connect or reuse, send, read up to the final answer's head.
@@ -100,7 +132,7 @@ async fn attempt(
     mut head: RequestHeader,
     body: Option<&Bytes>,
     deadline: Option<Instant>,
-) -> Result<(Client, bool), Failure> {
+) -> Result<Client, Failure> {
     let before_sending = |error: Box<Error>| Failure { error: error.into_up(), again: true, stale: false };
     let left = time_left(deadline).map_err(before_sending)?;
     let connecting = connector.get_http_session(peer);
@@ -130,7 +162,14 @@ async fn attempt(
         return Err(after_sending(error));
     }
     for _ in 0..=MAX_INTERIM {
-        client.read_response_header().await.map_err(after_sending)?;
+        tokio::select! {
+            biased;
+            read = client.read_response_header() => read.map_err(after_sending)?,
+            error = gone(&mut session.downstream_session) => {
+                client.shutdown().await;
+                return Err(Failure { error, again: false, stale: false });
+            }
+        }
         let Some(answer) = client.response_header() else { break };
         match answer.status.as_u16() {
             101 => break,
@@ -139,7 +178,7 @@ async fn attempt(
             102..=199 => {
                 interim(session, answer).await.map_err(|error| Failure { error, again: false, stale: false })?
             }
-            _ => return Ok((client, reused)),
+            _ => return Ok(client),
         }
     }
     client.shutdown().await;
@@ -179,33 +218,76 @@ async fn relay(
     ctx: &mut Context,
     shared: &Shared,
     upstream: &Upstream,
-    client: &mut Client,
-    deadline: Option<Instant>,
+    connected: &mut Connected<'_>,
 ) -> Result<(), Stop> {
+    let client = connected.client()?;
     let mut head = client.response_header().cloned().ok_or(Rejection::UpstreamInvalid("it has no head"))?;
-    if let Some(lease) = &ctx.lease {
-        upstream.answered(&lease.endpoint, head.status.as_u16());
-    }
+    upstream.answered(&connected.endpoint, head.status.as_u16());
     forward::strip_response(&mut head);
+    let with_body = has_body(&ctx.method, head.status);
     let limit = ctx.chain.as_ref().and_then(|chain| chain.buffer_limit());
     if let Some(limit) = limit {
-        let body = if has_body(&ctx.method, head.status) { hold(client, limit, deadline).await? } else { Bytes::new() };
-        let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await.map_err(Stop::Broken)?;
-        return answer::send(session, ctx, shared, head, body).await.map_err(Stop::Broken);
+        let body = if with_body { hold(session, connected, limit).await? } else { Bytes::new() };
+        connected.done(ctx).await;
+        let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
+        return Ok(answer::send(session, ctx, shared, head, body).await?);
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
         (head, first) = handlers::respond_head(session, ctx, shared, head).await?;
     }
-    stream(session, ctx, shared, client, head, first, deadline).await
+    forward::finish_response(&mut head, ctx)?;
+    let version = session.req_header().version;
+    frame_answer(&mut head, version, with_body, first.len())?;
+    if version == Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
+        session.set_keepalive(None);
+    }
+    if !with_body || connected.client()?.response_done() {
+        connected.done(ctx).await;
+        return whole(session, shared, head, first).await;
+    }
+    if head.headers.contains_key(CONTENT_LENGTH) {
+        // A short answer usually came with its head: then the upstream is done before the client reads a byte.
+        let chunk = next_chunk(session, connected).await?.unwrap_or_default();
+        first = if first.is_empty() { chunk } else { [first, chunk].concat().into() };
+        if connected.client()?.response_done() {
+            connected.done(ctx).await;
+            return whole(session, shared, head, first).await;
+        }
+    }
+    let left = content_length(&head).map(|n| n.saturating_sub(first.len() as u64));
+    answer::write_head(session, shared, head, false).await?;
+    if !first.is_empty() {
+        session.downstream_session.write_response_body(first, false).await.map_err(|e| e.into_down())?;
+    }
+    copy_body(session, ctx, connected, left).await?;
+    connected.done(ctx).await;
+    Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
+}
+
+/// A head and all that follows it.
+async fn whole(session: &mut Session, shared: &Shared, head: ResponseHeader, body: Bytes) -> Result<(), Stop> {
+    answer::write_head(session, shared, head, body.is_empty()).await?;
+    if !body.is_empty() {
+        session.downstream_session.write_response_body(body, true).await.map_err(|e| e.into_down())?;
+    }
+    Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
+}
+
+/// The next of the upstream's body, or the client's end.
+async fn next_chunk(session: &mut Session, connected: &mut Connected<'_>) -> Result<Option<Bytes>, Stop> {
+    time_left(connected.deadline).map_err(stop)?;
+    tokio::select! {
+        biased;
+        chunk = connected.client()?.read_response_body() => chunk.map_err(|e| stop(e.into_up())),
+        error = gone(&mut session.downstream_session) => Err(Stop::Broken(error)),
+    }
 }
 
 /// The whole body, for a handler that asked for it.
-async fn hold(client: &mut Client, limit: u64, deadline: Option<Instant>) -> Result<Bytes, Stop> {
+async fn hold(session: &mut Session, connected: &mut Connected<'_>, limit: u64) -> Result<Bytes, Stop> {
     let mut body = BytesMut::new();
-    loop {
-        time_left(deadline).map_err(stop)?;
-        let Some(chunk) = client.read_response_body().await.map_err(|e| stop(e.into_up()))? else { break };
+    while let Some(chunk) = next_chunk(session, connected).await? {
         if (body.len() + chunk.len()) as u64 > limit {
             return Err(Stop::Reject(Rejection::UpstreamTooLarge { limit }));
         }
@@ -214,64 +296,54 @@ async fn hold(client: &mut Client, limit: u64, deadline: Option<Instant>) -> Res
     Ok(body.freeze())
 }
 
-/// Passes the answer on as it comes. `first` precedes the upstream's body.
-async fn stream(
+/// Passes the rest of the body on as it comes. `left`: its length, when it is known.
+async fn copy_body(
     session: &mut Session,
-    ctx: &Context,
-    shared: &Shared,
-    client: &mut Client,
-    mut head: ResponseHeader,
-    first: Bytes,
-    deadline: Option<Instant>,
+    ctx: &mut Context,
+    connected: &mut Connected<'_>,
+    mut left: Option<u64>,
 ) -> Result<(), Stop> {
-    forward::finish_response(&mut head, ctx).map_err(Stop::Broken)?;
-    let version = session.req_header().version;
-    let with_body = has_body(&ctx.method, head.status);
-    let nothing = first.is_empty() && (!with_body || client.response_done());
-    frame_answer(&mut head, version, with_body, first.len()).map_err(Stop::Broken)?;
-    if version == Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
-        session.set_keepalive(None);
-    }
-    answer::write_head(session, shared, head, nothing).await.map_err(Stop::Broken)?;
-    if with_body {
-        if !first.is_empty() {
-            session
-                .downstream_session
-                .write_response_body(first, false)
-                .await
-                .map_err(|e| Stop::Broken(e.into_down()))?;
+    // With a known length the client sees the end with the last chunk, and not when this loop does.
+    let mut count = |chunk: &[u8]| {
+        if let Some(left) = &mut left {
+            *left = left.saturating_sub(chunk.len() as u64);
+            if *left == 0 {
+                ctx.release();
+            }
         }
-        copy_body(session, client, deadline).await?;
-    }
-    session.downstream_session.finish_body().await.map_err(|e| Stop::Broken(e.into_down()))
-}
-
-async fn copy_body(session: &mut Session, client: &mut Client, deadline: Option<Instant>) -> Result<(), Stop> {
-    let broken = |e: Box<Error>| Stop::Broken(e.into_down());
+    };
+    let deadline = connected.deadline;
+    let client = connected.client()?;
     if let (ServerSession::H1(down), HttpSession::H1(up)) = (&mut *session.downstream_session, &mut *client) {
         // The common pair needs no copy between the two connections' buffers.
         loop {
-            if deadline.is_some() {
-                time_left(deadline).map_err(Stop::Broken)?;
-            }
-            match up.read_body_ref().await.map_err(|e| Stop::Broken(e.into_up()))? {
+            time_left(deadline)?;
+            let chunk = tokio::select! {
+                biased;
+                chunk = up.read_body_ref() => chunk.map_err(|e| e.into_up())?,
+                error = down.read_body_or_idle(true) => match error {
+                    Err(error) => return Err(Stop::Broken(error.into_down())),
+                    Ok(_) => continue,
+                },
+            };
+            match chunk {
                 Some([]) => {}
-                Some(chunk) => drop(down.write_body(chunk).await.map_err(broken)?),
+                Some(chunk) => {
+                    count(chunk);
+                    down.write_body(chunk).await.map_err(|e| e.into_down())?;
+                }
                 None => return Ok(()),
             }
         }
     }
-    loop {
-        time_left(deadline).map_err(Stop::Broken)?;
-        match client.read_response_body().await.map_err(|e| Stop::Broken(e.into_up()))? {
-            Some(chunk) => session.downstream_session.write_response_body(chunk, false).await.map_err(broken)?,
-            None => break,
-        }
+    while let Some(chunk) = next_chunk(session, connected).await? {
+        count(&chunk);
+        session.downstream_session.write_response_body(chunk, false).await.map_err(|e| e.into_down())?;
     }
-    if let HttpSession::H2(h2) = client {
-        h2.check_response_end_or_error().map_err(|e| Stop::Broken(e.into_up()))?;
-        if let Some(trailers) = h2.read_trailers().await.map_err(|e| Stop::Broken(e.into_up()))? {
-            session.downstream_session.write_response_trailers(trailers).await.map_err(broken)?;
+    if let HttpSession::H2(h2) = connected.client()? {
+        h2.check_response_end_or_error().map_err(|e| e.into_up())?;
+        if let Some(trailers) = h2.read_trailers().await.map_err(|e| e.into_up())? {
+            session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
         }
     }
     Ok(())
@@ -287,8 +359,7 @@ pub fn frame_answer(head: &mut ResponseHeader, version: Version, with_body: bool
         }
         return Ok(());
     }
-    let length = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
-    match length {
+    match content_length(head) {
         Some(n) if first > 0 => head.set(&CONTENT_LENGTH, HeaderValue::from(n + first as u64)),
         Some(_) => Ok(()),
         None => {
@@ -299,6 +370,10 @@ pub fn frame_answer(head: &mut ResponseHeader, version: Version, with_body: bool
             Ok(())
         }
     }
+}
+
+pub fn content_length(head: &ResponseHeader) -> Option<u64> {
+    head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// `Ok(None)`: no bound. An error when the time is up.

@@ -151,6 +151,10 @@ pub fn compose_request(head: &mut RequestHeader, ctx: &Context, ids: &Ids) -> Re
             _ => head.set(&FORWARDED_FOR, address)?,
         }
     }
+    if !ctx.peer_is_trusted {
+        // RFC 7239 says the same as the fields above; nobody vouches for a client's.
+        head.drop_all(&http::header::FORWARDED);
+    }
     if !(ctx.peer_is_trusted && head.headers.contains_key(FORWARDED_PROTO)) {
         head.set(&FORWARDED_PROTO, HeaderValue::from_static(if ctx.tls { "https" } else { "http" }))?;
     }

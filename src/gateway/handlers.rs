@@ -82,8 +82,20 @@ struct Waiting {
 /// Handlers that let the request pass, and what they set ahead of the answer.
 pub struct Chain {
     passed: Vec<Waiting>,
-    pending: http::response::Parts,
-    pending_body: Bytes,
+    pending: Pending,
+}
+
+/// What handlers set of the answer before there is one.
+struct Pending {
+    head: http::response::Parts,
+    status_set: bool,
+    body: Bytes,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self { head: http::Response::new(()).into_parts().0, status_set: false, body: Bytes::new() }
+    }
 }
 
 impl Chain {
@@ -101,10 +113,6 @@ pub enum Passed {
     Answered(Reply),
 }
 
-fn empty_response() -> http::response::Parts {
-    http::Response::new(()).into_parts().0
-}
-
 /// Runs the request phase of `handlers`, the session's head as each left it.
 pub async fn request_phase(
     session: &mut Session,
@@ -113,7 +121,7 @@ pub async fn request_phase(
     handlers: &[Arc<RouteHandler>],
     max_body: u64,
 ) -> Result<Passed, Stop> {
-    ctx.chain = Some(Box::new(Chain { passed: Vec::new(), pending: empty_response(), pending_body: Bytes::new() }));
+    ctx.chain = Some(Box::new(Chain { passed: Vec::new(), pending: Pending::default() }));
     let has_body = !session.downstream_session.is_body_empty();
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
@@ -135,7 +143,13 @@ pub async fn request_phase(
         record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
         let exchange = put_back(session, ctx, exchange)?;
         match result {
-            Ok(Verdict::Respond(reply)) => return Ok(Passed::Answered(reply)),
+            Ok(Verdict::Respond(reply)) => {
+                // The reply has what was pending in it.
+                if let Some(chain) = &mut ctx.chain {
+                    chain.pending = Pending::default();
+                }
+                return Ok(Passed::Answered(reply));
+            }
             Ok(Verdict::Continue) => {
                 if let Some(written) = exchange.replaced {
                     body = Some(written);
@@ -173,21 +187,15 @@ fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> 
     let head = session.req_header_mut();
     let (method, version) = (head.method.clone(), head.version);
     let taken = std::mem::replace(head, placeholder(method, version));
-    let (response, response_body) = match &mut ctx.chain {
-        Some(chain) => (
-            std::mem::replace(&mut chain.pending, empty_response()),
-            Some(std::mem::take(&mut chain.pending_body)).filter(|b| !b.is_empty()),
-        ),
-        None => (empty_response(), None),
-    };
+    let pending = ctx.chain.as_mut().map(|chain| std::mem::take(&mut chain.pending)).unwrap_or_default();
     Box::new(HttpExchange {
         request: taken.into(),
         request_body: None,
         request_body_replaced: None,
         request_body_consumed: false,
-        response,
-        response_status_set: false,
-        response_body,
+        response: pending.head,
+        response_status_set: pending.status_set,
+        response_body: Some(pending.body).filter(|b| !b.is_empty()),
         response_body_replaced: None,
         peer: ctx.peer,
         request_id: ctx.request_id().into(),
@@ -204,9 +212,12 @@ fn placeholder(method: Method, version: Version) -> RequestHeader {
 fn put_back(session: &mut Session, ctx: &mut Context, exchange: Box<HttpExchange>) -> Result<BodyEdit, Stop> {
     let exchange = *exchange;
     if let Some(chain) = &mut ctx.chain {
-        chain.pending = exchange.response;
         let written = exchange.response_body_replaced.map(Bytes::from).or(exchange.response_body);
-        chain.pending_body = written.unwrap_or_default();
+        chain.pending = Pending {
+            head: exchange.response,
+            status_set: exchange.response_status_set,
+            body: written.unwrap_or_default(),
+        };
     }
     *session.req_header_mut() = exchange.request.into();
     Ok(BodyEdit { replaced: exchange.request_body_replaced.map(Bytes::from), consumed: exchange.request_body_consumed })
@@ -265,12 +276,12 @@ pub async fn respond(
     mut is_error: bool,
 ) -> Result<(ResponseHeader, Bytes)> {
     let Some(chain) = ctx.chain.take() else { return Ok((head, body)) };
-    let Chain { passed, pending, pending_body } = *chain;
+    let Chain { passed, pending } = *chain;
     let (mut head, mut body) = (head, body);
     if !is_error {
-        merge_pending(&mut head, pending)?;
-        if !pending_body.is_empty() {
-            body = [pending_body, body].concat().into();
+        merge_pending(&mut head, pending.head)?;
+        if !pending.body.is_empty() {
+            body = [pending.body, body].concat().into();
         }
     }
     for Waiting { handler, vm, .. } in passed.into_iter().rev() {
@@ -304,8 +315,8 @@ pub async fn respond_head(
     mut head: ResponseHeader,
 ) -> Result<(ResponseHeader, Bytes), Stop> {
     let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
-    let Chain { mut passed, pending, pending_body } = *chain;
-    merge_pending(&mut head, pending).map_err(Stop::Broken)?;
+    let Chain { mut passed, pending } = *chain;
+    merge_pending(&mut head, pending.head)?;
     while let Some(Waiting { handler, vm, .. }) = passed.pop() {
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
@@ -318,11 +329,11 @@ pub async fn respond_head(
             && let Err(stop) = tolerate(ctx, &handler, error)
         {
             // The refusal passes the handlers before this one.
-            ctx.chain = Some(Box::new(Chain { passed, pending: empty_response(), pending_body: Bytes::new() }));
+            ctx.chain = Some(Box::new(Chain { passed, pending: Pending::default() }));
             return Err(stop);
         }
     }
-    Ok((head, pending_body))
+    Ok((head, pending.body))
 }
 
 /// Restores the framing that a guest may have written over, for a body that streams through.

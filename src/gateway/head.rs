@@ -15,6 +15,7 @@ use super::chunked::Chunked;
 use super::gate::{Gate, Rest};
 use super::shutdown::Drain;
 use crate::domain::Rejection;
+use crate::domain::path::normalize_host;
 
 /// Pingora's parser knows 256 fields; a larger configured limit is cut to this.
 const FIELDS: usize = 256;
@@ -157,6 +158,9 @@ impl<'a> Framing<'a> {
                 if found.host.replace(value).is_some() {
                     return Err(Rejection::BadRequest("send one `Host`".into()));
                 }
+                // Also refused by Pingora, but without a word.
+                let text = std::str::from_utf8(value).unwrap_or_default();
+                normalize_host(text)?;
             } else if name.eq_ignore_ascii_case("content-length") {
                 // RFC 9110 section 8.6 lets a recipient refuse repeated equal values; so it does.
                 let digits = Some(value).filter(|v| v.iter().all(u8::is_ascii_digit));
@@ -248,6 +252,9 @@ mod tests {
             "X: 1\r\n folded",
             "X: a\rb",
             "Host: b",
+            "Host: user@a",
+            "Host: a b",
+            "Host:",
         ] {
             assert_eq!(status(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")), 400, "{fields}");
         }

@@ -87,6 +87,29 @@ impl Certificate {
     }
 }
 
+/// The certificates of all listeners.
+#[derive(Default)]
+pub struct Certificates(Vec<Arc<Certificate>>);
+
+impl Certificates {
+    pub fn of(listeners: impl Iterator<Item = Arc<Certificate>>) -> Self {
+        Self(listeners.collect())
+    }
+
+    /// Reads all files and takes all of them into use, or none.
+    pub fn reload(&self) -> Result<(), Vec<String>> {
+        let (read, errors): (Vec<_>, Vec<_>) = self.0.iter().map(|c| acceptor(&c.files)).partition(Result::is_ok);
+        if !errors.is_empty() {
+            return Err(errors.into_iter().filter_map(Result::err).collect());
+        }
+        for (certificate, acceptor) in self.0.iter().zip(read.into_iter().flatten()) {
+            *certificate.read_at.lock() = stamp(&certificate.files);
+            certificate.acceptor.store(Arc::new(acceptor));
+        }
+        Ok(())
+    }
+}
+
 fn stamp(files: &Tls) -> Stamp {
     let modified = |path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
     (modified(&files.cert_file), modified(&files.key_file))

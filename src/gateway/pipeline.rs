@@ -119,7 +119,7 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
             forward::compose_request(session.req_header_mut(), ctx, &gateway.ids)?;
             if !upgrade && (bodyless || held.is_some()) {
                 forward::frame_request(session.req_header_mut(), held.as_ref().map(Bytes::len))?;
-                exchange::run(session, ctx, &gateway.shared, upstream, held).await?;
+                exchange::run(gateway, session, ctx, upstream, held).await?;
                 return Ok(Next::Answered);
             }
             handlers::restore_framing(session.req_header_mut(), length.filter(|_| !bodyless))?;

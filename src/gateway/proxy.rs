@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TE, TRANSFER_ENCODING};
 use http::{HeaderValue, Version};
 use pingora::apps::HttpServerOptions;
+use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -41,12 +42,15 @@ const H2_RESETS: usize = 64;
 const H2_SEND_BUFFER: usize = 256 << 10;
 /// A bound above any configured number of retries: Pingora counts attempts, the gateway decides.
 const ATTEMPTS: usize = 64;
-const UPSTREAM_POOL: usize = 512;
+/// Idle upstream connections that a worker keeps.
+pub const UPSTREAM_POOL: usize = 256;
 
 pub struct Gateway {
     pub shared: Arc<Shared>,
     pub api: Arc<dyn ApiService>,
     pub ids: Arc<Ids>,
+    /// This worker's: a connection is driven by the worker that opened it.
+    pub connector: Arc<Connector>,
 }
 
 /// `ProxyHttp` over the gateway.
@@ -64,11 +68,11 @@ pub fn h2_options(server: &config::Server) -> H2Options {
     options
 }
 
-pub fn app(gateway: Gateway, server: &config::Server, threads: usize) -> Arc<HttpProxy<Proxy>> {
+pub fn app(gateway: Gateway, server: &config::Server) -> Arc<HttpProxy<Proxy>> {
     let conf = ServerConf {
-        threads,
+        threads: 1,
         max_retries: ATTEMPTS,
-        upstream_keepalive_pool_size: UPSTREAM_POOL / threads.max(1),
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
     let mut proxy = http_proxy(&Arc::new(conf), Proxy(gateway));
@@ -214,6 +218,10 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         forward::finish_response(head, ctx)?;
+        let empty = head.headers.get(CONTENT_LENGTH).is_some_and(|v| v.as_bytes() == b"0");
+        if empty || !answer::has_body(&ctx.method, head.status) && head.status.as_u16() != 101 {
+            ctx.release();
+        }
         if session.req_header().version == Version::HTTP_10 && head.headers.contains_key(TRANSFER_ENCODING) {
             head.drop_all(&TRANSFER_ENCODING);
             session.set_keepalive(None);
@@ -228,9 +236,12 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Context,
     ) -> Result<Option<std::time::Duration>> {
+        if end {
+            ctx.release();
+        }
         if !ctx.before_body.is_empty() {
             let first = std::mem::take(&mut ctx.before_body);
             let rest = body.take().unwrap_or_default();
@@ -291,8 +302,7 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
         access::finished(session, error, ctx, &self.0.shared);
-        // Frees the caller's place before the connection waits for its next request.
-        ctx.in_flight = None;
+        ctx.release();
     }
 
     /// The access log says it.

@@ -13,7 +13,7 @@ use super::proxy::Gateway;
 use crate::config::Target;
 use crate::domain::Rejection;
 
-pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &Context, target: &Target) -> Result<(), Stop> {
+pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &mut Context, target: &Target) -> Result<(), Stop> {
     let (mut head, body) = match target {
         Target::Redirect { location, status } => {
             let mut head = answer::head(*status)?;
@@ -38,7 +38,7 @@ pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &Context, targ
 
 /// `.../live` and `.../healthz`: the process answers. Anything else: it is ready for traffic. No details here; the
 /// admin listener has them.
-pub async fn health(gateway: &Gateway, session: &mut Session, ctx: &Context) -> Result<(), Stop> {
+pub async fn health(gateway: &Gateway, session: &mut Session, ctx: &mut Context) -> Result<(), Stop> {
     let path = ctx.uri.path();
     let live = ["/live", "/healthz"].iter().any(|suffix| path.ends_with(suffix));
     let (status, text) = match (live, gateway.shared.is_ready()) {

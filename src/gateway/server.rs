@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use pingora::apps::HttpServerApp;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit as Place, Semaphore, watch};
@@ -20,8 +22,8 @@ use super::admin::AdminApp;
 use super::connection::{self, Accepted, ConnectionLimits};
 use super::head::HeadLimits;
 use super::identity::Ids;
-use super::listener::{BindError, Bound, Certificate};
-use super::proxy::{self, Gateway};
+use super::listener::{BindError, Bound, Certificate, Certificates};
+use super::proxy::{self, Gateway, UPSTREAM_POOL};
 use super::service::{ApiService, Shared};
 use super::shutdown::{Drain, OpenCount};
 use crate::config::{Config, Listener};
@@ -41,7 +43,6 @@ pub struct Running {
     pub proxy: Vec<SocketAddr>,
     pub admin: SocketAddr,
     shared: Arc<Shared>,
-    certificates: Vec<Arc<Certificate>>,
     shutdown: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     open: Arc<OpenCount>,
@@ -115,31 +116,22 @@ pub fn start(
         .map_err(|e| BindError { key: "server".into(), message: format!("the system has no random numbers ({e})") })?;
     let ids = Arc::new(ids);
     let refusals = Arc::new(Refusals { shared: shared.clone(), ids: ids.clone() });
-    let gateway = Gateway { shared: shared.clone(), api: tenant_api, ids: ids.clone() };
-    let proxy_doors = Doors {
-        listeners: proxies.clone(),
-        app: proxy::app(gateway, server, threads),
-        refusals: refusals.clone(),
-        limits,
-        free: Arc::new(Semaphore::new(server.max_connections)),
-        open: open.clone(),
-        shared: Some(shared.clone()),
-    };
+    let free = Arc::new(Semaphore::new(server.max_connections));
     let admin_doors = Doors {
         listeners: vec![admin.clone()],
-        app: Arc::new(AdminApp::new(admin_api, ids, server.body_timeout, proxy::h2_options(server))),
-        refusals,
+        app: Arc::new(AdminApp::new(admin_api, ids.clone(), server.body_timeout, proxy::h2_options(server))),
+        refusals: refusals.clone(),
         limits,
         free: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
         open: Arc::new(OpenCount::default()),
         shared: None,
     };
-    let certificates: Vec<_> = proxies.iter().chain([&admin]).filter_map(|b| b.tls.clone()).collect();
+    let certificates = || proxies.iter().chain([&admin]).filter_map(|b| b.tls.clone());
+    shared.set_certificates(Certificates::of(certificates()));
     let mut running = Running {
         proxy: proxies.iter().map(|b| b.address).collect(),
         admin: admin.address,
         shared,
-        certificates,
         shutdown,
         stop,
         open,
@@ -147,20 +139,35 @@ pub fn start(
         workers: Vec::with_capacity(threads),
     };
     for i in 0..threads {
+        let gateway = Gateway {
+            shared: running.shared.clone(),
+            api: tenant_api.clone(),
+            ids: ids.clone(),
+            connector: Arc::new(Connector::new(Some(ConnectorOptions::new(UPSTREAM_POOL)))),
+        };
+        let proxy_doors = Doors {
+            listeners: proxies.clone(),
+            app: proxy::app(gateway, server),
+            refusals: refusals.clone(),
+            limits,
+            free: free.clone(),
+            open: running.open.clone(),
+            shared: Some(running.shared.clone()),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| BindError {
             key: "server.threads".into(),
             message: format!("worker {i} of {threads} can't start ({e}): use fewer"),
         })?;
-        let (proxy_doors, admin_doors) = (proxy_doors.clone(), admin_doors.clone());
+        let admin_doors = admin_doors.clone();
         let (watch, mut stopped) = (watch.clone(), stopped.clone());
-        let certificates = if i == 0 { running.certificates.clone() } else { Vec::new() };
+        let watched: Vec<_> = if i == 0 { certificates().collect() } else { Vec::new() };
         let worker = std::thread::Builder::new().name(format!("proxy-{i}")).spawn(move || {
             runtime.block_on(async move {
                 // By value: a worker's copy of a socket must go when it stops accepting.
                 proxy_doors.accept_all(&watch);
                 // The admin listener tells of the drain, so it stays to its end.
                 admin_doors.accept_all(&stopped);
-                tokio::spawn(watch_certificates(certificates));
+                tokio::spawn(watch_certificates(watched));
                 // An error means that `Running` is gone, and with it the reason to serve.
                 let _ = stopped.wait_for(|stop| *stop).await;
             });
@@ -174,10 +181,9 @@ pub fn start(
 }
 
 impl Running {
-    /// Reads changed certificate files now; the messages of those that can't be used.
+    /// Reads every certificate file again; all are taken into use or none.
     pub fn reload_certificates(&self) -> Result<(), Vec<String>> {
-        let errors: Vec<_> = self.certificates.iter().filter_map(|c| c.refresh().err()).collect();
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        self.shared.reload_certificates()
     }
 
     /// Stops accepting, lets requests under way finish within `server.drain`, then ends the workers.

@@ -1,8 +1,8 @@
 //! What the gateway needs from the layers around it, and the seam behind which the API lives.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use super::Snapshot;
+use super::listener::Certificates;
 use crate::auth::cache::Authenticator;
 use crate::domain::Principal;
 use crate::engine::Engine;
@@ -46,6 +47,7 @@ pub struct Shared {
     pub usage: Arc<UsageRecorder>,
     /// Failed authentications by address.
     pub failures: Arc<FailureGate>,
+    certificates: OnceLock<Certificates>,
     ready: AtomicBool,
     draining: AtomicBool,
 }
@@ -68,9 +70,21 @@ impl Shared {
             engine,
             metrics,
             usage,
+            certificates: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
+    }
+
+    /// The listeners' certificates, once they listen.
+    pub(super) fn set_certificates(&self, certificates: Certificates) {
+        // A second server over the same state keeps its own by polling.
+        let _ = self.certificates.set(certificates);
+    }
+
+    /// Reads every listener's certificate files again, and takes all of them into use or none.
+    pub fn reload_certificates(&self) -> Result<(), Vec<String>> {
+        self.certificates.get().map_or(Ok(()), Certificates::reload)
     }
 
     pub fn is_ready(&self) -> bool {

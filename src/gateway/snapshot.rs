@@ -17,8 +17,6 @@ use crate::telemetry::{Metrics, RouteMetrics};
 /// the route answers 500 `handler-not-loadable` until a module of that name is uploaded.
 pub type ResolvedModules = HashMap<(OwnerId, String), Option<ModuleVersion>>;
 
-/// Idle upstream connections kept in all.
-const UPSTREAM_POOL: usize = 1024;
 /// The label in metrics and logs of a request that no route took.
 pub const NO_ROUTE: &str = "none";
 
@@ -31,7 +29,8 @@ pub struct Snapshot {
     /// In the order of the configuration.
     pub(super) states: Vec<Arc<RouteState>>,
     pub(super) upstreams: HashMap<Name, Arc<Upstream>>,
-    pub(super) connector: Arc<Connector>,
+    /// Connects for health checks, which keep no connections.
+    prober: Arc<Connector>,
     pub(super) unmatched: RouteMetrics,
     pub(super) anonymous: Option<Arc<Tier>>,
 }
@@ -85,14 +84,14 @@ impl Snapshot {
     /// Resolves upstream names and starts health checks, so it needs a runtime that outlives the snapshot.
     pub async fn build(parts: Parts<'_>) -> Result<Arc<Self>, UpstreamError> {
         let Parts { config, tiers, modules, previous, metrics } = parts;
-        let connector = match previous {
-            Some(previous) => previous.connector.clone(),
-            None => Arc::new(Connector::new(Some(ConnectorOptions::new(UPSTREAM_POOL)))),
+        let prober = match previous {
+            Some(previous) => previous.prober.clone(),
+            None => Arc::new(Connector::new(Some(ConnectorOptions::new(1)))),
         };
         let mut upstreams = HashMap::with_capacity(config.upstreams.len());
         for (i, upstream) in config.upstreams.iter().enumerate() {
             let known = previous.and_then(|p| p.upstreams.get(&upstream.name));
-            let built = Upstream::build(upstream, &format!("upstreams[{i}]"), known, &connector, metrics).await?;
+            let built = Upstream::build(upstream, &format!("upstreams[{i}]"), known, &prober, metrics).await?;
             upstreams.insert(upstream.name.clone(), built);
         }
         let known: HashMap<&Name, &RouteState> = previous
@@ -134,7 +133,7 @@ impl Snapshot {
             routes: Routes::compile(&config.routes),
             states,
             upstreams,
-            connector,
+            prober,
             unmatched: metrics.route(NO_ROUTE),
             anonymous,
             generation: previous.map_or(1, |p| p.generation + 1),

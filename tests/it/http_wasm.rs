@@ -3,7 +3,9 @@
 //! The expectations are the ABI's (https://http-wasm.io/http-handler-abi/), not this host's.
 
 mod calls;
+mod examples;
 mod exchange;
 mod fixture;
 mod table;
+mod tck;
 mod vms;

@@ -36,7 +36,14 @@ fn gateway(up: &Upstream, server: &str) -> Gateway {
 
 /// One check over HTTP/1.1.
 #[track_caller]
-fn check(gw: &Gateway, id: &str, method: &str, target: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Response {
+fn check(
+    gw: &Gateway,
+    id: &str,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: Option<&[u8]>,
+) -> Response {
     let mut request = gw.request(method, target).header("X-Httpwasm-Tck-Testid", id);
     for (name, value) in headers {
         request = request.header(name, *value);

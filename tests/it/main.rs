@@ -18,6 +18,7 @@ mod gateway;
 mod handlers;
 mod http2_clients;
 mod http_wasm;
+mod http_wasm_tck;
 mod limit;
 mod limits_http;
 mod modules;

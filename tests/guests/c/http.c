@@ -77,6 +77,8 @@ EXPORT("handle_request") long long handle_request(void) {
   requests++;
   config_len = get_config(config, sizeof config);
   if (is("transform")) {
+    // ABI section 3: without it, writing to the answer's head behind the upstream is a trap.
+    enable_features(2);
     set(REQUEST, "x-guest", "was here");
     remove_header(REQUEST, "x-remove-me", 11);
     // Set ahead of time, which needs no buffering; the gateway merges it into the upstream's answer.

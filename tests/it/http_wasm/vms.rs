@@ -157,6 +157,31 @@ async fn a_short_handler_that_turns_long_is_run_again_unharmed() {
 }
 
 #[tokio::test]
+async fn a_response_phase_that_turns_from_short_to_endless_is_stopped() {
+    let guest = Guest {
+        more: r#"(data (i32.const 0) "x-spin")"#,
+        response: "(if (i64.ne (call $get_header_values (i32.const 1) (i32.const 0) (i32.const 6) (i32.const 0) (i32.const 0)) (i64.const 0))
+            (then (loop $ever (br $ever))))",
+        ..Guest::default()
+    };
+    let handler = handler(&guest.load().await, "");
+    for i in 0..200 {
+        let (exchange, vm) = went_on(handler.request(get()).await);
+        let outcome = vm.response(answered(exchange, 200, "up"), false).await;
+        assert_eq!(failure(&outcome.result), "ok", "{i}");
+    }
+    let (exchange, vm) = went_on(handler.request(get()).await);
+    let mut exchange = answered(exchange, 200, "up");
+    exchange.response.headers.insert("x-spin", http::HeaderValue::from_static("1"));
+    let start = Instant::now();
+    let outcome = vm.response(exchange, false).await;
+    assert_eq!(failure(&outcome.result), "handler-timeout");
+    assert!(start.elapsed() < Duration::from_secs(2), "inline, it may not hold its worker for the wall of 10 s");
+    assert!(outcome.exchange.response.headers.contains_key("x-spin"));
+    went_on(handler.request(get()).await);
+}
+
+#[tokio::test]
 async fn a_vm_is_pinned_until_the_response_and_others_wait_in_order() {
     let handler = counting(|_| ()).await;
     let (exchange, vm) = went_on(handler.request(with_header("x-pass", "")).await);
@@ -354,6 +379,26 @@ async fn logs_have_signed_levels_and_name_the_handler_and_the_request() {
 }
 
 #[tokio::test]
+async fn what_is_printed_goes_to_the_log_line_by_line() {
+    let lines = log_lines();
+    let wat = r#"(module
+      (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+      (memory (export "memory") 1)
+      (data (i32.const 0) "\10\00\00\00\12\00\00\00") (data (i32.const 16) "printed-by-it\nmore")
+      (func $print (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+      (func (export "handle_request") (result i64) (call $print) (i64.const 1))
+      (func (export "handle_response") (param i32 i32) (call $print) unreachable))"#;
+    let handler = handler(&load(engine(), wat).await, "");
+    let exchange = Box::new(HttpExchange { request_id: "id-of-the-print-test".into(), ..*get() });
+    let (exchange, vm) = went_on(handler.request(exchange).await);
+    assert_eq!(failure(&vm.response(exchange, false).await.result), "handler-trap");
+    let text = String::from_utf8_lossy(&lines.lock().expect("no writer panics")).into_owned();
+    let ours: Vec<_> = text.lines().filter(|l| l.contains("id-of-the-print-test")).collect();
+    assert_eq!(ours.len(), 4, "two lines a phase, also of the one that failed:\n{text}");
+    assert_eq!(ours.iter().filter(|l| l.contains("guest: printed-by-it ")).count(), 2, "{ours:?}");
+}
+
+#[tokio::test]
 async fn modules_that_are_no_handlers_are_refused_by_name() {
     let engine = engine();
     let whole = Guest::default().wat();
@@ -374,22 +419,4 @@ async fn modules_that_are_no_handlers_are_refused_by_name() {
         let error = refused.expect_err(name).to_string();
         assert!(error.contains(&format!("`{name}`")) || error.contains(&format!(".{name}`")), "{name}: {error}");
     }
-}
-
-#[tokio::test]
-async fn the_demo_transformer_does_its_work() {
-    let wat = include_str!("../../../examples/http-wasm-header/header.wat");
-    let module = load(engine(), wat).await;
-    for (config, value) in [("", "1"), ("configured", "configured")] {
-        let handler = handler(&module, config);
-        assert!(!handler.wants_request_body());
-        for _ in 0..300 {
-            let (exchange, vm) = went_on(handler.request(get()).await);
-            assert_eq!(exchange.request.headers["x-demo-handled"], value);
-            assert_eq!(exchange.response.headers["x-demo-handled"], value);
-            vm.response(answered(exchange, 200, "up"), false).await.result.expect("ok");
-        }
-    }
-    let too_long = "x".repeat(257);
-    handler(&module, too_long).warm().await.expect_err("it says that its configuration is too long");
 }
