@@ -62,7 +62,8 @@ const MAX_GLOBALS: u32 = 10_000;
 const MAX_IMPORTS: u32 = 1_000;
 const MAX_EXPORTS: u32 = 4_096;
 const MAX_TABLES: u32 = 16;
-const MAX_DATA_SEGMENTS: u32 = 20_000;
+/// Go writes a segment for each run of bytes that are not zero: 40,000 in a small program.
+const MAX_DATA_SEGMENTS: u32 = 100_000;
 const MAX_ELEMENT_SEGMENTS: u32 = 20_000;
 /// Of import and export names.
 const MAX_NAME_BYTES: usize = 1_024;
