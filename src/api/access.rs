@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
-use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::Api;
@@ -133,11 +132,6 @@ pub(super) fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// Tokens are compared by their digests, so that the time taken tells nothing of length or content.
-pub(super) fn token_digest(token: &str) -> [u8; 32] {
-    Sha256::digest(token.trim().as_bytes()).into()
-}
-
 /// The bearer of an `Authorization: Bearer` header on the admin face.
 pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap) -> Result<Actor, Rejection> {
     let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
@@ -147,14 +141,13 @@ pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap) -> Result<
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
         _ => return Err(Rejection::Unauthorized),
     };
-    if let Some(bootstrap) = &api.bootstrap
-        && bool::from(bootstrap.ct_eq(&token_digest(token)))
-    {
+    let presented = api.app.shared.auth.hash_token(token);
+    // Hashes, and in constant time: how long it takes tells nothing of the token.
+    if bool::from(presented.0.ct_eq(&api.app.bootstrap_token.0)) {
         return Ok(Actor::Token { name: "bootstrap".into(), role: Role::Admin });
     }
     match api.app.shared.auth.admin_token(token).await {
         Ok(token) => Ok(Actor::Token { name: token.name.as_str().into(), role: token.role }),
-        Err(crate::auth::cache::AuthError::Invalid) => Err(Rejection::Unauthorized),
-        Err(crate::auth::cache::AuthError::StoreUnavailable) => Err(Rejection::StoreUnavailable),
+        Err(error) => Err(error.into()),
     }
 }

@@ -18,7 +18,7 @@ use super::call::{self, Call, ExecuteQuery, ExecuteRequest, Source};
 use super::edge::Members;
 use super::openapi::{Problem, json};
 use super::{Api, modules, upload};
-use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, Timestamp, UsageRecord};
+use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, UsageRecord};
 use crate::engine::{Input, Job, LoadedModule, Output, RunError};
 use crate::gateway::Caller;
 use crate::limit::limiter::Now;
@@ -255,7 +255,7 @@ fn charge(api: &Api, actor: &Actor, meter: &Meter, stored: Option<&(OwnerId, Nam
         shared.usage.record(owner, key, now.wall.day(), &add);
     }
     if let Some((owner, name)) = stored {
-        shared.usage.executions.count(owner, name, Timestamp::now());
+        api.app.count_execution(owner, name);
     }
 }
 
@@ -295,7 +295,7 @@ async fn stored(
     }
     let declared = version.shape.memory_min_bytes;
     if declared > limits.memory_bytes
-        && let Some(needs) = api.lowest_tier(|t| t.limits.memory_bytes >= declared)
+        && let Some(needs) = api.lowest_tier(&tier, |t| t.limits.memory_bytes >= declared)
     {
         return Err(Rejection::TierRequired { needs }.into());
     }

@@ -43,17 +43,7 @@ const INSPECTION_WAIT: Duration = Duration::from_secs(5);
 const RESOLVED: u64 = 10_000;
 const RESOLVED_TTL: Duration = Duration::from_secs(1);
 
-/// What the API needs beside the app.
-pub struct Settings {
-    /// The text of the bootstrap token's file; it has the role `admin`.
-    pub bootstrap_token: Option<String>,
-    /// The state of the upstreams' endpoints, for `/health` and the runtime state.
-    pub upstreams: Option<UpstreamSource>,
-    /// Begins the end of the process: no longer ready, requests under way finish, then it exits.
-    pub drain: Option<DrainHook>,
-}
-
-pub type DrainHook = Box<dyn Fn() + Send + Sync>;
+/// The state of the upstreams' endpoints, for `/health` and the runtime state.
 pub type UpstreamSource = Box<dyn Fn() -> Vec<UpstreamHealth> + Send + Sync>;
 
 pub struct Services {
@@ -62,16 +52,14 @@ pub struct Services {
 }
 
 /// Both faces of the API over one running gateway.
-pub fn services(app: Arc<App>, settings: Settings) -> Services {
+pub fn services(app: Arc<App>, upstreams: Option<UpstreamSource>) -> Services {
     let api = Arc::new(Api {
         bodies: body::Budget::new(BODY_BUDGET),
         inspections: Semaphore::new(INSPECTIONS),
         catalogue: RwLock::new(()),
         resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
         changes: AtomicU64::new(0),
-        bootstrap: settings.bootstrap_token.as_deref().map(access::token_digest),
-        upstreams: settings.upstreams,
-        drain: settings.drain,
+        upstreams,
         started: Timestamp::now(),
         app,
     });
@@ -91,9 +79,7 @@ struct Api {
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,
-    bootstrap: Option<[u8; 32]>,
     upstreams: Option<UpstreamSource>,
-    drain: Option<DrainHook>,
     started: Timestamp,
 }
 
@@ -127,10 +113,11 @@ impl Api {
         })
     }
 
-    /// The lowest tier that fits, for 402.
-    fn lowest_tier(&self, fits: impl Fn(&Tier) -> bool) -> Option<Name> {
+    /// The lowest tier that fits, for 402: above the caller's own if there is one.
+    fn lowest_tier(&self, own: &Tier, fits: impl Fn(&Tier) -> bool) -> Option<Name> {
         let snapshot = self.app.snapshot();
-        snapshot.tiers.values().filter(|t| fits(t)).min_by_key(|t| t.rank).map(|t| t.name.clone())
+        let fitting = snapshot.tiers.values().filter(|t| fits(t));
+        fitting.min_by_key(|t| (t.rank <= own.rank, t.rank)).map(|t| t.name.clone())
     }
 
     fn highest_tier(&self) -> Result<Arc<Tier>, Rejection> {

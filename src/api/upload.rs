@@ -253,7 +253,7 @@ fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
 /// 402 where a higher tier takes it, else 413. `size` is what is known of it.
 pub(super) fn module_too_large(api: &Api, tier: &Tier, size: Option<u64>) -> Rejection {
     let fits = |t: &Tier| t.module_bytes > tier.module_bytes && size.is_none_or(|s| s <= t.module_bytes);
-    match api.lowest_tier(fits) {
+    match api.lowest_tier(tier, fits) {
         Some(needs) => Rejection::TierRequired { needs },
         None => Rejection::PayloadTooLarge { limit: tier.module_bytes },
     }
@@ -388,7 +388,7 @@ async fn may_keep(
 }
 
 fn over_cap(api: &Api, tier: &Tier, detail: String) -> Rejection {
-    match api.lowest_tier(|t| t.modules > tier.modules) {
+    match api.lowest_tier(tier, |t| t.modules > tier.modules) {
         Some(needs) => Rejection::TierRequired { needs },
         None => Rejection::Conflict(detail),
     }

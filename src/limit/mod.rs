@@ -3,10 +3,10 @@
 //! Invariant: all policies of a request are checked before any is charged; a refused request charges nothing.
 
 mod account;
-pub mod executions;
 pub mod failures;
+mod headers;
 pub mod limiter;
-mod network;
+pub mod network;
 pub mod quota;
 mod table;
 pub mod usage;

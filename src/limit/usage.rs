@@ -19,8 +19,6 @@ type Rows = HashMap<(OwnerId, KeyId, i64), UsageRecord>;
 #[derive(Default)]
 pub struct UsageRecorder {
     shards: [Mutex<Rows>; SHARDS],
-    /// Runs by module, flushed beside the rows.
-    pub executions: super::executions::Executions,
 }
 
 impl UsageRecorder {

@@ -14,7 +14,8 @@ use wasmgate::auth::manage::{Actor, Keys, MAX_GRACE, NewKey};
 use wasmgate::auth::pepper::PepperError;
 use wasmgate::config::SecretSource;
 use wasmgate::domain::{
-    ApiKey, KeyHash, KeyId, Module, Name, OwnerId, Rejection, Scope, ScopeSet, Tier, Timestamp, TokenId, UsageDelta,
+    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, ScopeSet, Tier, Timestamp, TokenId,
+    UsageDelta,
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
@@ -86,6 +87,7 @@ pass_on! {
     fn modules(&self, owner: Option<&OwnerId>, public: bool, offset: u64, limit: u64) -> StoreResult<Page<Module>>;
     fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> StoreResult<Module>;
     fn delete_module(&self, owner: &OwnerId, name: &Name) -> StoreResult<Module>;
+    fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> StoreResult<ModuleVersion>;
     fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> StoreResult<()>;
     fn add_usage(&self, deltas: &[UsageDelta]) -> StoreResult<()>;
     fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> StoreResult<Vec<UsageRow>>;

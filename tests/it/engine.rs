@@ -439,7 +439,7 @@ async fn traps_end_the_guest_alone() {
         ("(memory.fill (i32.const 1) (i32.const 0) (i32.const 65536))", "out of bounds"),
         ("(memory.copy (i32.const 0) (i32.const 1) (i32.const 65536))", "out of bounds"),
         ("(call_indirect (i32.const 0))", "element"),
-        ("(drop (i32.trunc_f32_s (f32.const nan)))", "convert"),
+        ("(drop (i32.trunc_f32_s (f32.const nan)))", "conversion"),
         ("(call $deep)", "stack"),
     ] {
         let wat = format!(

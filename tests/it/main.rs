@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod api;
 mod architecture;
 mod auth;
 mod auth_http;
@@ -13,6 +14,7 @@ mod config;
 mod drain;
 mod engine;
 mod execute;
+mod gateway;
 mod handlers;
 mod http2_clients;
 mod http_wasm;

@@ -56,9 +56,7 @@ pub(in crate::api) async fn drain(State(api): State<Arc<Api>>, actor: Actor) -> 
     actor.need_role(Role::Operator)?;
     api.audit(&actor, "drain", "gateway", "").await;
     api.app.shared.set_draining();
-    if let Some(drain) = &api.drain {
-        drain();
-    }
+    api.app.ask_drain();
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
