@@ -19,7 +19,7 @@ const PLACES: [(&str, &[&str]); 4] = [
     ("wasmer", &["engine/"]),
     ("redb", &["store/embedded"]),
     ("pingora", &["gateway/", "app.rs", "cli/serve"]),
-    ("axum", &["api/"]),
+    ("axum", &["api/", "cli/quickstart"]),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

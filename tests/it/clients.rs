@@ -105,8 +105,9 @@ fn a_request_needs_exactly_one_valid_host() {
         "Host: user@a\r\n",
         "Host:\r\n",
     ] {
-        refused(&gw, &up, &format!("GET / HTTP/1.1\r\n{head}\r\n"), 400, "bad-request");
+        ask(&gw, format!("GET / HTTP/1.1\r\n{head}\r\n")).problem(400, "bad-request");
     }
+    assert!(up.seen().is_empty(), "{:?}", up.seen());
 }
 
 #[test]

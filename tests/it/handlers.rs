@@ -106,11 +106,13 @@ fn an_http_wasm_module_answers() {
 #[test]
 fn headers_are_transformed_both_ways() {
     let up = Upstream::echo();
-    let gw = filters(&up, &["transform", "rewrite"]);
+    let gw = filters(&up, &["transform", "rewrite", "unbuffered"]);
     let response = gw.get("/transform").header("X-Remove-Me", "1").send().expect(200);
     let seen = up.last();
     assert_eq!((seen.header("x-guest"), seen.header("x-remove-me")), (Some("was here"), None));
     assert_eq!(response.header("x-guest-response"), Some("was here too"));
+    // ABI section 3: in the response phase headers are writable only with `buffer_response`.
+    gw.get("/unbuffered").send().problem(502, "handler-trap");
     gw.get("/rewrite/x?y").send().expect(200);
     assert_eq!(up.last().target, "/rewritten?by=guest");
 }
@@ -220,10 +222,12 @@ fn handlers_run_in_order_and_responses_in_reverse() {
     let adds = |letter: char| {
         wat(&format!(
             r#"(module
+              (import "http_handler" "enable_features" (func $enable (param i32) (result i32)))
               (import "http_handler" "add_header_value" (func $add (param i32 i32 i32 i32 i32)))
               (memory (export "memory") 1)
               (data (i32.const 0) "x-order{letter}")
               (func (export "handle_request") (result i64)
+                (drop (call $enable (i32.const 2)))
                 (call $add (i32.const 0) (i32.const 0) (i32.const 7) (i32.const 7) (i32.const 1)) (i64.const 1))
               (func (export "handle_response") (param i32 i32)
                 (call $add (i32.const 1) (i32.const 0) (i32.const 7) (i32.const 7) (i32.const 1))))"#

@@ -112,6 +112,7 @@ const CASES: &[Case] = cases![
     activation_needs_the_version,
     modules_are_listed_in_pages,
     a_deleted_module_is_gone,
+    a_deleted_version_gives_its_number_to_no_other,
     executions_add_up,
     usage_rows_merge,
     tokens_are_revoked_for_good,
@@ -377,6 +378,26 @@ async fn a_deleted_module_is_gone(store: Shared) {
     let (again, number, _) = store.add_version(version("alice", "m", "two"), Some(1)).await.unwrap();
     assert_eq!((number, again.versions.len(), again.public), (1, 1, false));
     assert_ne!(again.id, module.id);
+}
+
+async fn a_deleted_version_gives_its_number_to_no_other(store: Shared) {
+    let (owner, module) = (name("alice"), name("m"));
+    for bytes in ["one", "two", "three"] {
+        store.add_version(version("alice", "m", bytes), None).await.unwrap();
+    }
+    let active = store.delete_version(&owner, &module, 1).await;
+    assert!(matches!(active, Err(StoreError::Conflict(_))), "{active:?}");
+    assert_eq!(store.delete_version(&owner, &module, 3).await.unwrap().digest, Digest::of(b"three"));
+    for gone in [3, 9] {
+        let missing = store.delete_version(&owner, &module, gone).await;
+        assert!(matches!(missing, Err(StoreError::NotFound(_))), "{missing:?}");
+    }
+    assert!(matches!(store.activate(&owner, &module, 3).await, Err(StoreError::NotFound(_))));
+    // A pin to `m@3` must not mean other bytes, nor the same ones by surprise.
+    let (_, number, added) = store.add_version(version("alice", "m", "three"), None).await.unwrap();
+    assert_eq!((number, added), (4, true));
+    let held = store.module(&owner, &module).await.unwrap().unwrap();
+    assert_eq!(held.versions.iter().map(|v| v.version).collect::<Vec<_>>(), [1, 2, 4]);
 }
 
 async fn executions_add_up(store: Shared) {

@@ -27,7 +27,7 @@ fn what_is_no_module_is_refused() {
     let gw = Gateway::start(&api::config(""));
     let key = gw.key();
     let whole = c_guest("core");
-    refused(&gw, &key, "", b"not wasm at all", "invalid-module", "");
+    refused(&gw, &key, "", b"not wasm at all", "unsupported-format", "");
     refused(&gw, &key, "", &whole[..whole.len() / 2], "invalid-module", "");
     let wrong = [b"\0asm\x01\0\0\0".as_slice(), &[1, 5, 0xff, 0xff, 0xff, 0xff, 0xff]].concat();
     refused(&gw, &key, "", &wrong, "invalid-module", "");
@@ -44,7 +44,7 @@ fn features_outside_the_list_are_refused_by_name() {
     let run = "(func (export \"run\"))";
     for (text, named) in [
         (format!("(module (memory 1 2 shared) {run})"), "thread"),
-        (format!("(module (memory i64 1) {run})"), "memory64"),
+        (format!("(module (memory i64 1) {run})"), "64-bit memory"),
         (format!("(module (memory 1) (memory 1) {run})"), "memor"),
         (format!("(module (tag) {run})"), "exception"),
         ("(module (func $f) (func (export \"run\") (return_call $f)))".into(), "tail"),
@@ -107,8 +107,7 @@ fn compile_bombs_are_refused_quickly() {
     let table = format!("(module (func (export \"run\") (block (br_table {} (i32.const 0)))))", "0 ".repeat(1_000_000));
     let many = format!("(module {} (func (export \"run\")))", "(func)".repeat(1_000_001));
     let locals = format!("(module (func (export \"run\") (local {})))", "i64 ".repeat(50_001));
-    let types = (0..100_001).map(|i| format!("(type (func {}))", "(param i32)".repeat(i % 900))).collect::<String>();
-    let types = format!("(module {types} (func (export \"run\")))");
+    let types = format!("(module {} (func (export \"run\")))", "(type (func))".repeat(1_000_001));
     for (bomb, text) in [
         ("a huge function", huge),
         ("a huge br_table", table),

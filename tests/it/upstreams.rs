@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use crate::support::toml::{open_proxy, route, upstream};
-use crate::support::upstream::{echo, hang, respond};
+use crate::support::upstream::{Gate, echo, hang, respond};
 use crate::support::{Conn, Gateway, Upstream, eventually};
 
 /// Everything goes to these endpoints, with more lines of the upstream's table.
@@ -159,20 +159,30 @@ fn round_robin_is_even_and_weights_are_kept() {
 
 #[test]
 fn least_connections_avoids_the_busy_one() {
-    let (busy, idle) = (Upstream::start(|_, stream| hang(stream)), named("idle"));
-    let gw = Gateway::start(&pool(&[busy.addr, idle.addr], "balance = \"least-connections\"\nread_timeout = \"20s\""));
-    // One of the first requests hangs on the busy endpoint; from then on the other one has fewer.
-    let mut held = Vec::new();
-    while busy.seen().is_empty() {
-        assert!(held.len() < 4, "the busy endpoint never got a request");
+    let held = |name: &'static str| {
+        let gate = Gate::default();
+        let at_the_gate = gate.clone();
+        let up = Upstream::start(move |seen, stream| {
+            if seen.target == "/hold" {
+                at_the_gate.wait();
+            }
+            respond(stream, 200, &[], name.as_bytes())
+        });
+        (up, gate)
+    };
+    let ((a, gate), (b, _shut)) = (held("a"), held("b"));
+    let gw = Gateway::start(&pool(&[a.addr, b.addr], "balance = \"least-connections\""));
+    let mut waiting = Vec::new();
+    for n in 1..=6 {
         let mut conn = Conn::connect(gw.proxy);
-        conn.send(gw.get("/").bytes());
-        held.push(conn);
-        let before = idle.seen().len() + busy.seen().len();
-        eventually("a request reaches an endpoint", || idle.seen().len() + busy.seen().len() >= before.max(1));
+        conn.send(gw.get("/hold").bytes());
+        waiting.push(conn);
+        eventually("it reaches an endpoint", || a.seen().len() + b.seen().len() == n);
     }
-    let counts = spread(&gw, 10);
-    assert_eq!(counts["idle"], 10);
+    assert_eq!((a.seen().len(), b.seen().len()), (3, 3), "held requests are spread evenly");
+    gate.open();
+    eventually("`a` has answered", || gw.metric("upstream_requests_total", &["upstream=\"up\""]) == 3.0);
+    assert_eq!(spread(&gw, 10), BTreeMap::from([("a".into(), 10)]));
 }
 
 #[test]

@@ -79,6 +79,8 @@ EXPORT("handle_request") long long handle_request(void) {
   if (is("transform")) {
     set(REQUEST, "x-guest", "was here");
     remove_header(REQUEST, "x-remove-me", 11);
+    // Set ahead of time, which needs no buffering; the gateway merges it into the upstream's answer.
+    set(RESPONSE, "x-guest-response", "was here too");
   } else if (is("answer")) {
     set_status_code(202);
     set(RESPONSE, "x-guest", "answered");
@@ -124,9 +126,9 @@ EXPORT("handle_request") long long handle_request(void) {
 
 EXPORT("handle_response") void handle_response(unsigned ctx, unsigned is_error) {
   (void)ctx;
-  if (is("transform") && !is_error)
-    set(RESPONSE, "x-guest-response", "was here too");
-  if (is("upper-response"))
+  if (is("unbuffered"))
+    set(RESPONSE, "x-too-late", "the head has gone out");
+  if (is("upper-response") && !is_error)
     upper(RESPONSE);
   if (is("trap-response"))
     __builtin_trap();
