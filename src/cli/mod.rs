@@ -10,6 +10,7 @@ mod keys;
 mod modules;
 mod operate;
 mod output;
+mod quickstart;
 pub mod serve;
 
 use std::path::PathBuf;

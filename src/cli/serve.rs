@@ -1,19 +1,202 @@
-//! `wasmgate serve`: run the gateway.
+//! `wasmgate serve`: opens the data directory, listens, and runs until it is told to stop.
+//!
+//! Invariant: whatever keeps the gateway from starting ends the process at once with exit code 2 and names the setting.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-#[derive(Debug, Default, clap::Args)]
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::quickstart;
+use crate::app::{App, AppError, tickers};
+use crate::config::{self, Config};
+use crate::gateway::server::{self, Running};
+use crate::{api, telemetry};
+
+/// Usage or configuration.
+const EXIT_CONFIG: u8 = 2;
+
+#[derive(Args, Debug, Default)]
 pub struct ServeArgs {
-    /// Configuration file (TOML); without one, the quickstart.
-    #[arg(short, long)]
+    /// Configuration file. Without it: the quickstart in the current folder, with a demo upstream, modules and key
+    #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Write a JSON file with addresses and credentials' places once everything listens.
-    #[arg(long)]
+    /// Write the addresses as JSON to this file once everything listens
+    #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
 }
 
-/// Runs until a signal ends it.
 pub fn run(args: ServeArgs) -> ExitCode {
-    unimplemented!("{args:?}")
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("background")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(format_args!("the background runtime can't start: {e}")),
+    };
+    runtime.block_on(serve(args))
+}
+
+fn fail(message: impl std::fmt::Display) -> ExitCode {
+    eprintln!("wasmgate: {message}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+async fn serve(args: ServeArgs) -> ExitCode {
+    // Taken before anything listens, so that no signal meets its default action.
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(e) => return fail(format_args!("signals can't be handled: {e}")),
+    };
+    if let Some(path) = &args.ready_file
+        && !parent_exists(path)
+    {
+        return fail(format_args!("`--ready-file`: the folder of `{}` does not exist", path.display()));
+    }
+    let started = match &args.config {
+        Some(file) => start(file).await,
+        None => start_quickstart().await,
+    };
+    let started = match started {
+        Ok(started) => started,
+        Err(e) => return fail(format_args!("{e:#}")),
+    };
+    if let Some(path) = &args.ready_file
+        && let Err(e) = write_ready_file(path, &started)
+    {
+        return fail(format_args!("`--ready-file`: `{}`: {e}", path.display()));
+    }
+    started.app.shared.set_ready();
+    if let Some(key) = &started.demo_key {
+        let admin_token_file = &started.app.config().admin.token_file;
+        print!("{}", quickstart::welcome(started.running.proxy[0], started.running.admin, key, admin_token_file));
+    }
+    until_stopped(started, signals).await
+}
+
+struct Started {
+    app: Arc<App>,
+    running: Running,
+    demo_key: Option<String>,
+}
+
+fn parent_exists(path: &Path) -> bool {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => true,
+        Some(parent) => parent.is_dir(),
+        None => false,
+    }
+}
+
+async fn start(file: &Path) -> anyhow::Result<Started> {
+    let config = config::load_file(file).map_err(AppError::from)?;
+    let (app, running) = open_and_listen(config, Some(file.to_owned())).await?;
+    tracing::info!(proxy = ?running.proxy, admin = %running.admin, "listening");
+    Ok(Started { app, running, demo_key: None })
+}
+
+async fn start_quickstart() -> anyhow::Result<Started> {
+    let demo = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let config = quickstart::config(demo.local_addr()?, &std::env::current_dir()?).map_err(AppError::from)?;
+    let logs = telemetry::init_logs(&config.log).map_err(|e| AppError::setting("log.level", e))?;
+    let app = App::open(config, None, logs, std::env::current_exe()?).await?;
+    let key = quickstart::prepare(&app).await?;
+    // The modules of the routes are stored only now.
+    app.refresh().await?;
+    let running = listen(&app)?;
+    tokio::spawn(quickstart::serve_demo_upstream(demo));
+    Ok(Started { app, running, demo_key: Some(key) })
+}
+
+async fn open_and_listen(config: Config, file: Option<PathBuf>) -> anyhow::Result<(Arc<App>, Running)> {
+    let logs = telemetry::init_logs(&config.log).map_err(|e| AppError::setting("log.level", e))?;
+    let app = App::open(config, file, logs, std::env::current_exe()?).await?;
+    let running = listen(&app)?;
+    Ok((app, running))
+}
+
+fn listen(app: &Arc<App>) -> Result<Running, AppError> {
+    let services = api::services(
+        app.clone(),
+        api::Settings {
+            bootstrap_token: std::fs::read_to_string(&app.config().admin.token_file).ok(),
+            upstreams: None,
+            drain: None,
+        },
+    );
+    server::start(app.shared.clone(), services.tenant, services.admin, &app.config())
+        .map_err(|e| AppError::Setting { key: e.key, message: e.message })
+}
+
+/// Written whole and renamed into place, so that a reader never sees half of it.
+fn write_ready_file(path: &Path, started: &Started) -> std::io::Result<()> {
+    let config = started.app.config();
+    let url = |tls: bool, address: &SocketAddr| format!("{}://{address}", if tls { "https" } else { "http" });
+    let listeners = config.server.listeners.iter().zip(&started.running.proxy);
+    let document = serde_json::json!({
+        "pid": std::process::id(),
+        "proxy": listeners.map(|(l, address)| url(l.tls.is_some(), address)).collect::<Vec<_>>(),
+        "admin": url(config.admin.tls.is_some(), &started.running.admin),
+        "demo_key": started.demo_key,
+        "admin_token_file": config.admin.token_file,
+    });
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, format!("{document:#}\n"))?;
+    std::fs::rename(temporary, path)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
+    let Started { app, running, .. } = started;
+    let ticking = tokio::spawn(tickers::run(app.clone()));
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            () = app.drain_asked() => break,
+            _ = signals.hangup.recv() => reload(&app, &running).await,
+        }
+    }
+    tracing::info!("draining");
+    let clean = running.drain().await;
+    ticking.abort();
+    app.flush().await;
+    app.shared.engine.shutdown();
+    if clean {
+        tracing::info!("stopped");
+    } else {
+        tracing::warn!("stopped; requests that ran past `server.drain` were cut off");
+    }
+    ExitCode::SUCCESS
+}
+
+async fn reload(app: &App, running: &Running) {
+    match app.reload().await {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(AppError::Config(errors)) => tracing::error!("nothing was changed:\n{errors}"),
+        Err(e) => tracing::error!(error = %e, "nothing was changed"),
+    }
+    for e in running.reload_certificates().err().unwrap_or_default() {
+        tracing::error!(error = %e, "the certificate stays as it was");
+    }
 }

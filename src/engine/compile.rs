@@ -1,6 +1,6 @@
 //! Compiling in a child process of the same binary: instrument, compile, serialise.
 //!
-//! A compiler is a large program fed with a stranger's input. The child has an empty environment, no descriptors but
+//! A compiler is a large program fed with a stranger's input. The child has none of our environment, no descriptors but
 //! its three, limits of CPU time and address space, and dies at a deadline; all that comes back is an artifact or a
 //! refusal.
 //!
@@ -40,6 +40,8 @@ const MAX_ARTIFACT: u64 = 1 << 30;
 /// A child that sleeps or is starved: this much wall time for each second of CPU time.
 const WALL_PER_CPU: u32 = 3;
 const MAX_MESSAGE: usize = 512;
+/// Address space that the child's allocator takes at once.
+const ARENA_KIB: &str = "65536";
 
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
@@ -83,8 +85,8 @@ impl Compilers {
         let mut child = Command::new(&self.exe)
             .arg(VERB)
             .env_clear()
-            // mimalloc takes a gibibyte of address space at a time, which is all that a child has.
-            .env("MIMALLOC_ARENA_RESERVE", "0")
+            // mimalloc would begin with a gigabyte of address space, which the child's limit is about.
+            .env("MIMALLOC_ARENA_RESERVE", ARENA_KIB)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -197,7 +199,8 @@ fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
     let (cpu, memory, len) = (number(5)?, number(13)?, number(21)?);
     // Before the first byte of the module: nothing of it is looked at without limits.
     sys::set_limit(libc::RLIMIT_CPU, cpu)?;
-    sys::set_limit(libc::RLIMIT_AS, memory)?;
+    // On top of what the program itself occupies.
+    sys::set_limit(libc::RLIMIT_AS, memory.saturating_add(sys::address_space()?))?;
     sys::set_limit(libc::RLIMIT_CORE, 0)?;
     sys::nice_this_thread(10);
     let mut wasm = Vec::new();

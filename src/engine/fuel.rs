@@ -20,7 +20,8 @@ pub struct Fuel {
     limit: u64,
     /// Used up to the moment when the running slice was granted.
     base: u64,
-    slice: u64,
+    /// What the guest's counter read then.
+    slice: i64,
     deadline: Instant,
 }
 
@@ -54,15 +55,26 @@ impl Fuel {
         self.base = self.base.saturating_add(units);
     }
 
+    /// The first slice; 0 when there is none, and the first instruction finds out why.
+    pub fn begin(&mut self) -> i64 {
+        self.slice = self.next_slice().unwrap_or(0);
+        self.slice
+    }
+
     /// The counter fell below zero: a new slice, or the end.
     pub fn expire(&mut self, counter: i64) -> Result<i64, Halt> {
         self.base = self.used(counter);
-        self.slice = 0;
+        self.slice = counter;
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
         self.slice = self.next_slice()?;
-        Ok(self.slice as i64)
+        Ok(self.slice)
+    }
+
+    /// Host functions charge between slices, so a guest may end by itself before its counter shows that it is over.
+    pub fn is_over(&self, counter: i64) -> bool {
+        self.used(counter) > self.limit
     }
 
     /// For host functions that take long: the deadline and the fuel, checked now.
@@ -73,13 +85,14 @@ impl Fuel {
         if self.remaining().is_zero() { Err(Halt::Deadline) } else { Ok(()) }
     }
 
-    fn next_slice(&self) -> Result<u64, Halt> {
+    fn next_slice(&self) -> Result<i64, Halt> {
         let left = self.remaining();
         if left.is_zero() {
             return Err(Halt::Deadline);
         }
         let by_time = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / WORST_NANOS_A_UNIT;
-        Ok(by_time.clamp(MIN_SLICE, MAX_SLICE).min(self.limit - self.base))
+        let slice = by_time.clamp(MIN_SLICE, MAX_SLICE).min(self.limit - self.base);
+        Ok(i64::try_from(slice).unwrap_or(i64::MAX))
     }
 }
 
@@ -96,6 +109,7 @@ mod tests {
         assert_eq!(fuel.used(second), 7 + first as u64 + 3);
         fuel.charge(10);
         assert_eq!(fuel.used(second), 7 + first as u64 + 13);
+        assert!(!fuel.is_over(second));
     }
 
     #[test]
@@ -104,6 +118,7 @@ mod tests {
         assert_eq!(fuel.expire(0).unwrap(), 100);
         assert_eq!(fuel.expire(-1), Err(Halt::OutOfFuel));
         assert_eq!(fuel.used_at_least(), 101);
+        assert_eq!(fuel.used(-1), 101, "the counter stays where it ended");
     }
 
     #[test]

@@ -37,7 +37,8 @@ pub struct Allowance {
 impl Allowance {
     /// The limits, their wall time beginning now.
     pub fn from_now(limits: Limits) -> Allowance {
-        let deadline = Instant::now() + limits.wall_ms;
+        // No run may last longer than a day, whatever a tier says.
+        let deadline = Instant::now() + limits.wall_ms.min(Duration::from_secs(86_400));
         Allowance { limits, deadline }
     }
 }
@@ -53,12 +54,13 @@ pub struct Guest {
 #[derive(Clone, Copy)]
 struct Started {
     wall: Instant,
-    cpu: Duration,
+    /// `None`: CPU time is the wall time. Reading the thread's clock takes two system calls, a tenth of a short phase.
+    cpu: Option<Duration>,
 }
 
 impl Started {
     fn now() -> Started {
-        Started { wall: Instant::now(), cpu: sys::thread_cpu_time() }
+        Started { wall: Instant::now(), cpu: Some(sys::thread_cpu_time()) }
     }
 }
 
@@ -109,17 +111,20 @@ impl Guest {
         Err(Box::new(StillBorn { ended, meter, stdout: state.wasi.take_stdout(), log: state.log.take() }))
     }
 
-    /// A new invocation of a living VM: fresh fuel, deadline, counters and log.
-    pub fn begin(&mut self, allowance: &Allowance) {
-        self.started = Started::now();
+    /// A new invocation of a living VM: fresh fuel, deadline, counters and log. `may_block`: on a guest thread, else
+    /// inline.
+    pub fn begin(&mut self, allowance: &Allowance, may_block: bool) {
+        self.started = if may_block { Started::now() } else { Started { wall: Instant::now(), cpu: None } };
         let state = self.env.as_mut(&mut self.store);
+        state.may_block = may_block;
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);
-        state.clock = RunClock::now();
+        state.clock = RunClock::since(self.started.wall);
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;
         state.log = BoundedLog::new(allowance.limits.log_bytes);
-        // Zero: the first instruction asks for a slice. A failure would leave the old count, never a larger one.
-        let _ = self.fuel.set(&mut self.store, Value::I64(0));
+        let slice = state.fuel.begin();
+        // It can't fail: the counter is a mutable i64. A failure would leave an old count, and `expire` would notice.
+        let _ = self.fuel.set(&mut self.store, Value::I64(slice));
     }
 
     pub fn host(&mut self) -> &mut HostState {
@@ -140,19 +145,28 @@ impl Guest {
         &mut self,
         call: impl FnOnce(&mut Store, &Instance) -> Result<R, wasmer::RuntimeError>,
     ) -> Result<R, Ended> {
-        let result = call(&mut self.store, &self.instance);
-        result.map_err(|e| {
+        let result = call(&mut self.store, &self.instance).map_err(|e| {
             let refused = self.env.as_ref(&self.store).memory.take_refused();
             classify(&e, refused)
-        })
+        });
+        let counter = self.counter();
+        let over = self.env.as_ref(&self.store).fuel.is_over(counter);
+        match result {
+            Ok(_) | Err(Ended::Exit(_)) if over => Err(Ended::Failed(GuestFailure::OutOfFuel)),
+            result => result,
+        }
+    }
+
+    fn counter(&mut self) -> i64 {
+        match self.fuel.get(&mut self.store) {
+            Value::I64(n) => n,
+            _ => 0,
+        }
     }
 
     /// What this invocation used so far.
     pub fn meter(&mut self) -> Meter {
-        let counter = match self.fuel.get(&mut self.store) {
-            Value::I64(n) => n,
-            _ => 0,
-        };
+        let counter = self.counter();
         let state = self.env.as_ref(&self.store);
         meter(state, state.fuel.used(counter), self.started)
     }
@@ -164,10 +178,11 @@ impl Guest {
 }
 
 fn meter(state: &HostState, fuel: u64, started: Started) -> Meter {
+    let wall = started.wall.elapsed();
     Meter {
         fuel,
-        cpu: sys::thread_cpu_time().saturating_sub(started.cpu),
-        wall: started.wall.elapsed(),
+        cpu: started.cpu.map_or(wall, |cpu| sys::thread_cpu_time().saturating_sub(cpu)),
+        wall,
         memory_peak_bytes: state.memory.peak_bytes(),
         output_bytes: state.output_bytes,
     }

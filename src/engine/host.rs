@@ -4,6 +4,7 @@
 //! Invariant: everything that a guest can observe beyond its own memory comes from its [`HostState`], so that a run can
 //! be recorded and replayed. No ABI file reads a clock or a random source by itself.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -46,22 +47,28 @@ impl BoundedLog {
 }
 
 /// The time of one run: a reading of the wall clock at its start, and what has passed since.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RunClock {
     started: Instant,
-    started_at: Duration,
+    /// Read when it is first asked for, set back to the start: most runs never ask.
+    started_at: Cell<Option<Duration>>,
 }
 
 impl RunClock {
-    pub fn now() -> RunClock {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let millis = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        RunClock { started: Instant::now(), started_at: Duration::from_millis(millis) }
+    pub fn since(started: Instant) -> RunClock {
+        RunClock { started, started_at: Cell::new(None) }
     }
 
     /// Since 1970-01-01 UTC, in whole milliseconds.
     pub fn started_at(&self) -> Duration {
-        self.started_at
+        if let Some(at) = self.started_at.get() {
+            return at;
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = now.saturating_sub(self.started.elapsed()).as_millis();
+        let at = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+        self.started_at.set(Some(at));
+        at
     }
 
     /// In whole ticks.
@@ -108,7 +115,7 @@ impl HostState {
         HostState {
             fuel,
             memory,
-            clock: RunClock::now(),
+            clock: RunClock::since(Instant::now()),
             random: Random,
             wasi: WasiState::default(),
             may_block: true,

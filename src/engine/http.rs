@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
 use super::lane::{INLINE_SLICE, Lane};
-use super::vms::{Handled, Permit, Turn, Vm, Vms};
+use super::vms::{Handled, Leased, Permit, Turn, Vm, Vms};
 use super::{Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
 
@@ -69,9 +69,14 @@ pub struct HttpOutcome {
     pub vm: Option<PinnedVm>,
 }
 
-/// A response phase can't be run again, since its guest holds the request's state. It gets five times an inline slice,
-/// once per row of short runs, so that only a guest that is far from its own past loses the request.
-const INLINE_RESPONSE: Duration = INLINE_SLICE.saturating_mul(5);
+/// What an inline phase may use: about [`INLINE_SLICE`] of processor time, counted in fuel, so that a busy machine does
+/// not make a guest look slow.
+const INLINE_FUEL: u64 = 250_000;
+/// A response phase can't be run again, since its guest holds the request's state. It gets more, once per row of short
+/// runs, so that only a guest that is far from its own past loses the request.
+const INLINE_RESPONSE_FUEL: u64 = 4 * INLINE_FUEL;
+/// Where fuel says too little about time.
+const INLINE_WALL: Duration = INLINE_SLICE.saturating_mul(20);
 /// Wall time is what ends a handler's phase; the fuel is enough for any that fits.
 const FUEL: u64 = u64::MAX / 2;
 const LOG_BYTES: u64 = 64 << 10;
@@ -103,8 +108,7 @@ pub struct HttpHandler {
 /// A VM between its two phases. Dropping it without `response` discards the VM.
 pub struct PinnedVm {
     handler: Arc<HttpHandler>,
-    vm: Vm,
-    permit: Permit,
+    leased: Leased,
     context: i32,
     features: Features,
 }
@@ -150,7 +154,7 @@ impl HttpHandler {
         let handler = self.clone();
         let started = self.engine.pool().run(&self.owner, move || (handler.start_vm(), permit)).await;
         let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
-        self.vms.give_back(vm?, permit);
+        self.vms.give_back(Leased { vm: vm?, permit });
         Ok(())
     }
 
@@ -160,7 +164,7 @@ impl HttpHandler {
             Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
         };
         match self.vms.take(&permit) {
-            Some(vm) if self.requests.is_inline() => match self.inline_request(exchange, vm, permit) {
+            Some(vm) if self.requests.is_inline() => match self.inline_request(exchange, Leased { vm, permit }) {
                 Ok(outcome) => outcome,
                 // The run on the pool is the run: what the first try used is not charged.
                 Err((exchange, permit)) => self.pool_request(exchange, None, permit).await,
@@ -173,18 +177,19 @@ impl HttpHandler {
     fn inline_request(
         self: &Arc<Self>,
         exchange: Box<HttpExchange>,
-        mut vm: Vm,
-        permit: Permit,
+        mut leased: Leased,
     ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
         let mut exchange = Some(exchange);
-        let (result, meter) = vm.request(&mut exchange, &self.turn(Some(INLINE_SLICE)));
+        let (result, meter) = leased.vm.request(&mut exchange, &self.turn(Some(INLINE_FUEL)));
         let exchange = given_back(exchange);
-        if matches!(result, Err(GuestFailure::Deadline)) && self.limits.wall_ms > INLINE_SLICE {
+        if self.overran(&result) {
             self.requests.overran();
+            let Leased { vm, permit } = leased;
+            drop(vm);
             return Err((exchange, permit));
         }
-        self.requests.record(meter.wall);
-        Ok(self.settle_request(exchange, vm, permit, result, meter))
+        self.requests.record(took(&meter));
+        Ok(self.settle_request(exchange, leased, result, meter))
     }
 
     async fn pool_request(
@@ -200,8 +205,8 @@ impl HttpHandler {
             };
             let mut exchange = Some(exchange);
             let (result, meter) = vm.request(&mut exchange, &handler.turn(None));
-            handler.requests.record(meter.cpu);
-            handler.settle_request(given_back(exchange), vm, permit, result, meter)
+            handler.requests.record(took(&meter));
+            handler.settle_request(given_back(exchange), Leased { vm, permit }, result, meter)
         })
         .await
     }
@@ -209,23 +214,22 @@ impl HttpHandler {
     fn settle_request(
         self: &Arc<Self>,
         exchange: Box<HttpExchange>,
-        mut vm: Vm,
-        permit: Permit,
+        mut leased: Leased,
         result: Result<Handled, GuestFailure>,
         meter: Meter,
     ) -> HttpOutcome {
         match result {
             Ok(Handled { verdict: Verdict::Continue, context }) => {
-                let features = vm.features();
-                let pinned = PinnedVm { handler: self.clone(), vm, permit, context, features };
+                let features = leased.vm.features();
+                let pinned = PinnedVm { handler: self.clone(), leased, context, features };
                 HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: Some(pinned) }
             }
             Ok(Handled { verdict, .. }) => {
-                self.vms.give_back(vm, permit);
+                self.vms.give_back(leased);
                 HttpOutcome { exchange, result: Ok(verdict), meter, vm: None }
             }
             Err(failure) => {
-                vm.print(&exchange.request_id, &self.log);
+                leased.vm.print(&exchange.request_id, &self.log);
                 HttpOutcome::failed(exchange, failure.into(), meter)
             }
         }
@@ -268,11 +272,23 @@ impl HttpHandler {
         started
     }
 
-    /// A phase's limits from now on: its own thread, or this one for a slice.
-    fn turn(&self, slice: Option<Duration>) -> Turn<'_> {
+    /// A phase's limits from now on: on a guest thread, or inline with so much fuel.
+    fn turn(&self, inline: Option<u64>) -> Turn<'_> {
         let mut limits = self.limits.clone();
-        limits.wall_ms = limits.wall_ms.min(slice.unwrap_or(Duration::MAX));
-        Turn { allowance: Allowance::from_now(limits), may_block: slice.is_none(), log: &self.log }
+        if let Some(fuel) = inline {
+            limits.fuel = fuel;
+            limits.wall_ms = limits.wall_ms.min(INLINE_WALL);
+        }
+        Turn { allowance: Allowance::from_now(limits), may_block: inline.is_none(), log: &self.log }
+    }
+
+    /// An inline phase met the bound of its lane, not one of the handler's.
+    fn overran<T>(&self, result: &Result<T, GuestFailure>) -> bool {
+        match result {
+            Err(GuestFailure::OutOfFuel) => true,
+            Err(GuestFailure::Deadline) => self.limits.wall_ms > INLINE_WALL,
+            _ => false,
+        }
     }
 }
 
@@ -284,16 +300,15 @@ impl PinnedVm {
 
     /// `handle_response`. `is_error`: the upstream failed.
     pub async fn response(self, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
-        let PinnedVm { handler, vm, permit, context, features } = self;
+        let PinnedVm { handler, leased, context, features } = self;
         let call = (context, is_error);
         // How long a guest takes for a body depends on the body: the past says nothing.
         if handler.responses.is_inline() && !features.has(Features::BUFFER_RESPONSE) {
-            return handler.run_response(exchange, vm, permit, call, Some(INLINE_RESPONSE));
+            return handler.run_response(exchange, leased, call, Some(INLINE_RESPONSE_FUEL));
         }
-        let run = move |handler: &Arc<HttpHandler>, exchange, (vm, permit)| {
-            handler.run_response(exchange, vm, permit, call, None)
-        };
-        handler.on_pool(exchange, (vm, permit), run).await
+        let run =
+            move |handler: &Arc<HttpHandler>, exchange, leased| handler.run_response(exchange, leased, call, None);
+        handler.on_pool(exchange, leased, run).await
     }
 }
 
@@ -301,27 +316,35 @@ impl HttpHandler {
     fn run_response(
         &self,
         exchange: Box<HttpExchange>,
-        mut vm: Vm,
-        permit: Permit,
+        mut leased: Leased,
         call: (i32, bool),
-        slice: Option<Duration>,
+        inline: Option<u64>,
     ) -> HttpOutcome {
         let mut exchange = Some(exchange);
-        let (result, meter) = vm.response(&mut exchange, call, &self.turn(slice));
+        let (result, meter) = leased.vm.response(&mut exchange, call, &self.turn(inline));
         let exchange = given_back(exchange);
         match result {
             Ok(()) => {
-                self.responses.record(meter.cpu);
-                self.vms.give_back(vm, permit);
+                self.responses.record(took(&meter));
+                self.vms.give_back(leased);
                 HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: None }
             }
             Err(failure) => {
                 self.responses.overran();
-                vm.print(&exchange.request_id, &self.log);
+                // Fuel is no limit of a handler: time is.
+                let failure = if failure == GuestFailure::OutOfFuel { GuestFailure::Deadline } else { failure };
+                leased.vm.print(&exchange.request_id, &self.log);
                 HttpOutcome::failed(exchange, failure.into(), meter)
             }
         }
     }
+}
+
+/// Time in the guest, for its lane. A phase that used little fuel was short, whatever the clock says: it was the
+/// processor that was busy.
+fn took(meter: &Meter) -> Duration {
+    const SLOW_NANOS_A_UNIT: u64 = 20;
+    meter.cpu.min(Duration::from_nanos(meter.fuel.saturating_mul(SLOW_NANOS_A_UNIT)))
 }
 
 fn given_back(exchange: Option<Box<HttpExchange>>) -> Box<HttpExchange> {

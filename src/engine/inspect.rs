@@ -52,7 +52,9 @@ const MAX_FUNCTIONS: u32 = 100_000;
 const MAX_BODY_BYTES: u64 = 1 << 20;
 const MAX_LOCALS: u64 = 10_000;
 const MAX_BR_TABLE: u32 = 16_384;
-const MAX_NESTING: usize = 4_096;
+const MAX_NESTING: u32 = 4_096;
+/// Values on the operand stack at once: they are the compilers' temporaries.
+const MAX_OPERANDS: u32 = 4_096;
 const MAX_TYPES: u32 = 10_000;
 const MAX_PARAMS: usize = 128;
 const MAX_RESULTS: usize = 32;
@@ -314,8 +316,12 @@ impl Scan<'_> {
                 return refuse(NotLoadableKind::CompileLimit, detail);
             }
             checker.op(offset, &op).map_err(|e| invalid(bytes, &e))?;
-            if checker.control_stack_height() > MAX_NESTING as u32 {
+            if checker.control_stack_height() > MAX_NESTING {
                 return refuse(NotLoadableKind::CompileLimit, format!("blocks are nested deeper than {MAX_NESTING}"));
+            }
+            if checker.operand_stack_height() > MAX_OPERANDS {
+                let detail = format!("an expression has more than {MAX_OPERANDS} values on its stack");
+                return refuse(NotLoadableKind::CompileLimit, detail);
             }
             // Every SIMD instruction but stores and lane extractions leaves a v128, and those take one that some other
             // instruction, a local, a global or a parameter gave.

@@ -38,8 +38,27 @@ impl Call {
     }
 }
 
-/// Runs on the calling thread. `may_block`: the thread is the guest's own.
+/// Runs on the calling thread. `may_block`: the thread is the guest's own. A panic (a fault of ours) ends the run, not
+/// the thread.
 pub fn execute(
+    module: &LoadedModule,
+    label: &str,
+    input: &Input,
+    call: &Call,
+    allowance: &Allowance,
+    budget: &Arc<Budget>,
+    may_block: bool,
+) -> Finished {
+    let run = || execute_unguarded(module, label, input, call, allowance, budget, may_block);
+    // Everything that the run touched is dropped with it.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        tracing::error!(module = label, "the engine panicked in a run");
+        let reason = "the gateway failed in this run".to_owned();
+        refused(RunError::Guest(GuestFailure::Trap { reason, backtrace: String::new() }))
+    })
+}
+
+fn execute_unguarded(
     module: &LoadedModule,
     label: &str,
     input: &Input,

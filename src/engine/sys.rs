@@ -37,6 +37,16 @@ pub fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<
     }
 }
 
+/// Bytes of address space that this process has mapped (proc(5), `statm`).
+pub fn address_space() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+    // SAFETY: `sysconf` takes its argument by value.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = u64::try_from(page).ok();
+    pages.zip(page).map(|(n, size)| n * size).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Closes every descriptor but the standard ones.
 pub fn close_inherited() {
     // SAFETY: nothing in a process that has just begun holds a descriptor above 2 that it counts on.

@@ -92,9 +92,8 @@ impl Vm {
         self.requests += 1;
         let Vm { guest, handle_request, .. } = self;
         let guest = guest.get();
-        guest.begin(&turn.allowance);
+        guest.begin(&turn.allowance, turn.may_block);
         let host = guest.host();
-        host.may_block = turn.may_block;
         host.http = exchange.take();
         host.http_state.begin_request();
         let ended = guest.call(|store, _| handle_request.call(store));
@@ -132,9 +131,8 @@ impl Vm {
     ) -> (Result<(), GuestFailure>, Meter) {
         let Vm { guest, handle_response, .. } = self;
         let guest = guest.get();
-        guest.begin(&turn.allowance);
+        guest.begin(&turn.allowance, turn.may_block);
         let host = guest.host();
-        host.may_block = turn.may_block;
         host.http = exchange.take();
         host.http_state.begin_response();
         let ended = guest.call(|store, _| handle_response.call(store, context, i32::from(is_error)));
@@ -201,6 +199,12 @@ impl Drop for Permit {
     }
 }
 
+/// A VM and the right to it. The VM goes first.
+pub struct Leased {
+    pub vm: Vm,
+    pub permit: Permit,
+}
+
 /// The VMs of one handler.
 pub struct Vms {
     permits: Arc<Semaphore>,
@@ -243,7 +247,8 @@ impl Vms {
     }
 
     /// After a request that ended well. The permit goes last, so that whoever waits finds the VM.
-    pub fn give_back(&self, mut vm: Vm, permit: Permit) {
+    pub fn give_back(&self, leased: Leased) {
+        let Leased { mut vm, permit } = leased;
         if !vm.is_worn(self.requests, self.memory_limit) {
             let now = Instant::now();
             let mut idle = self.idle.lock();

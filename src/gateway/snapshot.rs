@@ -72,15 +72,13 @@ pub fn module_key(handler: &config::Handler) -> (OwnerId, String) {
     (owner, bare.to_string())
 }
 
-/// Every handler of a configuration, those that answer included.
-pub fn handlers(config: &Config) -> impl Iterator<Item = &config::Handler> {
-    config.routes.iter().flat_map(|route| {
-        let answering = match &route.target {
-            Target::Handler(handler) => Some(handler),
-            _ => None,
-        };
-        route.handlers.iter().chain(answering)
-    })
+/// Every handler of a route, the one that answers included.
+pub fn handlers(route: &config::Route) -> impl Iterator<Item = &config::Handler> {
+    let answering = match &route.target {
+        Target::Handler(handler) => Some(handler),
+        _ => None,
+    };
+    route.handlers.iter().chain(answering)
 }
 
 impl Snapshot {

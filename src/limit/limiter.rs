@@ -372,7 +372,7 @@ impl Request<'_> {
                 }
             }
         }
-        violated.sort_by(|a, b| b.reset.cmp(&a.reset));
+        violated.sort_by_key(|v| std::cmp::Reverse(v.reset));
         sort(&mut others);
         let retry_after = violated.first().map_or(Duration::ZERO, |p| p.reset);
         let mut policies: Vec<Name> = Vec::new();

@@ -89,7 +89,7 @@ fn exec_runs_a_module_offline() {
     fails(wasmgate(&["exec", &trap]), 1, "trap");
     let junk = path("junk.wasm", b"not wasm");
     fails(wasmgate(&["exec", &junk]), 1, "junk.wasm");
-    fails(wasmgate(&["exec", "/nonexistent.wasm"]), 1, "/nonexistent.wasm");
+    fails(wasmgate(&["exec", "/nonexistent.wasm"]), 2, "/nonexistent.wasm");
 }
 
 #[test]
@@ -117,13 +117,13 @@ fn modules_of_a_running_gateway() {
     let file = gw.dir.path().join("core.wasm");
     std::fs::write(&file, c_guest("core")).expect("writable");
     let file = file.to_str().expect("UTF-8").to_owned();
-    let pushed = json(verb(&gw, &["module", "push", &file, "--owner", "acme", "--name", "calc", "--json"]));
+    let pushed = json(verb(&gw, &["module", "push", &file, "--name", "acme/calc", "--json"]));
     assert_eq!((&pushed["version"], &pushed["abi"]), (&Value::from(1), &Value::from("core")), "{pushed}");
     std::fs::write(&file, wat("(module (func (export \"run\")))")).expect("writable");
-    ok(verb(&gw, &["module", "push", &file, "--owner", "acme", "--name", "calc"]));
+    ok(verb(&gw, &["module", "push", &file, "--name", "acme/calc"]));
     assert!(ok(verb(&gw, &["module", "list"])).contains("calc"));
-    ok(verb(&gw, &["module", "activate", "calc", "2", "--owner", "acme"]));
-    ok(verb(&gw, &["module", "rollback", "calc", "--owner", "acme"]));
+    ok(verb(&gw, &["module", "activate", "acme/calc@2"]));
+    ok(verb(&gw, &["module", "rollback", "acme/calc"]));
     assert!(ok(verb(&gw, &["module", "show", "acme/calc"])).contains("sha256:"));
     ok(verb(&gw, &["module", "rm", "acme/calc"]));
     fails(verb(&gw, &["module", "show", "acme/calc"]), 1, "calc");

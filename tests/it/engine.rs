@@ -439,7 +439,7 @@ async fn traps_end_the_guest_alone() {
         ("(memory.fill (i32.const 1) (i32.const 0) (i32.const 65536))", "out of bounds"),
         ("(memory.copy (i32.const 0) (i32.const 1) (i32.const 65536))", "out of bounds"),
         ("(call_indirect (i32.const 0))", "element"),
-        ("(drop (i32.trunc_f32_s (f32.const nan)))", "convert"),
+        ("(drop (i32.trunc_f32_s (f32.const nan)))", "conversion"),
         ("(call $deep)", "stack"),
     ] {
         let wat = format!(
@@ -602,6 +602,8 @@ fn compile_bombs_are_refused_before_any_compiler() {
     assert_refused(&kit.refusal(&format!("(module {types})")), CompileLimit, "types");
     let deep = format!(r#"(module (func (export "run") {}{}))"#, "block ".repeat(5_000), "end ".repeat(5_000));
     assert_refused(&kit.refusal(&deep), CompileLimit, "nested");
+    let stack = format!(r#"(module (func (export "run") {}unreachable))"#, "(i32.const 0) ".repeat(5_000));
+    assert_refused(&kit.refusal(&stack), CompileLimit, "stack");
     let globals = "(global i32 (i32.const 0))".repeat(10_001);
     assert_refused(&kit.refusal(&format!(r#"(module (func (export "run")) {globals})"#)), CompileLimit, "globals");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());

@@ -560,7 +560,7 @@ async fn a_damaged_file_gives_errors_and_no_panic() {
             seed ^= seed << 17;
             // Whole pages as well as single bytes, most of them where the data is.
             let at = seed as usize % damaged.len().min(400 << 10);
-            let end = (at + if seed % 3 == 0 { 512 } else { 1 }).min(damaged.len());
+            let end = (at + if seed.is_multiple_of(3) { 512 } else { 1 }).min(damaged.len());
             damaged[at..end].fill((seed >> 40) as u8);
         }
         let copy = dir.path().join(format!("{round}.redb"));

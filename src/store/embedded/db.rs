@@ -109,7 +109,10 @@ impl Drop for Db {
 
 /// redb writes its last state when it is dropped, which can meet the same damage.
 fn close(db: Option<Database>) {
-    if let Err(error) = unwound(|| Ok(drop(db))) {
+    if let Err(error) = unwound(|| {
+        drop(db);
+        Ok(())
+    }) {
         tracing::error!(%error, "the store could not be closed cleanly");
     }
 }

@@ -108,7 +108,7 @@ EXPORT("handle_request") long long handle_request(void) {
   } else if (is("framing")) {
     set(RESPONSE, "transfer-encoding", "chunked");
     set(RESPONSE, "content-length", "1");
-    write_body(RESPONSE, "0\r\n\r\nHTTP/1.1 200 Forged\r\n\r\n", 28);
+    write_body(RESPONSE, "0\r\n\r\nHTTP/1.1 200 Forged\r\n\r\n", 29);
     return STOP;
   } else if (is("status")) {
     set_status_code(99);

@@ -74,7 +74,6 @@ async fn a_second_handler_sees_what_the_first_one_left() {
         request: "(call $write_body (i32.const 0) (i32.const 8) (i32.const 2)) (call $write_body (i32.const 1) (i32.const 0) (i32.const 1))
                   (call $set_header_value (i32.const 1) (i32.const 16) (i32.const 6) (i32.const 0) (i32.const 1))
                   (call $set_status_code (i32.const 202)) (i64.const 1)",
-        ..Guest::default()
     };
     // Copies the request body that it reads behind the status that it sees.
     let second = Guest {
@@ -134,7 +133,6 @@ async fn features_of_a_module_stay_and_those_of_a_request_do_not() {
         request: "(if (i64.ne (call $get_header_values (i32.const 0) (i32.const 0) (i32.const 6) (i32.const 0) (i32.const 0)) (i64.const 0))
                     (then (drop (call $enable_features (i32.const 6))))) (i64.const 1)",
         response: "(drop (call $enable_features (i32.const 2)))",
-        ..Guest::default()
     };
     let handler = handler(&module.load().await, "");
     for (exchange, features) in [(get(), 1), (with_header("x-more", "1"), 3), (get(), 1)] {

@@ -40,12 +40,11 @@ impl Gateway {
 
     #[track_caller]
     pub fn new_key(&self, new: &NewKey) -> Key {
-        let mut body = json!({"tier": new.tier, "scopes": new.scopes});
+        let mut body = json!({"owner": new.owner, "tier": new.tier, "scopes": new.scopes});
         if let Some(at) = &new.expires_at {
             body["expires_at"] = json!(at);
         }
-        let made =
-            self.admin("POST", &format!("/api/auth/keys?owner={}", new.owner)).json(&body).send().expect(201).json();
+        let made = self.admin("POST", "/api/auth/keys").json(&body).send().expect(201).json();
         let text = |name: &str| made[name].as_str().unwrap_or_else(|| panic!("no `{name}`: {made}")).to_owned();
         Key { id: text("id"), text: text("key") }
     }

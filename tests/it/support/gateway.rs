@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -84,7 +84,7 @@ impl Gateway {
     }
 
     pub fn reload(&self) -> Response {
-        self.admin("POST", "/api/admin/config/reload").send()
+        self.admin("POST", "/api/config/reload").send()
     }
 
     pub fn request(&self, method: &str, target: &str) -> Request {
@@ -164,16 +164,25 @@ pub fn try_serve(dir: &Path, config: &str) -> Output {
     run_to_end(serve_command(dir))
 }
 
-/// Runs a command that must end by itself.
+/// Runs a command that must end by itself. Its output goes through files, since a full pipe would hold it up.
 #[track_caller]
 pub fn run_to_end(mut command: Command) -> Output {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-    if !poll(DEADLINE, || child.try_wait().expect("it is our child").is_some()) {
+    let dir = TempDir::new().expect("a temporary folder");
+    let (out, err) = (dir.path().join("stdout"), dir.path().join("stderr"));
+    let create = |path: &Path| File::create(path).expect("the folder is writable");
+    let mut child = command.stdout(create(&out)).stderr(create(&err)).spawn().expect("the binary starts");
+    let mut status = None;
+    poll(DEADLINE, || {
+        status = child.try_wait().expect("it is our child");
+        status.is_some()
+    });
+    let read = |path: &Path| std::fs::read(path).expect("it was written");
+    let Some(status) = status else {
         child.kill().ok();
-        let output = child.wait_with_output().expect("it was killed");
-        panic!("still running:\n{}", String::from_utf8_lossy(&output.stderr));
-    }
-    child.wait_with_output().expect("it has ended")
+        child.wait().ok();
+        panic!("still running:\n{}", String::from_utf8_lossy(&read(&err)));
+    };
+    Output { status, stdout: read(&out), stderr: read(&err) }
 }
 
 fn serve_command(dir: &Path) -> Command {

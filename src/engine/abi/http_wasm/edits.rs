@@ -36,9 +36,8 @@ pub struct Edits {
     pub method: Option<Method>,
     pub uri: Option<PathAndQuery>,
     pub status: Option<StatusCode>,
-    /// Copied at the first write.
-    request_headers: Option<HeaderMap>,
-    response_headers: Option<HeaderMap>,
+    request_headers: HeaderEdits,
+    response_headers: HeaderEdits,
     pub request_body: Option<Vec<u8>>,
     pub response_body: Option<Vec<u8>>,
     /// The request body was read and not kept.
@@ -46,19 +45,84 @@ pub struct Edits {
     header_bytes: usize,
 }
 
-impl Edits {
-    /// The headers as the guest sees them.
-    pub fn headers<'a>(&'a self, exchange: &'a HttpExchange, message: Message) -> &'a HeaderMap {
-        match message {
-            Message::Request => self.request_headers.as_ref().unwrap_or(&exchange.request.headers),
-            Message::Response => self.response_headers.as_ref().unwrap_or(&exchange.response.headers),
+/// What is to be done to a message's headers. Most guests only write a few: those are noted, and nothing is copied.
+/// One that looks at headers which it has changed gets a copy.
+#[derive(Debug, Default)]
+struct HeaderEdits {
+    noted: Vec<Edit>,
+    copy: Option<HeaderMap>,
+}
+
+#[derive(Debug)]
+enum Edit {
+    Set(HeaderName, HeaderValue),
+    Add(HeaderName, HeaderValue),
+    Remove(HeaderName),
+}
+
+impl Edit {
+    /// `None`: the map is full.
+    fn apply(self, headers: &mut HeaderMap) -> Option<()> {
+        match self {
+            Edit::Set(name, value) => headers.try_insert(name, value).ok().map(drop),
+            Edit::Add(name, value) => headers.try_append(name, value).ok().map(drop),
+            Edit::Remove(name) => {
+                headers.remove(name);
+                Some(())
+            }
         }
     }
+}
 
-    fn headers_mut(&mut self, exchange: &HttpExchange, message: Message) -> &mut HeaderMap {
+impl HeaderEdits {
+    /// The headers as the guest sees them.
+    fn view<'a>(&'a mut self, given: &'a HeaderMap) -> Result<&'a HeaderMap, Halt> {
+        if self.copy.is_none() && self.noted.is_empty() { Ok(given) } else { self.copied(given).map(|c| &*c) }
+    }
+
+    /// A copy with all that was noted.
+    fn copied(&mut self, given: &HeaderMap) -> Result<&mut HeaderMap, Halt> {
+        let copy = self.copy.get_or_insert_with(|| given.clone());
+        for edit in self.noted.drain(..) {
+            edit.apply(copy).ok_or(Halt::OutputTooLarge)?;
+        }
+        Ok(copy)
+    }
+
+    fn push(&mut self, given: &HeaderMap, edit: Edit) -> Result<(), Halt> {
+        if self.copy.is_none() && given.len() + self.noted.len() < FIELDS {
+            self.noted.push(edit);
+            return Ok(());
+        }
+        let copy = self.copied(given)?;
+        if copy.len() >= FIELDS && !matches!(edit, Edit::Remove(_)) {
+            return Err(Halt::OutputTooLarge);
+        }
+        edit.apply(copy).ok_or(Halt::OutputTooLarge)
+    }
+
+    fn commit(self, headers: &mut HeaderMap) {
+        if let Some(copy) = self.copy {
+            *headers = copy;
+        }
+        for edit in self.noted {
+            // Fields are bounded far below what a map holds.
+            let _ = edit.apply(headers);
+        }
+    }
+}
+
+impl Edits {
+    /// The headers as the guest sees them.
+    pub fn headers<'a>(&'a mut self, exchange: &'a HttpExchange, message: Message) -> Result<&'a HeaderMap, Halt> {
+        let (edits, given) = self.of(exchange, message);
+        edits.view(given)
+    }
+
+    fn of<'a>(&'a mut self, exchange: &'a HttpExchange, message: Message) -> (&'a mut HeaderEdits, &'a HeaderMap) {
         match message {
-            Message::Request => self.request_headers.get_or_insert_with(|| exchange.request.headers.clone()),
-            Message::Response => self.response_headers.get_or_insert_with(|| exchange.response.headers.clone()),
+            Message::Request => (&mut self.request_headers, &exchange.request.headers),
+            Message::Response => (&mut self.response_headers, &exchange.response.headers),
         }
     }
 
@@ -75,33 +139,31 @@ impl Edits {
             return Ok(());
         }
         self.header_bytes += name.as_str().len() + value.len();
-        let headers = self.headers_mut(exchange, message);
-        if headers.len() >= FIELDS || self.header_bytes > HEADER_BYTES {
+        if self.header_bytes > HEADER_BYTES {
             return Err(Halt::OutputTooLarge);
         }
-        let headers = self.headers_mut(exchange, message);
         // A second `host` would make the request invalid (RFC 9110 section 7.2), so adding one replaces it.
         let is_host = message == Message::Request && name == header::HOST;
         if is_host && Authority::try_from(value.as_bytes()).is_err() {
             return Err(bad("`host` is not a host"));
         }
-        let done = match write {
-            Write::Add if !is_host => headers.try_append(name, value).map(drop),
-            _ => headers.try_insert(name, value).map(drop),
+        let edit = match write {
+            Write::Add if !is_host => Edit::Add(name, value),
+            _ => Edit::Set(name, value),
         };
-        done.map_err(|_| Halt::OutputTooLarge)
+        let (edits, given) = self.of(exchange, message);
+        edits.push(given, edit)
     }
 
-    /// A name that is not there, or could not be, is nothing to do.
-    pub fn remove_header(&mut self, exchange: &HttpExchange, message: Message, name: &str) {
-        if !self.headers(exchange, message).contains_key(name) {
-            return;
-        }
-        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { return };
+    /// A name that could not be there is nothing to do.
+    pub fn remove_header(&mut self, exchange: &HttpExchange, message: Message, name: &[u8]) -> Result<(), Halt> {
+        let Ok(name) = HeaderName::from_bytes(name) else { return Ok(()) };
         let is_host = message == Message::Request && name == header::HOST;
-        if !is_host && !is_gateways(&name, message) {
-            self.headers_mut(exchange, message).remove(name);
+        if is_host || is_gateways(&name, message) {
+            return Ok(());
         }
+        let (edits, given) = self.of(exchange, message);
+        edits.push(given, Edit::Remove(name))
     }
 
     /// The status as the guest sees it: 200 until one is set.
@@ -113,18 +175,16 @@ impl Edits {
     /// After `handle_request` with `next`: what goes on to the next handler or the upstream.
     pub fn commit_request(self, exchange: &mut HttpExchange) -> Result<(), GuestFailure> {
         if let Some(path_and_query) = self.uri {
-            let mut parts = std::mem::take(&mut exchange.request.uri).into_parts();
+            // First, since it can fail: a URI of an authority alone takes no path.
+            let mut parts = exchange.request.uri.clone().into_parts();
             parts.path_and_query = Some(path_and_query);
-            // The authority and scheme are the ones that came with a path before, so parts stay complete.
             exchange.request.uri = Uri::from_parts(parts)
                 .map_err(|_| GuestFailure::BadOutput("the URI does not fit the request".into()))?;
         }
         if let Some(method) = self.method {
             exchange.request.method = method;
         }
-        if let Some(headers) = self.request_headers {
-            exchange.request.headers = headers;
-        }
+        self.request_headers.commit(&mut exchange.request.headers);
         if let Some(body) = self.request_body {
             exchange.request_body_replaced = Some(body);
             exchange.request_body_consumed = false;
@@ -136,9 +196,7 @@ impl Edits {
             exchange.response.status = status;
             exchange.response_status_set = true;
         }
-        if let Some(headers) = self.response_headers {
-            exchange.response.headers = headers;
-        }
+        self.response_headers.commit(&mut exchange.response.headers);
         if let Some(body) = self.response_body {
             exchange.response_body = Some(body.into());
         }
@@ -148,10 +206,11 @@ impl Edits {
     /// After `handle_request` without `next`: the pending response is the answer.
     pub fn into_reply(self, exchange: &mut HttpExchange) -> Reply {
         let status = self.status(exchange, true).as_u16();
-        let pending = std::mem::take(&mut exchange.response.headers);
-        let mut headers = Vec::new();
+        let mut pending = std::mem::take(&mut exchange.response.headers);
+        self.response_headers.commit(&mut pending);
+        let mut headers = Vec::with_capacity(pending.len());
         let mut last = None;
-        for (name, value) in self.response_headers.unwrap_or(pending) {
+        for (name, value) in pending {
             // Further values of a name come without it.
             last = name.or(last);
             if let Some(name) = last.as_ref().filter(|n| !is_gateways(n, Message::Response)) {
@@ -172,9 +231,7 @@ impl Edits {
         if let Some(status) = self.status {
             exchange.response.status = status;
         }
-        if let Some(headers) = self.response_headers {
-            exchange.response.headers = headers;
-        }
+        self.response_headers.commit(&mut exchange.response.headers);
         if let Some(body) = self.response_body {
             exchange.response_body_replaced = Some(body);
         }

@@ -25,7 +25,7 @@ pub fn get_header_names(mut env: Env<'_>, kind: i32, buf: i32, cap: i32) -> Resu
     let HostState { memory, http, http_state, fuel, .. } = env.data_mut();
     let exchange = exchange(http, "get_header_names")?;
     let Some(message) = message(kind, "get_header_names")? else { return Ok(0) };
-    let headers = http_state.edits.headers(exchange, message);
+    let headers = http_state.edits.headers(exchange, message)?;
     let result = output::count_len(memory, || headers.keys().map(|n| n.as_str().as_bytes()), buf, cap)?;
     http_state.spend(fuel, result as u32 as usize)?;
     Ok(result)
@@ -44,7 +44,7 @@ pub fn get_header_values(
     let message = message(kind, "get_header_values")?;
     let name = named(memory.slice(name as u32, name_len as u32)?, "get_header_values")?;
     let (Some(message), Ok(name)) = (message, std::str::from_utf8(name)) else { return Ok(0) };
-    let values = http_state.edits.headers(exchange, message).get_all(name);
+    let values = http_state.edits.headers(exchange, message)?.get_all(name);
     let result = output::count_len(memory, || values.iter().map(|v| v.as_bytes()), buf, cap)?;
     http_state.spend(fuel, name_len as usize + result as u32 as usize)?;
     Ok(result)
@@ -95,10 +95,7 @@ pub fn remove_header(mut env: Env<'_>, kind: i32, name: i32, name_len: i32) -> R
     let message = writable(http_state, kind, "remove_header")?;
     let name = named(memory.slice(name as u32, name_len as u32)?, "remove_header")?;
     http_state.spend(fuel, name.len())?;
-    if let Ok(name) = std::str::from_utf8(name) {
-        http_state.edits.remove_header(exchange, message, name);
-    }
-    Ok(())
+    http_state.edits.remove_header(exchange, message, name)
 }
 
 fn writable(state: &super::HttpWasmState, kind: i32, call: &str) -> Result<Message, Halt> {

@@ -1,0 +1,71 @@
+//! Background work of a running gateway: usage and counters to the store, idle state out of memory.
+//!
+//! Invariant: what cannot be written stays in memory and is tried again; `flush` at shutdown writes the rest.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::App;
+use crate::domain::{Timestamp, UsageDelta};
+use crate::limit::limiter::Now;
+
+/// A kill -9 forgets at most this much usage, and as much of the day and month counters.
+pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
+const EVICT_EVERY: Duration = Duration::from_secs(30);
+/// Calendar windows end after 31 days at most.
+const COUNTER_LIFE_SECONDS: i64 = 32 * 86_400;
+
+/// Runs until its task is dropped.
+pub async fn run(app: Arc<App>) {
+    let mut flush = tokio::time::interval(FLUSH_EVERY);
+    let mut evict = tokio::time::interval(EVICT_EVERY);
+    flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    evict.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = flush.tick() => app.flush().await,
+            _ = evict.tick() => app.shared.limiter.evict_idle(Now::read()),
+        }
+    }
+}
+
+impl App {
+    /// Writes usage, execution counts and calendar counters.
+    pub async fn flush(&self) {
+        let began = Instant::now();
+        let usage = self.shared.usage.drain();
+        let mut failed = None;
+        if !usage.is_empty()
+            && let Err(e) = self.store.add_usage(&usage).await
+        {
+            for UsageDelta { owner, key, day, add } in &usage {
+                self.shared.usage.record(owner, key, *day, add);
+            }
+            failed = Some(e);
+        }
+        let executions = std::mem::take(&mut *self.executions.lock());
+        let at = Timestamp::now();
+        let counts: Vec<_> = executions.into_iter().map(|((owner, name), n)| (owner, name, n, at)).collect();
+        if !counts.is_empty()
+            && let Err(e) = self.store.count_executions(&counts).await
+        {
+            let mut waiting = self.executions.lock();
+            for (owner, name, n, _) in counts {
+                *waiting.entry((owner, name)).or_default() += n;
+            }
+            failed = Some(e);
+        }
+        let now = Now::read();
+        let counters = self.shared.limiter.counters(now);
+        if !counters.is_empty()
+            && let Err(e) = self.store.save_counters(&counters, now.wall.unix_seconds() - COUNTER_LIFE_SECONDS).await
+        {
+            failed = Some(e);
+        }
+        self.shared.metrics.store_operation("flush", began.elapsed());
+        self.shared.metrics.store_up.set(i64::from(failed.is_none()));
+        if let Some(e) = failed {
+            tracing::error!(error = %e, "usage and counters could not be written; they are kept and tried again");
+        }
+    }
+}
