@@ -31,15 +31,15 @@ pub struct UsageRecord {
 
 impl UsageRecord {
     pub fn merge(&mut self, other: &UsageRecord) {
-        self.requests += other.requests;
-        self.executions += other.executions;
+        self.requests = self.requests.saturating_add(other.requests);
+        self.executions = self.executions.saturating_add(other.executions);
         self.fuel = self.fuel.saturating_add(other.fuel);
         self.cpu_us = self.cpu_us.saturating_add(other.cpu_us);
         self.bytes_in = self.bytes_in.saturating_add(other.bytes_in);
         self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
         for (kind, n) in &other.errors {
             match self.errors.get_mut(kind) {
-                Some(sum) => *sum += n,
+                Some(sum) => *sum = sum.saturating_add(*n),
                 None => {
                     self.errors.insert(kind.clone(), *n);
                 }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::conn::Conn;
+use super::gate::Gate;
 use super::head::{self, Head, HeadLimits};
 use super::shutdown::Drain;
 use crate::domain::Rejection;
@@ -65,7 +66,7 @@ pub async fn serve<A>(
     // Fails only on a socket that is already dead; the first read finds out.
     let _ = tcp.set_nodelay(true);
     let mut conn = Conn::new(tcp, peer);
-    let (mut stream, mut prefix): (Stream, BytesMut) = if let Some(acceptor) = tls {
+    let (stream, ahead): (Stream, BytesMut) = if let Some(acceptor) = tls {
         match timeout(limits.head.deadline, acceptor.tls_handshake(conn)).await {
             Ok(Ok(stream)) => (Box::new(stream), BytesMut::new()),
             Ok(Err(e)) => {
@@ -89,29 +90,33 @@ pub async fn serve<A>(
         app.process_new(stream, &drain.0).await;
         return;
     }
+    let mut gate = Box::new(Gate::new(stream, ahead));
     loop {
-        match head::read(&mut stream, std::mem::take(&mut prefix), &limits.head, &mut drain).await {
+        match head::read(&mut gate, &limits.head, &mut drain).await {
             Head::Request(buf) => {
-                let mut session = ServerSession::new_http1(stream);
+                let mut session = ServerSession::new_http1(gate);
                 if let ServerSession::H1(h1) = &mut session {
                     h1.set_pipelined_prefix(buf);
                 }
                 session.set_read_timeout(Some(limits.body));
                 session.set_write_timeout(Some(limits.body));
                 session.set_total_drain_timeout(Some(DRAIN_BODY));
-                match app.process_new_http(session, &drain.0).await {
-                    Some(reused) => stream = reused.consume().0,
+                // A client may close its half and wait for the answer (RFC 9112 section 9.6).
+                session.set_abort_on_close(false);
+                let reused = app.process_new_http(session, &drain.0).await;
+                match reused.and_then(|reused| Gate::next(reused.consume().0)) {
+                    Some(next) => gate = next,
                     None => return,
                 }
             }
             Head::Closed => {
                 // The client may be gone already.
-                let _ = stream.shutdown().await;
+                let _ = AsyncWriteExt::shutdown(&mut *gate).await;
                 return;
             }
             Head::Refused(rejection) => {
                 let id = refusals.refused(peer, &rejection);
-                refuse(&mut stream, &rejection, &id).await;
+                refuse(&mut gate, &rejection, &id).await;
                 return;
             }
         }
@@ -136,7 +141,7 @@ async fn sniff_preface(conn: &mut Conn, limits: &ConnectionLimits, drain: &mut D
 }
 
 /// Answers a refusal on a connection that no session owns, and closes it.
-async fn refuse(stream: &mut Stream, rejection: &Rejection, request_id: &str) {
+async fn refuse(stream: &mut Gate, rejection: &Rejection, request_id: &str) {
     let answer = refusal_bytes(rejection, request_id);
     let write = async {
         stream.write_all(&answer).await?;
@@ -145,7 +150,7 @@ async fn refuse(stream: &mut Stream, rejection: &Rejection, request_id: &str) {
     if !matches!(timeout(LINGER, write).await, Ok(Ok(()))) {
         return;
     }
-    if stream.shutdown().await.is_err() {
+    if AsyncWriteExt::shutdown(stream).await.is_err() {
         return;
     }
     let mut left = LINGER_BYTES;

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use pingora::prelude::timeout;
-use pingora::protocols::Stream;
 use tokio::io::AsyncReadExt;
 
+use super::chunked::Chunked;
+use super::gate::{Gate, Rest};
 use super::shutdown::Drain;
 use crate::domain::Rejection;
 
@@ -32,22 +33,19 @@ pub struct HeadLimits {
 }
 
 pub enum Head {
-    /// A head that passed, and what came behind it.
+    /// A head that passed, and what of its body came with it. The gate is shut behind the request.
     Request(BytesMut),
     /// The client is gone or has been idle too long: nothing is owed.
     Closed,
     Refused(Rejection),
 }
 
-/// Reads one request head. `buf` holds what was already read from this connection.
-pub async fn read(stream: &mut Stream, mut buf: BytesMut, limits: &HeadLimits, drain: &mut Drain) -> Head {
-    if buf.is_empty() {
-        buf.reserve(INITIAL_BUFFER);
-        let first = timeout(limits.idle, drain.or_closing(stream.read_buf(&mut buf))).await;
-        match first {
-            Ok(Some(Ok(n))) if n > 0 => {}
-            _ => return Head::Closed,
-        }
+/// Reads one request head.
+pub async fn read(gate: &mut Gate, limits: &HeadLimits, drain: &mut Drain) -> Head {
+    let mut buf = BytesMut::with_capacity(INITIAL_BUFFER);
+    let first = timeout(limits.idle, drain.or_closing(gate.read_buf(&mut buf))).await;
+    if !matches!(first, Ok(Some(Ok(n))) if n > 0) {
+        return Head::Closed;
     }
     let started = Instant::now();
     let mut searched = 0;
@@ -59,7 +57,15 @@ pub async fn read(stream: &mut Stream, mut buf: BytesMut, limits: &HeadLimits, d
         }
         match end_of_head(&buf, searched) {
             Some(end) if end > limits.bytes => return Head::Refused(Rejection::HeadersTooLarge),
-            Some(end) => return check(&buf[..end], limits.fields).map_or_else(Head::Refused, |()| Head::Request(buf)),
+            Some(end) => {
+                return match check(&buf[..end], limits.fields) {
+                    Ok(rest) => {
+                        gate.shut_behind(&mut buf, end, rest);
+                        Head::Request(buf)
+                    }
+                    Err(rejection) => Head::Refused(rejection),
+                };
+            }
             None if buf.len() > limits.bytes => return Head::Refused(Rejection::HeadersTooLarge),
             None if searched == 0 && !may_become_request(&buf) => return Head::Refused(malformed("request line")),
             None => searched = buf.len(),
@@ -71,7 +77,7 @@ pub async fn read(stream: &mut Stream, mut buf: BytesMut, limits: &HeadLimits, d
         if buf.capacity() - buf.len() < INITIAL_BUFFER / 4 {
             buf.reserve(INITIAL_BUFFER);
         }
-        match timeout(left, stream.read_buf(&mut buf)).await {
+        match timeout(left, gate.read_buf(&mut buf)).await {
             Err(_) => return Head::Refused(Rejection::RequestTimeout),
             Ok(Ok(0)) | Ok(Err(_)) => return Head::Closed,
             Ok(Ok(_)) => {}
@@ -94,8 +100,8 @@ fn malformed(what: &str) -> Rejection {
     Rejection::BadRequest(format!("the {what} is malformed"))
 }
 
-/// Checks a complete head. Pure.
-pub fn check(head: &[u8], max_fields: usize) -> Result<(), Rejection> {
+/// Checks a complete head, and says what follows it. Pure.
+pub fn check(head: &[u8], max_fields: usize) -> Result<Rest, Rejection> {
     // A bare CR or LF ends a line for some parsers and not for others.
     if head.iter().enumerate().any(|(i, b)| *b == b'\n' && (i == 0 || head[i - 1] != b'\r')) {
         return Err(Rejection::BadRequest("lines of a request head end in CR LF".into()));
@@ -123,14 +129,23 @@ pub fn check(head: &[u8], max_fields: usize) -> Result<(), Rejection> {
     if method == "CONNECT" {
         return Err(Rejection::MethodNotAllowed("another method: CONNECT is not served here"));
     }
-    check_target(method, target, framing.host)
+    check_target(method, target, framing.host)?;
+    Ok(if framing.upgrade {
+        // After a 101 the connection is the other protocol's, and it is closed behind any other answer.
+        Rest::Everything
+    } else if framing.coding {
+        Rest::Chunks(Chunked::default())
+    } else {
+        Rest::Bytes(framing.length.unwrap_or(0))
+    })
 }
 
 #[derive(Default)]
 struct Framing<'a> {
     host: Option<&'a [u8]>,
-    length: bool,
+    length: Option<u64>,
     coding: bool,
+    upgrade: bool,
 }
 
 impl<'a> Framing<'a> {
@@ -144,13 +159,14 @@ impl<'a> Framing<'a> {
                 }
             } else if name.eq_ignore_ascii_case("content-length") {
                 // RFC 9110 section 8.6 lets a recipient refuse repeated equal values; so it does.
-                if std::mem::replace(&mut found.length, true) {
+                let digits = Some(value).filter(|v| v.iter().all(u8::is_ascii_digit));
+                let length = digits.and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
+                let length = length.ok_or_else(|| Rejection::BadRequest("`Content-Length` is not a number".into()))?;
+                if found.length.replace(length).is_some() {
                     return Err(Rejection::BadRequest("send one `Content-Length`".into()));
                 }
-                // 18 digits: what does not fit 64 bits is refused with what is no number.
-                if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-                    return Err(Rejection::BadRequest("`Content-Length` is not a number".into()));
-                }
+            } else if name.eq_ignore_ascii_case("upgrade") {
+                found.upgrade = true;
             } else if name.eq_ignore_ascii_case("transfer-encoding")
                 && (std::mem::replace(&mut found.coding, true) || !value.eq_ignore_ascii_case(b"chunked"))
             {
@@ -161,7 +177,7 @@ impl<'a> Framing<'a> {
     }
 
     fn check(&self, version: u8) -> Result<(), Rejection> {
-        if self.coding && self.length {
+        if self.coding && self.length.is_some() {
             return Err(Rejection::BadRequest("send `Content-Length` or `Transfer-Encoding`, not both".into()));
         }
         if self.coding && version == 0 {
@@ -200,7 +216,7 @@ mod tests {
 
     #[track_caller]
     fn status(head: &str) -> u16 {
-        check(head.as_bytes(), 100).map_or_else(|r| r.status(), |()| 200)
+        check(head.as_bytes(), 100).map_or_else(|r| r.status(), |_| 200)
     }
 
     #[test]

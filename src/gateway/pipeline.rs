@@ -4,7 +4,7 @@
 //! admitted.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use crate::config::{AuthMode, Route};
 use crate::domain::path::{normalize_host, normalize_path};
 use crate::domain::{ApiKey, Principal, Rejection, ScopeSet, Subject};
 use crate::limit::limiter::{self, Decision};
+use crate::limit::network;
 
 /// Why a request ends before its answer.
 pub enum Stop {
@@ -239,7 +240,10 @@ async fn authorise(
             gateway.shared.metrics.authenticated("anonymous");
             anonymous(ctx)?
         }
-        None => return Err(refused_credentials(gateway, ctx)),
+        None => {
+            gateway.shared.metrics.authenticated("invalid");
+            return Err(Rejection::Unauthorized);
+        }
     };
     let missing = route.scopes.iter().find(|scope| !principal.scopes.contains(*scope));
     let too_low = state.needs.as_ref().filter(|needs| principal.tier.rank < needs.rank);
@@ -255,28 +259,37 @@ async fn authorise(
 }
 
 async fn authenticate(gateway: &Gateway, ctx: &Context, presented: &str) -> Result<Arc<ApiKey>, Rejection> {
-    let auth = &gateway.shared.auth;
+    let shared = &gateway.shared;
     let now = ctx.start.wall;
-    let result = match auth.cached(presented, now) {
+    let cached = shared.auth.cached(presented, now);
+    if let Some(Ok(key)) = cached {
+        shared.metrics.authenticated("ok");
+        return Ok(key);
+    }
+    // What the cache does not know as good is counted against its address until it turns out well.
+    let attempt = shared.failures.attempt(ctx.client, ctx.start.mono).inspect_err(|_| {
+        shared.metrics.authenticated("too_many_failures");
+    })?;
+    let result = match cached {
         Some(result) => result,
-        None => auth.authenticate(presented, now).await,
+        None => shared.auth.authenticate(presented, now).await,
     };
     match result {
         Ok(key) => {
-            gateway.shared.metrics.authenticated("ok");
+            attempt.forgive();
+            shared.metrics.authenticated("ok");
             Ok(key)
         }
-        Err(AuthError::Invalid) => Err(refused_credentials(gateway, ctx)),
+        Err(AuthError::Invalid) => {
+            shared.metrics.authenticated("invalid");
+            Err(Rejection::Unauthorized)
+        }
         Err(AuthError::StoreUnavailable) => {
-            gateway.shared.metrics.authenticated("store_unavailable");
+            attempt.forgive();
+            shared.metrics.authenticated("store_unavailable");
             Err(Rejection::StoreUnavailable)
         }
     }
-}
-
-fn refused_credentials(gateway: &Gateway, _ctx: &Context) -> Rejection {
-    gateway.shared.metrics.authenticated("invalid");
-    Rejection::Unauthorized
 }
 
 fn principal_of(ctx: &Context, key: &ApiKey) -> Result<Principal, Rejection> {
@@ -290,12 +303,7 @@ fn principal_of(ctx: &Context, key: &ApiKey) -> Result<Principal, Rejection> {
 
 fn anonymous(ctx: &Context) -> Result<Principal, Rejection> {
     let tier = ctx.snapshot.anonymous.clone().ok_or(Rejection::Unauthorized)?;
-    let address = match ctx.client {
-        // The lower half is the client's own to vary.
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-        v4 => v4,
-    };
-    Ok(Principal { subject: Subject::Address(address), tier, scopes: ScopeSet::default() })
+    Ok(Principal { subject: Subject::Address(network::caller(ctx.client)), tier, scopes: ScopeSet::default() })
 }
 
 /// Quotas and concurrency.

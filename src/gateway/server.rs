@@ -13,11 +13,11 @@ use futures_util::FutureExt;
 use pingora::apps::HttpServerApp;
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit as Place, Semaphore, watch};
 
 use super::access::Refusals;
 use super::admin::AdminApp;
-use super::connection::{self, Accepted, ConnectionLimits, RefusalLog};
+use super::connection::{self, Accepted, ConnectionLimits};
 use super::head::HeadLimits;
 use super::identity::Ids;
 use super::listener::{BindError, Bound, Certificate};
@@ -25,7 +25,6 @@ use super::proxy::{self, Gateway};
 use super::service::{ApiService, Shared};
 use super::shutdown::{Drain, OpenCount};
 use crate::config::{Config, Listener};
-use crate::domain::Rejection;
 
 /// Connections of the admin listener, beside `server.max_connections`: it stays reachable when the proxy is full.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -56,7 +55,8 @@ struct Doors<A> {
     app: Arc<A>,
     refusals: Arc<Refusals>,
     limits: ConnectionLimits,
-    max: usize,
+    /// One permit a connection.
+    free: Arc<Semaphore>,
     open: Arc<OpenCount>,
     /// Proxy connections are counted in the metrics.
     shared: Option<Arc<Shared>>,
@@ -69,7 +69,7 @@ impl<A> Clone for Doors<A> {
             app: self.app.clone(),
             refusals: self.refusals.clone(),
             limits: self.limits,
-            max: self.max,
+            free: self.free.clone(),
             open: self.open.clone(),
             shared: self.shared.clone(),
         }
@@ -121,7 +121,7 @@ pub fn start(
         app: proxy::app(gateway, server, threads),
         refusals: refusals.clone(),
         limits,
-        max: server.max_connections,
+        free: Arc::new(Semaphore::new(server.max_connections)),
         open: open.clone(),
         shared: Some(shared.clone()),
     };
@@ -130,7 +130,7 @@ pub fn start(
         app: Arc::new(AdminApp::new(admin_api, ids, server.body_timeout, proxy::h2_options(server))),
         refusals,
         limits,
-        max: ADMIN_CONNECTIONS,
+        free: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
         open: Arc::new(OpenCount::default()),
         shared: None,
     };
@@ -228,13 +228,18 @@ where
                     // Those that the system already accepted for us are served; then this worker's copy of the
                     // socket goes, and with the last copy further connects are refused.
                     while let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
-                        self.spawn(tcp, peer, &bound, drain.clone());
+                        let Ok(place) = self.free.clone().try_acquire_owned() else { return };
+                        self.spawn(tcp, peer, place, &bound, drain.clone());
                     }
                     return;
                 }
             };
             match accepted {
-                Ok((tcp, peer)) => self.spawn(tcp, peer, &bound, drain.clone()),
+                Ok((tcp, peer)) => {
+                    // At the limit this one waits here, and further ones in the listen queue.
+                    let Ok(place) = self.free.clone().acquire_owned().await else { return };
+                    self.spawn(tcp, peer, place, &bound, drain.clone());
+                }
                 Err(error) => {
                     tracing::warn!(address = %bound.address, %error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -243,21 +248,13 @@ where
         }
     }
 
-    fn spawn(&self, tcp: TcpStream, peer: SocketAddr, bound: &Arc<Bound>, drain: Drain) {
-        let Some(open) = self.open.try_open(self.max) else {
-            if bound.tls.is_none() {
-                let busy = Rejection::Busy { retry_after: Duration::from_secs(1) };
-                let id = self.refusals.refused(peer, &busy);
-                // Best effort: a new socket takes a few hundred bytes at once, or the client is told by the close.
-                let _ = tcp.try_write(&connection::refusal_bytes(&busy, &id));
-            }
-            return;
-        };
+    fn spawn(&self, tcp: TcpStream, peer: SocketAddr, place: Place, bound: &Arc<Bound>, drain: Drain) {
+        let open = self.open.open();
         let accepted = Accepted { tcp, peer, tls: bound.tls.as_ref().map(|c| c.acceptor()), h2c: bound.h2c };
         let (app, limits, shared) = (self.app.clone(), self.limits, self.shared.clone());
         let refusals = self.refusals.clone();
         tokio::spawn(async move {
-            let _open = open;
+            let _held = (open, place);
             let _counted = shared.as_deref().map(Counted::new);
             connection::serve(&app, &*refusals, accepted, &limits, drain).await;
         });

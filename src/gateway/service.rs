@@ -13,6 +13,7 @@ use super::Snapshot;
 use crate::auth::cache::Authenticator;
 use crate::domain::Principal;
 use crate::engine::Engine;
+use crate::limit::failures::FailureGate;
 use crate::limit::limiter::Limiter;
 use crate::limit::usage::UsageRecorder;
 use crate::telemetry::Metrics;
@@ -43,6 +44,8 @@ pub struct Shared {
     pub engine: Arc<Engine>,
     pub metrics: Arc<Metrics>,
     pub usage: Arc<UsageRecorder>,
+    /// Failed authentications by address.
+    pub failures: Arc<FailureGate>,
     ready: AtomicBool,
     draining: AtomicBool,
 }
@@ -56,7 +59,9 @@ impl Shared {
         metrics: Arc<Metrics>,
         usage: Arc<UsageRecorder>,
     ) -> Arc<Self> {
+        let failures = FailureGate::new(snapshot.config.auth.failures_per_minute);
         Arc::new(Self {
+            failures,
             snapshot: ArcSwap::new(snapshot),
             auth,
             limiter,

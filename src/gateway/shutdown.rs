@@ -51,12 +51,6 @@ impl OpenCount {
         Open(self.clone())
     }
 
-    /// `None`: `max` are open.
-    pub fn try_open(self: &Arc<Self>, max: usize) -> Option<Open> {
-        let guard = self.open();
-        (self.n.load(Ordering::Acquire) <= max).then_some(guard)
-    }
-
     pub async fn none_left(&self) {
         loop {
             let notified = self.none.notified();

@@ -7,15 +7,15 @@
 //! never one with requests in flight. It then begins anew, which gives at most its quota again to one out of more
 //! subjects than the bound; when every place is busy, a new subject is refused with 503.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
 use parking_lot::Mutex;
+
+pub use super::headers::headers;
 
 use super::account::{Account, Bucket, FUEL_WINDOW, Restored};
 use super::network::{self, SITE_FACTOR, Site};
@@ -98,7 +98,6 @@ struct Shard {
 pub struct Limiter {
     epoch: Instant,
     shards: Box<[Mutex<Shard>]>,
-    hasher: RandomState,
     fuel: Name,
 }
 
@@ -111,7 +110,6 @@ impl Limiter {
         Arc::new(Self {
             epoch: Instant::now(),
             shards: (0..shards).map(|_| Mutex::new(shard())).collect(),
-            hasher: RandomState::new(),
             fuel: "fuel".parse().expect("`fuel` is a name"),
         })
     }
@@ -241,7 +239,7 @@ impl Limiter {
 
     fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
         let spread = match subject {
-            Subject::Key { owner, .. } => self.hasher.hash_one(owner),
+            Subject::Key { owner, .. } => spread(owner),
             Subject::Address(a) => network::spread(network::caller(*a)),
         };
         &self.shards[spread as usize & (self.shards.len() - 1)]
@@ -287,8 +285,7 @@ impl Limiter {
         let account = |factor| move || Account::new(factor, tick);
         match (kind, name.parse::<OwnerId>(), name.parse::<IpAddr>()) {
             ("o", Ok(owner), _) => {
-                let spread = self.hasher.hash_one(&owner);
-                let mut shard = self.shards[spread as usize & (self.shards.len() - 1)].lock();
+                let mut shard = self.shards[spread(&owner) as usize & (self.shards.len() - 1)].lock();
                 shard.owners.entry(&owner, account(1), Account::is_busy).map(change);
             }
             ("a", _, Ok(address)) => {
@@ -372,7 +369,7 @@ impl Request<'_> {
                 }
             }
         }
-        violated.sort_by_key(|v| std::cmp::Reverse(v.reset));
+        violated.sort_by_key(|p| Reverse(p.reset));
         sort(&mut others);
         let retry_after = violated.first().map_or(Duration::ZERO, |p| p.reset);
         let mut policies: Vec<Name> = Vec::new();
@@ -393,8 +390,14 @@ impl Request<'_> {
     }
 }
 
+/// FNV-1a: whoever made owners that meet in one shard would share its lock and places among them, no more.
+fn spread(owner: &OwnerId) -> u64 {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    owner.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, fold) >> 32
+}
+
 fn sort(states: &mut [PolicyState]) {
-    states.sort_unstable_by(|a, b| a.remaining.cmp(&b.remaining).then(b.reset.cmp(&a.reset)));
+    states.sort_unstable_by_key(|p| (p.remaining, Reverse(p.reset)));
 }
 
 fn state(name: &Name, window: Window, cell: &Cell, tick: Tick) -> PolicyState {
@@ -423,26 +426,4 @@ fn collect(account: &Account, subject: std::fmt::Arguments<'_>, now: Tick, out: 
             }
         }
     }
-}
-
-/// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers, structured fields). `burst` is a parameter
-/// of our own, there when fewer or more than the quota may come at once.
-pub fn headers(states: &[PolicyState]) -> Option<(HeaderValue, HeaderValue)> {
-    use std::fmt::Write;
-    if states.is_empty() {
-        return None;
-    }
-    let (mut policy, mut limit) = (String::with_capacity(64), String::with_capacity(64));
-    for (n, state) in states.iter().enumerate() {
-        let comma = if n == 0 { "" } else { ", " };
-        let PolicyState { name, quota, window_seconds, burst, remaining, reset } = state;
-        // A name has no character that a structured-field string would escape. Writing to a `String` can't fail.
-        let _ = write!(policy, "{comma}\"{name}\";q={quota};w={window_seconds}");
-        if let Some(burst) = burst {
-            let _ = write!(policy, ";burst={burst}");
-        }
-        let seconds = reset.as_secs() + u64::from(reset.subsec_nanos() > 0);
-        let _ = write!(limit, "{comma}\"{name}\";r={remaining};t={seconds}");
-    }
-    Some((HeaderValue::try_from(policy).ok()?, HeaderValue::try_from(limit).ok()?))
 }

@@ -4,8 +4,9 @@
 
 mod account;
 pub mod failures;
+mod headers;
 pub mod limiter;
-mod network;
+pub mod network;
 pub mod quota;
 mod table;
 pub mod usage;

@@ -56,8 +56,8 @@ impl Rate {
             return Err(Refused(None));
         }
         let now = self.scale(now);
-        let next = tat.0.max(now) + self.units(cost);
-        let latest = now + self.units(self.burst);
+        let next = tat.0.max(now).saturating_add(self.units(cost));
+        let latest = now.saturating_add(self.units(self.burst));
         if next <= latest {
             return Ok(Tat(next));
         }
@@ -87,8 +87,8 @@ impl Rate {
     /// The same backlog in time under another rate, at most what that rate can owe.
     pub fn convert(&self, tat: Tat, from: &Rate, now: u64) -> Tat {
         let backlog = tat.0.saturating_sub(from.scale(now));
-        let here = backlog * u128::from(self.requests) / u128::from(from.requests.max(1));
-        Tat(self.scale(now) + here.min(self.units(self.burst)))
+        let here = backlog.saturating_mul(u128::from(self.requests)) / u128::from(from.requests.max(1));
+        Tat(self.scale(now).saturating_add(here.min(self.units(self.burst))))
     }
 
     fn scale(&self, nanos: u64) -> u128 {
@@ -264,5 +264,171 @@ impl Cell {
             Self::Rolling { rate, .. } => rate.burst,
             Self::Calendar { limit, .. } => *limit,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// xorshift64*: the same sequence at every run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
+        }
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn rate(requests: u64, seconds: u64, burst: u64) -> Rate {
+        Rate::new(requests, Duration::from_secs(seconds), burst)
+    }
+
+    /// The definition, in whole numbers: a bucket of `burst` tokens, each worth a window, filled `requests` a window.
+    struct Bucket {
+        rate: Rate,
+        tokens: u128,
+        at: u64,
+    }
+
+    impl Bucket {
+        fn take(&mut self, cost: u64, now: u64) -> bool {
+            let full = u128::from(self.rate.burst) * u128::from(self.rate.window);
+            let filled = u128::from(now - self.at) * u128::from(self.rate.requests);
+            self.tokens = full.min(self.tokens + filled);
+            self.at = now;
+            let price = u128::from(cost) * u128::from(self.rate.window);
+            let ok = price <= self.tokens;
+            self.tokens -= if ok { price } else { 0 };
+            ok
+        }
+    }
+
+    #[test]
+    fn gcra_is_exactly_a_token_bucket() {
+        let mut random = Random(7);
+        for _ in 0..200 {
+            let (requests, burst) = (1 + random.below(700), 1 + random.below(200));
+            let rate = rate(requests, 1 + random.below(3599), burst);
+            let full = u128::from(burst) * u128::from(rate.window);
+            let mut bucket = Bucket { rate, tokens: full, at: 0 };
+            let (mut tat, mut now) = (Tat::default(), 0);
+            for _ in 0..2_000 {
+                now += random.below(rate.window / requests * 3);
+                let cost = 1 + random.below(burst.min(4));
+                let got = rate.check(tat, cost, now);
+                assert_eq!(got.is_ok(), bucket.take(cost, now), "{rate:?} at {now}");
+                tat = got.unwrap_or(tat);
+                assert_eq!(u128::from(rate.remaining(tat, now)), bucket.tokens / u128::from(rate.window));
+            }
+        }
+    }
+
+    #[test]
+    fn a_steady_client_at_the_limit_gets_exactly_the_limit_for_ever() {
+        // 7 a minute is no whole number of nanoseconds apart; a rounded interval would drift. The burst of 2 takes up the
+        // part of a nanosecond by which the client's own clock is off.
+        let rate = rate(7, 60, 2);
+        let (mut tat, mut admitted) = (Tat::default(), 0u64);
+        let minutes = 100_000;
+        for n in 0..7 * minutes {
+            let now = (n * 60 * SECOND).div_ceil(7);
+            if let Ok(next) = rate.check(tat, 1, now) {
+                (tat, admitted) = (next, admitted + 1);
+            }
+        }
+        assert_eq!(admitted, 7 * minutes);
+        // Twice as often: half of them, and the burst once.
+        let (mut tat, mut admitted) = (Tat::default(), 0u64);
+        for n in 0..14 * minutes {
+            if let Ok(next) = rate.check(tat, 1, (n * 60 * SECOND).div_ceil(14)) {
+                (tat, admitted) = (next, admitted + 1);
+            }
+        }
+        assert_eq!(admitted, 7 * minutes + 1);
+    }
+
+    #[test]
+    fn waiting_as_told_is_enough_and_less_is_not() {
+        let mut random = Random(11);
+        for _ in 0..2_000 {
+            let burst = 1 + random.below(50);
+            let rate = rate(1 + random.below(1000), 1 + random.below(3599), burst);
+            let (mut tat, mut now) = (Tat::default(), random.below(1 << 50));
+            let cost = 1 + random.below(burst);
+            let wait = loop {
+                match rate.check(tat, cost, now) {
+                    Ok(next) => tat = next,
+                    Err(Refused(wait)) => break wait.unwrap(),
+                }
+                now += random.below(1000);
+            };
+            let wait = wait.as_nanos() as u64;
+            assert!(rate.check(tat, cost, now + wait).is_ok());
+            assert!(wait == 0 || rate.check(tat, cost, now + wait - 1).is_err());
+        }
+    }
+
+    #[test]
+    fn what_can_never_fit_says_so() {
+        assert_eq!(rate(10, 60, 5).check(Tat::default(), 6, 0), Err(Refused(None)));
+        assert_eq!(rate(0, 60, 5).check(Tat::default(), 1, 0), Err(Refused(None)));
+        assert_eq!(rate(0, 60, 5).remaining(Tat::default(), 9), 0);
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        let rate = Rate::new(u64::MAX, Duration::MAX, u64::MAX);
+        let tat = rate.check(Tat::default(), 1, u64::MAX / 2).unwrap();
+        assert_eq!(rate.reset(tat, u64::MAX / 2), Duration::from_nanos(1));
+    }
+
+    #[test]
+    fn calendar_windows_are_those_of_utc() {
+        // From `date -u -d ... +%s`.
+        let month = |now| bounds(Window::Month, now);
+        assert_eq!(month(1_709_210_096), (1_706_745_600, 1_709_251_200)); // 2024-02-29
+        assert_eq!(month(1_709_251_200), (1_709_251_200, 1_711_929_600)); // 2024-03-01
+        assert_eq!(month(1_704_067_199), (1_701_388_800, 1_704_067_200)); // 2023-12-31T23:59:59
+        assert_eq!(month(0), (0, 31 * 86_400));
+        assert_eq!(month(-1), (-31 * 86_400, 0)); // 1969-12
+        assert_eq!(month(4_107_542_399), (4_105_123_200, 4_107_542_400)); // 2100-02-28, no leap year
+        assert_eq!(month(951_782_400), (949_363_200, 951_868_800)); // 2000-02-29, a leap year
+        assert_eq!(bounds(Window::Day, 1_709_210_096), (1_709_164_800, 1_709_251_200));
+        assert_eq!(bounds(Window::Hour, 1_709_210_096), (1_709_208_000, 1_709_211_600));
+    }
+
+    #[test]
+    fn months_join_without_gaps() {
+        let (mut start, mut end) = bounds(Window::Month, -80_000_000_000);
+        for _ in 0..12 * 4000 {
+            assert!((28 * 86_400..=31 * 86_400).contains(&(end - start)));
+            assert_eq!(bounds(Window::Month, end - 1), (start, end));
+            let next = bounds(Window::Month, end);
+            assert_eq!(next.0, end);
+            (start, end) = next;
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_gives_nothing_away_and_leaves_no_immortal_counter() {
+        let mut count = Calendar::new(Window::Day, 1_000_000);
+        count.used = 9;
+        let day = count;
+        count.roll(Window::Day, 1_000_000 + 3);
+        assert_eq!(count, day);
+        // A year ahead and back again.
+        count.roll(Window::Day, 1_000_000 + 31_536_000);
+        assert_eq!(count.used, 0);
+        count.used = 5;
+        count.roll(Window::Day, 1_000_000);
+        assert_eq!(count, Calendar { used: 5, ..day });
+        count.roll(Window::Day, day.end);
+        assert_eq!((count.used, count.start), (0, day.end));
     }
 }

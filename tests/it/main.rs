@@ -14,6 +14,7 @@ mod config;
 mod drain;
 mod engine;
 mod execute;
+mod gateway;
 mod handlers;
 mod http2_clients;
 mod http_wasm;

@@ -109,10 +109,11 @@ impl Drop for Db {
 
 /// redb writes its last state when it is dropped, which can meet the same damage.
 fn close(db: Option<Database>) {
-    if let Err(error) = unwound(|| {
+    let dropped = unwound(|| {
         drop(db);
         Ok(())
-    }) {
+    });
+    if let Err(error) = dropped {
         tracing::error!(%error, "the store could not be closed cleanly");
     }
 }
