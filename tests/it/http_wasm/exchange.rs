@@ -74,6 +74,7 @@ async fn a_second_handler_sees_what_the_first_one_left() {
         request: "(call $write_body (i32.const 0) (i32.const 8) (i32.const 2)) (call $write_body (i32.const 1) (i32.const 0) (i32.const 1))
                   (call $set_header_value (i32.const 1) (i32.const 16) (i32.const 6) (i32.const 0) (i32.const 1))
                   (call $set_status_code (i32.const 202)) (i64.const 1)",
+        ..Guest::default()
     };
     // Copies the request body that it reads behind the status that it sees.
     let second = Guest {
