@@ -42,7 +42,9 @@ pub async fn tenant_api(
     }
     let body_timeout = ctx.snapshot.config.server.body_timeout;
     let answer = call(&*gateway.api, &mut session.downstream_session, request, held, max_body, body_timeout).await?;
-    let (parts, mut body) = answer.into_parts();
+    let (mut parts, mut body) = answer.into_parts();
+    // The API renders its refusals itself and leaves them here to be counted.
+    ctx.refused = parts.extensions.remove::<Rejection>();
     let mut head = ResponseHeader::from(parts);
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
