@@ -3,7 +3,6 @@
 //! Invariant: bytes are stored only for a module that its owner may keep, so refused uploads leave nothing behind.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
@@ -309,9 +308,7 @@ async fn store(
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
 
     let size_bytes = wasm.len() as u64;
-    let begun = Instant::now();
     api.app.shared.engine.install(wasm, &inspected, Compiler::Cranelift).await.map_err(not_installed)?;
-    let compiled = begun.elapsed();
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,
@@ -327,9 +324,6 @@ async fn store(
         other => other.map_err(refused)?,
     };
     api.module_changed(&module.owner, &module.name).await?;
-    if is_new {
-        api.app.shared.metrics.compiled("cranelift", compiled);
-    }
     let subject = format!("{}/{}@{version}", module.owner, module.name);
     let detail = format!("{} bytes, active version {}", size_bytes, module.active);
     api.audit(actor, "module.upload", subject, detail).await;

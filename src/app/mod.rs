@@ -100,6 +100,8 @@ impl App {
         limiter.restore(store.load_counters().await?, Now::read());
         let metrics = Metrics::new();
         metrics.store_up.set(1);
+        let compiles = metrics.clone();
+        engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
         let snapshot = build_snapshot(Arc::new(config), &*store, None, &metrics).await?;
         let shared = Shared::new(snapshot, auth, limiter, engine, metrics, Arc::new(UsageRecorder::default()));
         Ok(Arc::new(App {

@@ -10,9 +10,9 @@ use std::io::{Read, Write};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -53,12 +53,28 @@ pub struct Compilers {
     permits: Semaphore,
     waiting: AtomicUsize,
     running: AtomicU64,
+    observer: OnceLock<Observer>,
 }
+
+/// Told how long each compile took, whatever came of it.
+pub type Observer = Box<dyn Fn(Compiler, Duration) + Send + Sync>;
 
 impl Compilers {
     pub fn new(exe: PathBuf, config: crate::config::Compile) -> Arc<Compilers> {
         let permits = Semaphore::new(config.processes.max(1));
-        Arc::new(Compilers { exe, config, permits, waiting: AtomicUsize::new(0), running: AtomicU64::new(0) })
+        Arc::new(Compilers {
+            exe,
+            config,
+            permits,
+            waiting: AtomicUsize::new(0),
+            running: AtomicU64::new(0),
+            observer: OnceLock::new(),
+        })
+    }
+
+    /// The first one stays.
+    pub fn observe(&self, observer: Observer) {
+        let _ = self.observer.set(observer);
     }
 
     pub fn running(&self) -> u64 {
@@ -73,11 +89,16 @@ impl Compilers {
         self.running.fetch_add(1, Ordering::Relaxed);
         let _running = Running(&self.running);
         let deadline = self.config.cpu * WALL_PER_CPU + Duration::from_secs(1);
-        match tokio::time::timeout(deadline, self.child(wasm, compiler)).await {
+        let began = Instant::now();
+        let compiled = match tokio::time::timeout(deadline, self.child(wasm, compiler)).await {
             Ok(result) => result,
             // Dropping the future killed the child.
             Err(_) => Err(too_much("the compiler ran out of time").into()),
+        };
+        if let Some(observe) = self.observer.get() {
+            observe(compiler, began.elapsed());
         }
+        compiled
     }
 
     async fn child(&self, wasm: &[u8], compiler: Compiler) -> Result<Bytes, InstallError> {

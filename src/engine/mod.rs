@@ -88,6 +88,16 @@ pub enum Compiler {
     Cranelift,
 }
 
+impl Compiler {
+    /// The label in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Compiler::Singlepass => "singlepass",
+            Compiler::Cranelift => "cranelift",
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     #[error(transparent)]
@@ -182,6 +192,11 @@ impl Engine {
             vms_idle: AtomicU64::new(0),
             vms_busy: AtomicU64::new(0),
         }))
+    }
+
+    /// Has `observer` told of every compile (a metric of the layers above).
+    pub fn observe_compiles(&self, observer: compile::Observer) {
+        self.compilers.observe(observer);
     }
 
     /// Every check of an upload that needs no compiler: format, features, limits of size, imports and exports, ABI.
