@@ -16,16 +16,12 @@ use wasm_encoder::{
 };
 use wasmparser::{FunctionBody, KnownCustom, Operator, Parser, Payload};
 
+mod plan;
+
 use super::guest::{FUEL_EXPIRE, FUEL_GLOBAL, FUEL_MODULE};
 
-/// A charge point takes in later conditional code up to this weight, so that short branches cost nothing of their own;
-/// what isn't executed of it is overcharged.
-const POINT_WEIGHT: u64 = 64;
-/// Beyond one: an import crosses to the host.
-const IMPORT_CALL_WEIGHT: u64 = 30;
-const CALL_WEIGHT: u64 = 4;
-/// A system call, and pages that fault later.
-const GROW_WEIGHT: u64 = 1_000;
+use plan::Plan;
+
 /// Bytes that bulk memory instructions move for one unit, as a shift.
 const BULK_BYTES_SHIFT: i32 = 6;
 /// Bulk memory instructions work in pieces of this many bytes: some 100 us when every page faults.
@@ -312,7 +308,7 @@ fn instrument_body(
     body: &FunctionBody<'_>,
     params: u32,
 ) -> Result<Function, InstrumentError> {
-    let plan = Plan::of(indices, body)?;
+    let plan = Plan::of(body, indices.imported_functions)?;
     let mut locals = Vec::new();
     let mut scratch = params;
     for group in body.get_locals_reader()? {
@@ -352,131 +348,6 @@ fn instrument_body(
         at += 1;
     }
     Ok(f)
-}
-
-/// A charge before the instruction with this number.
-struct Point {
-    at: usize,
-    weight: u64,
-}
-
-/// Where a function is charged. Points are in the order of instructions.
-struct Plan {
-    points: Vec<Point>,
-    table_ops: bool,
-}
-
-/// What control does at an instruction.
-enum Control {
-    None,
-    Loop,
-    /// `block`, and `if` whose arms begin there.
-    Open,
-    Else,
-    End,
-    /// Leaves straight-line code: what follows may not be reached.
-    Branch,
-}
-
-impl Plan {
-    fn of(indices: &Indices, body: &FunctionBody<'_>) -> Result<Plan, InstrumentError> {
-        let runs = straight_runs(indices, body)?;
-        let mut plan = Plan { points: vec![Point { at: 0, weight: 1 }], table_ops: runs.table_ops };
-        // For each open construct, the point that its next instructions are charged at. A point that was opened inside
-        // a construct is left with it, as a branch may have passed it by; the one outside still dominates.
-        let mut active = vec![0usize];
-        for run in &runs.runs {
-            let current = active.last_mut().ok_or_else(|| InstrumentError("unbalanced blocks".into()))?;
-            let point = &plan.points[*current];
-            if run.weight > 0 && point.weight > 1 && point.weight + run.weight > POINT_WEIGHT && run.at > point.at {
-                plan.points.push(Point { at: run.at, weight: 0 });
-                *current = plan.points.len() - 1;
-            }
-            plan.points[*current].weight += run.weight;
-            let current = *current;
-            match run.control {
-                Control::Loop => {
-                    plan.points.push(Point { at: run.next, weight: 1 });
-                    active.push(plan.points.len() - 1);
-                }
-                Control::Open => active.push(current),
-                Control::Else => {
-                    active.pop();
-                    let outer = *active.last().ok_or_else(|| InstrumentError("unbalanced blocks".into()))?;
-                    active.push(outer);
-                }
-                Control::End => {
-                    active.pop();
-                }
-                Control::Branch | Control::None => {}
-            }
-        }
-        Ok(plan)
-    }
-}
-
-/// Instructions that are executed all or (but for a trap) none, with the control at their end.
-struct Run {
-    at: usize,
-    /// The instruction behind the last one.
-    next: usize,
-    weight: u64,
-    control: Control,
-}
-
-struct Runs {
-    runs: Vec<Run>,
-    table_ops: bool,
-}
-
-fn straight_runs(indices: &Indices, body: &FunctionBody<'_>) -> Result<Runs, InstrumentError> {
-    let mut out = Runs { runs: Vec::new(), table_ops: false };
-    let mut run = Run { at: 0, next: 0, weight: 0, control: Control::None };
-    let mut reader = body.get_operators_reader()?;
-    let mut at = 0usize;
-    while !reader.eof() {
-        let op = reader.read()?;
-        out.table_ops |= matches!(
-            op,
-            Operator::TableFill { .. }
-                | Operator::TableCopy { .. }
-                | Operator::TableInit { .. }
-                | Operator::TableGrow { .. }
-        );
-        run.weight += weight(indices, &op);
-        at += 1;
-        let control = control(&op);
-        if !matches!(control, Control::None) {
-            out.runs.push(Run { next: at, control, ..run });
-            run = Run { at, next: at, weight: 0, control: Control::None };
-        }
-    }
-    Ok(out)
-}
-
-fn control(op: &Operator<'_>) -> Control {
-    match op {
-        Operator::Loop { .. } => Control::Loop,
-        Operator::Block { .. } | Operator::If { .. } => Control::Open,
-        Operator::Else => Control::Else,
-        Operator::End => Control::End,
-        Operator::Br { .. }
-        | Operator::BrIf { .. }
-        | Operator::BrTable { .. }
-        | Operator::Return
-        | Operator::Unreachable => Control::Branch,
-        _ => Control::None,
-    }
-}
-
-fn weight(indices: &Indices, op: &Operator<'_>) -> u64 {
-    match op {
-        Operator::Block { .. } | Operator::Loop { .. } | Operator::End | Operator::Else | Operator::Nop => 0,
-        Operator::Call { function_index } if *function_index < indices.imported_functions => IMPORT_CALL_WEIGHT,
-        Operator::Call { .. } | Operator::CallIndirect { .. } => CALL_WEIGHT,
-        Operator::MemoryGrow { .. } => GROW_WEIGHT,
-        _ => 1,
-    }
 }
 
 /// `(dst, src_or_value, n)`: the instruction in pieces. A trap in a later piece leaves the earlier ones written, which
