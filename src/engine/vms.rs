@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -199,6 +199,23 @@ impl Drop for Permit {
     }
 }
 
+/// A place in the queue, left by dropping it, as a request does whose client goes away.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize, bound: usize) -> Option<Place<'a>> {
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        let place = Place(waiting);
+        (before < bound).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A VM and the right to it. The VM goes first.
 pub struct Leased {
     pub vm: Vm,
@@ -208,6 +225,8 @@ pub struct Leased {
 /// The VMs of one handler.
 pub struct Vms {
     permits: Arc<Semaphore>,
+    /// Requests that wait for a permit; at most the engine's queue.
+    waiting: AtomicUsize,
     /// The one used last is at the back.
     idle: Mutex<VecDeque<(Vm, Instant)>>,
     engine: Arc<Engine>,
@@ -219,24 +238,33 @@ impl Vms {
     pub fn new(engine: Arc<Engine>, memory_limit: u64) -> Vms {
         let cap = engine.config().vms_per_handler.clamp(1, Semaphore::MAX_PERMITS);
         let requests = engine.config().vm_requests;
-        Vms { permits: Arc::new(Semaphore::new(cap)), idle: Mutex::default(), engine, requests, memory_limit }
+        Vms {
+            permits: Arc::new(Semaphore::new(cap)),
+            waiting: AtomicUsize::new(0),
+            idle: Mutex::default(),
+            engine,
+            requests,
+            memory_limit,
+        }
     }
 
-    /// In the order of asking; `Busy` after the queue's time.
+    /// In the order of asking; `Busy` after the queue's time, and at once when the queue is full.
     pub async fn permit(&self) -> Result<Permit, RunError> {
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => {
-                match tokio::time::timeout(self.engine.config().queue_timeout, self.permits.clone().acquire_owned())
-                    .await
-                {
-                    Ok(Ok(permit)) => permit,
-                    _ => return Err(RunError::Busy { retry_after: Duration::from_secs(1) }),
-                }
-            }
+            Err(_) => self.wait().await?,
         };
         self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
         Ok(Permit { _permit: permit, engine: self.engine.clone() })
+    }
+
+    async fn wait(&self) -> Result<OwnedSemaphorePermit, RunError> {
+        let config = self.engine.config();
+        let busy = RunError::Busy { retry_after: config.queue_timeout.max(Duration::from_secs(1)) };
+        let place = Place::take(&self.waiting, config.queue).ok_or(busy.clone())?;
+        let in_time = tokio::time::timeout(config.queue_timeout, self.permits.clone().acquire_owned()).await;
+        drop(place);
+        in_time.ok().and_then(Result::ok).ok_or(busy)
     }
 
     /// An idle VM, the warmest first.

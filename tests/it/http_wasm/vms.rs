@@ -231,10 +231,33 @@ async fn more_than_the_cap_at_once_is_busy() {
     went_on(pass().await);
 }
 
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let engine = engine_with(dir.path(), |config| config.queue = 2);
+    let module = load(&engine, &counter()).await;
+    let handler = HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config());
+    let (exchange, vm) = went_on(handler.request(with_header("x-pass", "")).await);
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let handler = handler.clone();
+            tokio::spawn(async move { count(&handler).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    // The queue's time is 20 s, which this test does not wait for.
+    let refused = tokio::time::timeout(Duration::from_secs(5), handler.request(get())).await;
+    assert_eq!(failure(&refused.expect("at once").result), "busy");
+    vm.response(exchange, false).await.result.expect("ok");
+    for task in waiting {
+        task.await.expect("those that wait are served");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_share_what_there_is() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let engine = engine_with(dir.path(), |config| config.vms_per_handler = 4);
+    let engine = engine_with(dir.path(), |config| (config.vms_per_handler, config.queue) = (4, 200));
     let module = load(&engine, &counter()).await;
     let handler = HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config());
     let tasks: Vec<_> = (0..200)
