@@ -10,6 +10,8 @@ use anyhow::{Context as _, anyhow, bail};
 use http::Method;
 use serde_json::Value;
 
+use super::Failure;
+
 /// A large upload is compiled before it is answered.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,7 +44,12 @@ pub(super) enum Body {
 }
 
 impl Connect {
-    pub(super) fn client(&self) -> anyhow::Result<Client> {
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        self.open().map_err(|error| Failure { code: 2, error })
+    }
+
+    /// What fails here is a mistake in the settings.
+    fn open(&self) -> anyhow::Result<Client> {
         let base = self.admin.trim_end_matches('/').to_owned();
         if !base.starts_with("http://") && !base.starts_with("https://") {
             bail!("`{base}` is not an address: use `http://host:port` or `https://host:port`");

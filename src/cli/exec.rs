@@ -158,7 +158,12 @@ fn report(finished: Finished, as_json: bool) -> Outcome {
                     }
                 }
                 value["exit_code"] = json!(out.exit_code);
-                value["result"] = json!(out.values);
+                // As the execute endpoint has it: one value stands alone.
+                value["result"] = match out.values.as_slice() {
+                    [] => json!(null),
+                    [one] => one.clone(),
+                    several => json!(several),
+                };
                 u8::from(out.exit_code != 0)
             }
             Err(error) => {
