@@ -91,8 +91,9 @@ pub async fn serve<A>(
         return;
     }
     let mut gate = Box::new(Gate::new(stream, ahead));
+    let mut idle = limits.head.deadline.max(limits.head.idle);
     loop {
-        match head::read(&mut gate, &limits.head, &mut drain).await {
+        match head::read(&mut gate, &limits.head, idle, &mut drain).await {
             Head::Request(buf) => {
                 let mut session = ServerSession::new_http1(gate);
                 if let ServerSession::H1(h1) = &mut session {
@@ -101,6 +102,10 @@ pub async fn serve<A>(
                 session.set_read_timeout(Some(limits.body));
                 session.set_write_timeout(Some(limits.body));
                 session.set_total_drain_timeout(Some(DRAIN_BODY));
+                if limits.head.idle.is_zero() {
+                    session.set_keepalive_reuses_remaining(Some(0));
+                }
+                idle = limits.head.idle;
                 let reused = app.process_new_http(session, &drain.0).await;
                 match reused.and_then(|reused| Gate::next(reused.consume().0)) {
                     Some(next) => gate = next,
@@ -124,7 +129,8 @@ pub async fn serve<A>(
 /// `None`: the client is gone. Otherwise what it sent so far, and whether that is the HTTP/2 preface.
 async fn sniff_preface(conn: &mut Conn, limits: &ConnectionLimits, drain: &mut Drain) -> Option<(BytesMut, bool)> {
     let mut buf = BytesMut::with_capacity(2048);
-    let first = timeout(limits.head.idle, drain.or_closing(conn.read_buf(&mut buf))).await;
+    let idle = limits.head.deadline.max(limits.head.idle);
+    let first = timeout(idle, drain.or_closing(conn.read_buf(&mut buf))).await;
     if !matches!(first, Ok(Some(Ok(n))) if n > 0) {
         return None;
     }

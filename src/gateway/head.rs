@@ -27,7 +27,7 @@ const LEADING_CRLF: usize = 4;
 pub struct HeadLimits {
     /// From the first byte of a head to its last.
     pub deadline: Duration,
-    /// From the connection's start, or the previous answer, to the first byte.
+    /// From the previous answer to the first byte; on a new connection the deadline counts.
     pub idle: Duration,
     pub bytes: usize,
     pub fields: usize,
@@ -41,10 +41,10 @@ pub enum Head {
     Refused(Rejection),
 }
 
-/// Reads one request head.
-pub async fn read(gate: &mut Gate, limits: &HeadLimits, drain: &mut Drain) -> Head {
+/// Reads one request head. `idle`: how long its first byte may take.
+pub async fn read(gate: &mut Gate, limits: &HeadLimits, idle: Duration, drain: &mut Drain) -> Head {
     let mut buf = BytesMut::with_capacity(INITIAL_BUFFER);
-    let first = timeout(limits.idle, drain.or_closing(gate.read_buf(&mut buf))).await;
+    let first = timeout(idle, drain.or_closing(gate.read_buf(&mut buf))).await;
     if !matches!(first, Ok(Some(Ok(n))) if n > 0) {
         return Head::Closed;
     }

@@ -74,6 +74,11 @@ pub enum Next {
 
 pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) -> Result<Next, Stop> {
     identify(gateway, session, ctx);
+    if session.is_http2() {
+        // HTTP/1 sessions get theirs from the connection loop.
+        let patience = ctx.snapshot.config.server.body_timeout;
+        session.set_write_timeout(Some(patience));
+    }
     let target = find_route(session, ctx)?;
     let state = ctx.route.clone().ok_or(Rejection::Internal)?;
     let snapshot = ctx.snapshot.clone();
