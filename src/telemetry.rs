@@ -262,23 +262,23 @@ fn parse_filter(filter: &str) -> Result<tracing_subscriber::EnvFilter, String> {
 
 /// Logs to standard error. Called once, by the serve command.
 pub fn init_logs(log: &config::Log) -> Result<LogControl, String> {
-    use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
+    let (subscriber, control) = log_subscriber(log)?;
+    subscriber.try_init().map_err(|e| e.to_string())?;
+    Ok(control)
+}
+
+/// What writes the log, not in force yet, and its control.
+pub fn log_subscriber(log: &config::Log) -> Result<(Box<dyn tracing::Subscriber + Send + Sync>, LogControl), String> {
+    use tracing_subscriber::layer::SubscriberExt;
     let (filter, handle) = tracing_subscriber::reload::Layer::new(parse_filter(&log.level)?);
     let base = tracing_subscriber::registry().with(filter);
-    let writer = std::io::stderr;
-    let installed = match log.format {
-        config::LogFormat::Json => base
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .json()
-                    .flatten_event(true)
-                    .with_current_span(false)
-                    .with_writer(writer),
-            )
-            .try_init(),
-        config::LogFormat::Pretty => base.with(tracing_subscriber::fmt::layer().with_writer(writer)).try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match log.format {
+        config::LogFormat::Json => Box::new(base.with(lines.json().flatten_event(true).with_current_span(false))),
+        config::LogFormat::Pretty => {
+            Box::new(base.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))))
+        }
     };
-    installed.map_err(|e| e.to_string())?;
-    Ok(LogControl(handle))
+    Ok((subscriber, LogControl(handle)))
 }

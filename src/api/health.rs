@@ -1,6 +1,7 @@
 //! Probes, health with details, and metrics; on the admin listener.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -13,6 +14,7 @@ use super::Api;
 use super::access::Actor;
 use super::openapi::json;
 use crate::domain::{Rejection, Timestamp};
+use crate::gateway::Snapshot;
 use crate::store::Role;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -33,6 +35,23 @@ pub struct EndpointHealth {
     pub healthy: bool,
     /// Out for a while after failures (passive ejection).
     pub ejected: bool,
+}
+
+/// The state of every upstream's endpoints.
+pub(super) fn upstream_health(snapshot: &Snapshot) -> Vec<UpstreamHealth> {
+    let now = Instant::now();
+    let endpoint = |(address, healthy, ejected): (&str, bool, bool)| EndpointHealth {
+        address: address.to_owned(),
+        healthy,
+        ejected,
+    };
+    snapshot
+        .upstreams()
+        .map(|(name, upstream)| UpstreamHealth {
+            upstream: name.to_string(),
+            endpoints: upstream.endpoint_states(now).map(endpoint).collect(),
+        })
+        .collect()
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -96,7 +115,7 @@ pub(super) async fn health(State(api): State<Arc<Api>>, actor: Actor) -> Result<
         version: env!("CARGO_PKG_VERSION"),
         started_at: api.started,
         store,
-        upstreams: api.upstreams.as_ref().map(|list| list()).unwrap_or_default(),
+        upstreams: upstream_health(&api.app.snapshot()),
     };
     Ok(json(code, health))
 }

@@ -32,7 +32,6 @@ use crate::gateway::ApiService;
 use crate::store::{AuditEntry, StoreError};
 
 pub use edge::Probe;
-pub use health::{EndpointHealth, UpstreamHealth};
 
 /// Request bodies in memory at once, over all requests.
 const BODY_BUDGET: u64 = 512 << 20;
@@ -43,23 +42,19 @@ const INSPECTION_WAIT: Duration = Duration::from_secs(5);
 const RESOLVED: u64 = 10_000;
 const RESOLVED_TTL: Duration = Duration::from_secs(1);
 
-/// The state of the upstreams' endpoints, for `/health` and the runtime state.
-pub type UpstreamSource = Box<dyn Fn() -> Vec<UpstreamHealth> + Send + Sync>;
-
 pub struct Services {
     pub tenant: Arc<dyn ApiService>,
     pub admin: Arc<dyn ApiService>,
 }
 
 /// Both faces of the API over one running gateway.
-pub fn services(app: Arc<App>, upstreams: Option<UpstreamSource>) -> Services {
+pub fn services(app: Arc<App>) -> Services {
     let api = Arc::new(Api {
         bodies: body::Budget::new(BODY_BUDGET),
         inspections: Semaphore::new(INSPECTIONS),
         catalogue: RwLock::new(()),
         resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
         changes: AtomicU64::new(0),
-        upstreams,
         started: Timestamp::now(),
         app,
     });
@@ -79,7 +74,6 @@ struct Api {
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,
-    upstreams: Option<UpstreamSource>,
     started: Timestamp,
 }
 

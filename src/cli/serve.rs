@@ -121,7 +121,7 @@ async fn open_and_listen(config: Config, file: Option<PathBuf>) -> anyhow::Resul
 }
 
 fn listen(app: &Arc<App>) -> Result<Running, AppError> {
-    let services = api::services(app.clone(), None);
+    let services = api::services(app.clone());
     server::start(app.shared.clone(), services.tenant, services.admin, &app.config())
         .map_err(|e| AppError::Setting { key: e.key, message: e.message })
 }

@@ -146,15 +146,11 @@ impl Snapshot {
         self.tiers.get(name)
     }
 
-    /// The state of every endpoint, for the admin API: upstream, address, alive.
-    pub fn endpoints(&self) -> Vec<(Name, String, bool)> {
-        let mut all: Vec<_> = self
-            .upstreams
-            .iter()
-            .flat_map(|(name, u)| u.endpoints.iter().map(|e| (name.clone(), e.label.clone(), e.is_alive())))
-            .collect();
-        all.sort();
-        all
+    /// The upstreams by name, for the admin API.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Upstream)> {
+        let mut all: Vec<_> = self.upstreams.iter().map(|(name, upstream)| (name, &**upstream)).collect();
+        all.sort_by_key(|(name, _)| *name);
+        all.into_iter()
     }
 }
 

@@ -238,6 +238,12 @@ impl Upstream {
         }
     }
 
+    /// Address, whether active checks pass (or there are none), and whether it is out after failures.
+    pub fn endpoint_states(&self, now: Instant) -> impl Iterator<Item = (&str, bool, bool)> {
+        let now = self.millis(now);
+        self.endpoints.iter().map(move |e| (&*e.label, e.is_alive(), e.ejected_until.load(Ordering::Relaxed) > now))
+    }
+
     /// At least 1, so that 0 can mean "not ejected".
     fn millis(&self, now: Instant) -> u64 {
         millis(now.saturating_duration_since(self.epoch)).saturating_add(1)

@@ -2,7 +2,7 @@
 //! mounts. What needs the whole gateway (admission, listeners) is tested over sockets elsewhere.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use wasmgate::app::App;
 use wasmgate::config;
 use wasmgate::domain::{Principal, Rejection, ScopeSet, Subject, Timestamp};
 use wasmgate::gateway::{ApiBody, ApiService, Caller};
-use wasmgate::telemetry::{LogControl, init_logs};
+use wasmgate::telemetry::{LogControl, log_subscriber};
 
 /// Standard input to standard output, then `proc_exit` with the number of arguments.
 const CAT: &str = r#"(module
@@ -50,14 +50,12 @@ fn constant(n: i32) -> Vec<u8> {
     wasm(&format!("(module (func (export \"run\") (result i32) (i32.const {n})))"))
 }
 
-/// The log filter is the process's own, so all tests share it.
+/// A log that nothing writes to: other tests have the process's own. Its filter lives as long as it does.
 fn logs() -> LogControl {
-    static LOGS: OnceLock<LogControl> = OnceLock::new();
-    let init = || {
-        let log = config::Log { format: config::LogFormat::Pretty, level: "error".into(), access: false };
-        init_logs(&log).expect("nobody else has set up logging")
-    };
-    LOGS.get_or_init(init).clone()
+    let log = config::Log { format: config::LogFormat::Pretty, level: "error".into(), access: false };
+    let (subscriber, control) = log_subscriber(&log).expect("a valid level");
+    Box::leak(Box::new(subscriber));
+    control
 }
 
 struct Kit {
@@ -219,7 +217,7 @@ impl Kit {
         let compiler = PathBuf::from(env!("CARGO_BIN_EXE_wasmgate"));
         let app = App::open(config, None, logs(), compiler).await.expect("the app opens");
         let token = std::fs::read_to_string(token_file).expect("the admin token's file").trim().to_owned();
-        Self { services: api::services(app.clone(), None), app, token, _dir: dir }
+        Self { services: api::services(app.clone()), app, token, _dir: dir }
     }
 
     fn key(&self, owner: &str, tier: &str, scopes: &[&str]) -> Principal {

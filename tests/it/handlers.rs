@@ -224,7 +224,6 @@ fn handlers_run_in_order_and_responses_in_reverse() {
             r#"(module
               (import "http_handler" "enable_features" (func $enable (param i32) (result i32)))
               (import "http_handler" "add_header_value" (func $add (param i32 i32 i32 i32 i32)))
-              (import "http_handler" "enable_features" (func $enable (param i32) (result i32)))
               (memory (export "memory") 1)
               (data (i32.const 0) "x-order{letter}")
               (func (export "handle_request") (result i64)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::Api;
 use crate::api::access::Actor;
 use crate::api::body::JsonBody;
-use crate::api::health::UpstreamHealth;
+use crate::api::health::{UpstreamHealth, upstream_health};
 use crate::api::openapi::{Problem, json};
 use crate::domain::{Rejection, Timestamp};
 use crate::store::Role;
@@ -111,7 +111,7 @@ pub(in crate::api) async fn state(State(api): State<Arc<Api>>, actor: Actor) -> 
             compiling: stats.compiling,
             artifacts_rejected: stats.artifacts_rejected,
         },
-        upstreams: api.upstreams.as_ref().map(|list| list()).unwrap_or_default(),
+        upstreams: upstream_health(&api.app.snapshot()),
     };
     Ok(json(StatusCode::OK, state))
 }
