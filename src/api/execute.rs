@@ -146,8 +146,8 @@ impl Figures {
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
             exit_code: output.exit_code,
             result,
-            execution_time_ms: meter.wall.as_secs_f64() * 1e3,
-            cpu_ms: meter.cpu.as_secs_f64() * 1e3,
+            execution_time_ms: meter.wall_ms(),
+            cpu_ms: meter.cpu_ms(),
             fuel: meter.fuel,
             memory_peak_bytes: meter.memory_peak_bytes,
             request_id: request_id.to_owned(),
@@ -175,8 +175,8 @@ fn wants_raw(headers: &HeaderMap) -> bool {
 fn raw_answer(ran: Ran) -> Response {
     let figures = [
         ("x-wasmgate-exit-code", ran.output.exit_code.to_string()),
-        ("x-wasmgate-execution-time-ms", format!("{:.3}", ran.meter.wall.as_secs_f64() * 1e3)),
-        ("x-wasmgate-cpu-ms", format!("{:.3}", ran.meter.cpu.as_secs_f64() * 1e3)),
+        ("x-wasmgate-execution-time-ms", format!("{:.3}", ran.meter.wall_ms())),
+        ("x-wasmgate-cpu-ms", format!("{:.3}", ran.meter.cpu_ms())),
         ("x-wasmgate-fuel", ran.meter.fuel.to_string()),
         ("x-wasmgate-memory-peak-bytes", ran.meter.memory_peak_bytes.to_string()),
     ];

@@ -140,8 +140,8 @@ fn engine(limits: &Limits) -> config::Engine {
 fn report(finished: Finished, as_json: bool) -> Outcome {
     let Finished { result, meter, stderr } = finished;
     let figures = json!({
-        "execution_time_ms": meter.wall.as_secs_f64() * 1e3,
-        "cpu_ms": meter.cpu.as_secs_f64() * 1e3,
+        "execution_time_ms": meter.wall_ms(),
+        "cpu_ms": meter.cpu_ms(),
         "fuel": meter.fuel,
         "memory_peak_bytes": meter.memory_peak_bytes,
         "stderr": String::from_utf8_lossy(&stderr),

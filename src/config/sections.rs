@@ -94,7 +94,7 @@ pub fn admin(t: &Table<'_>, base: &Path, data_dir: &Path) -> Admin {
     Admin {
         address,
         tls,
-        token_file: t.get("token_file", data_dir.join("admin-token"), file(base)),
+        token_file: t.get("token_file", data_dir.join("admin.token"), file(base)),
         allowed_hosts: t.list(
             "allowed_hosts",
             text_with(|s| match normalize_host(s) {

@@ -15,6 +15,15 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Milliseconds to the microsecond, as answers show them.
+    pub fn wall_ms(&self) -> f64 {
+        millis(self.wall)
+    }
+
+    pub fn cpu_ms(&self) -> f64 {
+        millis(self.cpu)
+    }
+
     /// The sum of two runs for one request; memory is the larger peak.
     pub fn and(self, other: Meter) -> Meter {
         Meter {
@@ -25,6 +34,10 @@ impl Meter {
             output_bytes: self.output_bytes.saturating_add(other.output_bytes),
         }
     }
+}
+
+fn millis(d: Duration) -> f64 {
+    d.as_micros() as f64 / 1e3
 }
 
 /// The closed set of ways in which a guest can fail.

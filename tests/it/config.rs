@@ -136,7 +136,7 @@ fn an_empty_file_is_a_safe_gateway() {
     assert_eq!(c.server.header_timeout, Duration::from_secs(10));
     assert_eq!((c.server.max_header_bytes, c.server.max_header_fields), (32 << 10, 100));
     assert_eq!(c.data_dir, Path::new("/etc/wasmgate/data"));
-    assert_eq!(c.admin.token_file, Path::new("/etc/wasmgate/data/admin-token"));
+    assert_eq!(c.admin.token_file, Path::new("/etc/wasmgate/data/admin.token"));
     assert_eq!(c.auth.pepper, SecretSource::Generated("pepper"));
     assert_eq!((c.auth.key_fresh, c.auth.key_max_stale), (Duration::from_secs(30), Duration::from_secs(60)));
     assert_eq!(c.auth.absent_ttl, Duration::from_secs(5));
@@ -155,7 +155,7 @@ fn relative_paths_are_taken_from_the_folder_of_the_file() {
     assert_eq!(tls.cert_file, Path::new("/etc/wasmgate/cert.pem"));
     assert_eq!(tls.key_file, Path::new("/etc/wasmgate/../key.pem"));
     assert_eq!(c.auth.pepper, SecretSource::File("/etc/wasmgate/pepper".into()));
-    assert_eq!(c.admin.token_file, Path::new("/var/lib/wasmgate/admin-token"), "it follows `data_dir`");
+    assert_eq!(c.admin.token_file, Path::new("/var/lib/wasmgate/admin.token"), "it follows `data_dir`");
     assert_eq!(parse("auth.pepper_env = \"P\"").auth.pepper, SecretSource::Env("P".into()));
 }
 

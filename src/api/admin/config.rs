@@ -15,6 +15,7 @@ use crate::api::openapi::{Problem, json};
 use crate::app::AppError;
 use crate::config::{self, ConfigErrors, HostPattern, Route, Segment, Target};
 use crate::domain::Rejection;
+use crate::gateway::snapshot::module_key;
 use crate::store::Role;
 
 /// Bound of a configuration sent to be checked: 10,000 routes take about 2 MiB.
@@ -87,9 +88,15 @@ impl RouteView {
             tier: route.tier.as_ref().map(ToString::to_string),
             limited: route.limited,
             max_body_bytes: route.max_body_bytes,
-            handlers: route.handlers.iter().map(|h| format!("{}/{}", h.owner, h.module)).collect(),
+            handlers: route.handlers.iter().map(module).collect(),
         }
     }
+}
+
+/// `owner/name[@version]`.
+fn module(handler: &config::Handler) -> String {
+    let (owner, name) = module_key(handler);
+    format!("{owner}/{name}")
 }
 
 fn pattern(segments: &[Segment]) -> String {
@@ -109,7 +116,7 @@ fn pattern(segments: &[Segment]) -> String {
 fn target(target: &Target) -> String {
     match target {
         Target::Upstream(name) => format!("upstream {name}"),
-        Target::Handler(handler) => format!("handler {}/{}", handler.owner, handler.module),
+        Target::Handler(handler) => format!("handler {}", module(handler)),
         Target::Api => "api".into(),
         Target::Health => "health".into(),
         Target::Redirect { location, status } => format!("redirect {status} {location}"),
