@@ -10,7 +10,7 @@ use pingora::proxy::Session;
 use super::handlers::Chain;
 use super::identity::Trace;
 use super::snapshot::{RouteState, Snapshot};
-use super::upstream::{Lease, Tried, Upstream};
+use super::upstream::{Endpoint, Lease, Tried, Upstream};
 use crate::config::{self, HashOn};
 use crate::domain::{Meter, Principal, Rejection};
 use crate::limit::limiter::{InFlight, Now};
@@ -50,8 +50,8 @@ pub struct Context {
     pub(super) lease: Option<Lease>,
     pub(super) tried: Tried,
     pub attempts: u32,
-    /// `address` of the endpoint that answered, for the log.
-    pub endpoint: Option<String>,
+    /// The endpoint that answered, for the log.
+    pub(super) endpoint: Option<Arc<Endpoint>>,
     pub guests: GuestUse,
     /// What the client was refused with.
     pub refused: Option<Rejection>,

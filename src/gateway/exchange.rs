@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, StatusCode, Version};
-use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora::protocols::http::ServerSession;
@@ -24,6 +23,7 @@ use super::context::Context;
 use super::forward::{self, Fields};
 use super::handlers;
 use super::pipeline::Stop;
+use super::pool::{Client, Pool};
 use super::proxy::Gateway;
 use super::service::Shared;
 use super::upstream::{Endpoint, Upstream};
@@ -31,8 +31,6 @@ use crate::domain::Rejection;
 
 /// Interim answers (1xx) an upstream may send before the final one.
 const MAX_INTERIM: usize = 8;
-
-type Client = HttpSession<()>;
 
 /// A failed attempt.
 struct Failure {
@@ -51,15 +49,15 @@ pub async fn run(
     upstream: &Upstream,
     body: Option<Bytes>,
 ) -> Result<(), Stop> {
-    let connector = &*gateway.connector;
+    let pool = &*gateway.pool;
     let deadline = upstream.config.total_timeout.map(|total| ctx.start.mono + total);
     let mut retries = upstream.config.retries;
     let mut stale_left = true;
     let mut connected = loop {
         let endpoint = ctx.pick(session, upstream)?.endpoint.clone();
         let head = session.req_header().clone();
-        match attempt(session, connector, &endpoint.peer, head, body.as_ref(), deadline).await {
-            Ok(client) => break Connected { client: Some(client), connector, endpoint, deadline },
+        match attempt(session, pool, &endpoint.peer, head, body.as_ref(), deadline).await {
+            Ok(client) => break Connected { client: Some(client), pool, endpoint, deadline },
             Err(failure) => {
                 if !failure.stale && failure.error.esource == ErrorSource::Upstream {
                     upstream.failed(&endpoint);
@@ -76,7 +74,7 @@ pub async fn run(
         }
     };
     let endpoint = connected.endpoint.clone();
-    ctx.endpoint = Some(endpoint.label.clone());
+    ctx.endpoint = Some(endpoint.clone());
     let result = relay(session, ctx, &gateway.shared, upstream, &mut connected).await;
     if let Err(stop) = &result
         && stop.is_upstreams()
@@ -94,7 +92,7 @@ pub async fn run(
 struct Connected<'a> {
     /// `None`: given back.
     client: Option<Client>,
-    connector: &'a Connector,
+    pool: &'a Pool,
     endpoint: Arc<Endpoint>,
     deadline: Option<Instant>,
 }
@@ -109,7 +107,7 @@ impl Connected<'_> {
     async fn done(&mut self, ctx: &mut Context) {
         if let Some(client) = self.client.take() {
             let idle = self.endpoint.peer.options.idle_timeout;
-            self.connector.release_http_session(client, &self.endpoint.peer, idle).await;
+            self.pool.release(client, &self.endpoint.peer, idle).await;
         }
         ctx.release();
     }
@@ -127,7 +125,7 @@ async fn gone(session: &mut ServerSession) -> Box<Error> {
 /// One try: connect or reuse, send, read up to the final answer's head.
 async fn attempt(
     session: &mut Session,
-    connector: &Connector,
+    pool: &Pool,
     peer: &HttpPeer,
     mut head: RequestHeader,
     body: Option<&Bytes>,
@@ -135,14 +133,16 @@ async fn attempt(
 ) -> Result<Client, Failure> {
     let before_sending = |error: Box<Error>| Failure { error: error.into_up(), again: true, stale: false };
     let left = time_left(deadline).map_err(before_sending)?;
-    let connecting = connector.get_http_session(peer);
     let (mut client, reused) = match left {
-        Some(left) => timeout(left, connecting).await.unwrap_or_else(|_| Err(Error::new(ErrorType::ConnectTimedout))),
-        None => connecting.await,
+        Some(left) => {
+            let connected = timeout(left, pool.connect(peer)).await;
+            connected.unwrap_or_else(|_| Err(Error::new(ErrorType::ConnectTimedout)))
+        }
+        None => pool.connect(peer).await,
     }
     .map_err(|error| {
         if matches!(error.etype, ErrorType::H2Downgrade | ErrorType::InvalidH2) && peer.options.alpn != ALPN::H2 {
-            connector.prefer_h1(peer);
+            pool.prefer_h1(peer);
         }
         before_sending(error)
     })?;
@@ -227,14 +227,14 @@ async fn relay(
     let with_body = has_body(&ctx.method, head.status);
     let limit = ctx.chain.as_ref().and_then(|chain| chain.buffer_limit());
     if let Some(limit) = limit {
-        let body = if with_body { hold(session, connected, limit).await? } else { Bytes::new() };
+        let body = if with_body { Box::pin(hold(session, connected, limit)).await? } else { Bytes::new() };
         connected.done(ctx).await;
-        let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
+        let (head, body) = Box::pin(handlers::respond(session, ctx, shared, head, body, false)).await?;
         return Ok(answer::send(session, ctx, shared, head, body).await?);
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
-        (head, first) = handlers::respond_head(session, ctx, shared, head).await?;
+        (head, first) = Box::pin(handlers::respond_head(session, ctx, shared, head)).await?;
     }
     forward::finish_response(&mut head, ctx)?;
     let version = session.req_header().version;

@@ -8,6 +8,7 @@
 //! ever sees a credential of ours.
 
 mod access;
+mod access_log;
 mod admin;
 mod answer;
 mod body;
@@ -28,6 +29,7 @@ mod listener;
 mod merge;
 mod pem;
 mod pipeline;
+mod pool;
 mod proxy;
 mod respond;
 pub mod routes;

@@ -109,11 +109,14 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     }
     let mut held: Option<Bytes> = None;
     if !state.handlers.is_empty() {
-        match handlers::request_phase(session, ctx, &gateway.shared, &state.handlers, route.max_body_bytes).await? {
+        let phase = handlers::request_phase(session, ctx, &gateway.shared, &state.handlers, route.max_body_bytes);
+        // Boxed, like all that most requests don't do: the future of a request is moved when Pingora boxes it.
+        match Box::pin(phase).await? {
             Passed::On(body) => held = body,
             Passed::Answered(reply) => {
                 let (head, body) = answer::from_reply(reply)?;
-                let (head, body) = handlers::respond(session, ctx, &gateway.shared, head, body, false).await?;
+                let respond = handlers::respond(session, ctx, &gateway.shared, head, body, false);
+                let (head, body) = Box::pin(respond).await?;
                 answer::send(session, ctx, &gateway.shared, head, body).await?;
                 return Ok(Next::Answered);
             }
@@ -130,8 +133,10 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
             handlers::restore_framing(session.req_header_mut(), length.filter(|_| !bodyless))?;
             return Ok(Next::Stream);
         }
-        Action::Guest(handler) => guest::answer(gateway, session, ctx, handler, held, route.max_body_bytes).await?,
-        Action::Api => bridge::tenant_api(gateway, session, ctx, held, route.max_body_bytes).await?,
+        Action::Guest(handler) => {
+            Box::pin(guest::answer(gateway, session, ctx, handler, held, route.max_body_bytes)).await?;
+        }
+        Action::Api => Box::pin(bridge::tenant_api(gateway, session, ctx, held, route.max_body_bytes)).await?,
         Action::Health => respond::health(gateway, session, ctx).await?,
         Action::Redirect | Action::Respond => respond::fixed(gateway, session, ctx, &route.target).await?,
     }
@@ -277,7 +282,7 @@ async fn authenticate(gateway: &Gateway, ctx: &Context, presented: &str) -> Resu
     })?;
     let result = match cached {
         Some(result) => result,
-        None => shared.auth.authenticate(presented, now).await,
+        None => Box::pin(shared.auth.authenticate(presented, now)).await,
     };
     match result {
         Ok(key) => {

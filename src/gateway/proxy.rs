@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TE, TRANSFER_ENCODING};
 use http::{HeaderValue, Version};
 use pingora::apps::HttpServerOptions;
-use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -20,6 +19,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::access;
+use super::access_log::Sink;
 use super::answer;
 use super::context::Context;
 use super::exchange;
@@ -27,6 +27,7 @@ use super::forward::{self, Fields};
 use super::handlers;
 use super::identity::Ids;
 use super::pipeline::{self, Next, Stop};
+use super::pool::Pool;
 use super::service::{ApiService, Shared};
 use super::snapshot::Action;
 use super::upstream::Upstream;
@@ -42,15 +43,17 @@ const H2_RESETS: usize = 64;
 const H2_SEND_BUFFER: usize = 256 << 10;
 /// A bound above any configured number of retries: Pingora counts attempts, the gateway decides.
 const ATTEMPTS: usize = 64;
-/// Idle upstream connections that a worker keeps.
-pub const UPSTREAM_POOL: usize = 256;
+/// Idle upstream connections that a worker keeps for requests that stream.
+const UPSTREAM_POOL: usize = 256;
 
 pub struct Gateway {
     pub shared: Arc<Shared>,
     pub api: Arc<dyn ApiService>,
     pub ids: Arc<Ids>,
     /// This worker's: a connection is driven by the worker that opened it.
-    pub connector: Arc<Connector>,
+    pub pool: Arc<Pool>,
+    /// `None`: the log is not JSON.
+    pub log: Option<Sink>,
 }
 
 /// `ProxyHttp` over the gateway.
@@ -96,7 +99,7 @@ impl Proxy {
     }
 
     async fn refuse(&self, session: &mut Session, ctx: &mut Context, rejection: Rejection) -> Result<()> {
-        answer::reject(session, ctx, &self.0.shared, rejection).await
+        Box::pin(answer::reject(session, ctx, &self.0.shared, rejection)).await
     }
 
     /// The endpoint of the attempt failed; whether another attempt is allowed.
@@ -192,7 +195,7 @@ impl ProxyHttp for Proxy {
         }
         if let (Some(upstream), Some(lease)) = (Self::upstream(ctx), &ctx.lease) {
             upstream.answered(&lease.endpoint, status);
-            ctx.endpoint = Some(lease.endpoint.label.clone());
+            ctx.endpoint = Some(lease.endpoint.clone());
         }
         if ctx.chain.is_some() {
             let taken = std::mem::replace(head, answer::head(status)?);
@@ -301,7 +304,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        access::finished(session, error, ctx, &self.0.shared);
+        access::finished(session, error, ctx, &self.0.shared, self.0.log.as_ref());
         ctx.release();
     }
 

@@ -11,22 +11,22 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use pingora::apps::HttpServerApp;
-use pingora::connectors::ConnectorOptions;
-use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit as Place, Semaphore, watch};
 
 use super::access::Refusals;
+use super::access_log::AccessLog;
 use super::admin::AdminApp;
 use super::connection::{self, Accepted, ConnectionLimits};
 use super::head::HeadLimits;
 use super::identity::Ids;
 use super::listener::{BindError, Bound, Certificate, Certificates};
-use super::proxy::{self, Gateway, UPSTREAM_POOL};
+use super::pool::Pool;
+use super::proxy::{self, Gateway};
 use super::service::{ApiService, Shared};
 use super::shutdown::{Drain, OpenCount};
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, LogFormat};
 
 /// Connections of the admin listener, beside `server.max_connections`: it stays reachable when the proxy is full.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -48,6 +48,8 @@ pub struct Running {
     open: Arc<OpenCount>,
     drain: Duration,
     workers: Vec<std::thread::JoinHandle<()>>,
+    /// Last, so that it outlives the workers: it writes what they left.
+    access_log: Option<AccessLog>,
 }
 
 /// What one worker accepts on.
@@ -128,6 +130,13 @@ pub fn start(
     };
     let certificates = || proxies.iter().chain([&admin]).filter_map(|b| b.tls.clone());
     shared.set_certificates(Certificates::of(certificates()));
+    let access_log = match config.log.format {
+        LogFormat::Json => Some(AccessLog::start().map_err(|e| BindError {
+            key: "log.format".into(),
+            message: format!("the access log's thread can't start ({e}): use `pretty`"),
+        })?),
+        LogFormat::Pretty => None,
+    };
     let mut running = Running {
         proxy: proxies.iter().map(|b| b.address).collect(),
         admin: admin.address,
@@ -137,13 +146,15 @@ pub fn start(
         open,
         drain: server.drain,
         workers: Vec::with_capacity(threads),
+        access_log,
     };
     for i in 0..threads {
         let gateway = Gateway {
             shared: running.shared.clone(),
             api: tenant_api.clone(),
             ids: ids.clone(),
-            connector: Arc::new(Connector::new(Some(ConnectorOptions::new(UPSTREAM_POOL)))),
+            pool: Arc::new(Pool::new()),
+            log: running.access_log.as_ref().and_then(AccessLog::sink),
         };
         let proxy_doors = Doors {
             listeners: proxies.clone(),
