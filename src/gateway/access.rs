@@ -76,11 +76,11 @@ impl Event<'_> {
     /// The same members as [`Self::trace`] gives, in the form of the JSON log.
     fn json(&self, ctx: &Context, line: &mut Line<'_>) {
         line.shown("timestamp", ctx.start.wall);
-        line.text("level", "INFO");
-        line.text("target", "access");
-        line.text("method", ctx.method.as_str());
+        line.plain("level", "INFO");
+        line.plain("target", "access");
+        line.plain("method", ctx.method.as_str());
         line.text("path", ctx.uri.path());
-        line.text("route", ctx.route().map_or(NO_ROUTE, |r| r.name.as_str()));
+        line.plain("route", ctx.route().map_or(NO_ROUTE, |r| r.name.as_str()));
         line.number("status", self.status.into());
         line.number("duration_us", self.micros());
         line.number("bytes_in", self.bytes_in);
@@ -88,24 +88,24 @@ impl Event<'_> {
         line.shown("client", ctx.client);
         if let Some(principal) = &ctx.principal {
             if let Some(key) = principal.key_id() {
-                line.text("key", key.as_str());
+                line.plain("key", key.as_str());
             }
-            line.text("tier", principal.tier.name.as_str());
+            line.plain("tier", principal.tier.name.as_str());
         }
         if let Some(endpoint) = &ctx.endpoint {
-            line.text("upstream", &endpoint.label);
+            line.plain("upstream", &endpoint.label);
         }
         line.number("attempts", ctx.attempts.into());
-        line.text("request_id", ctx.request_id());
-        line.text("trace_id", ctx.trace.as_str());
+        line.plain("request_id", ctx.request_id());
+        line.plain("trace_id", ctx.trace.as_str());
         if let Some(outcome) = ctx.guests.outcome {
-            line.text("handlers", outcome);
+            line.plain("handlers", outcome);
         }
         if let Some(refusal) = self.refusal {
-            line.text("refused", refusal);
+            line.plain("refused", refusal);
         }
         if let Some(error) = self.error {
-            line.shown("error", error);
+            line.text("error", &error.to_string());
         }
     }
 

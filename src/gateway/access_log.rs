@@ -138,6 +138,7 @@ impl Line<'_> {
         let _ = write!(self.out, "{value}");
     }
 
+    /// Text from outside.
     pub fn text(&mut self, key: &str, value: &str) {
         self.key(key);
         self.out.push(b'"');
@@ -145,24 +146,18 @@ impl Line<'_> {
         self.out.push(b'"');
     }
 
-    pub fn shown(&mut self, key: &str, value: impl std::fmt::Display) {
+    /// Names, tokens, digits: what can hold neither quotes nor backslashes nor control characters.
+    pub fn plain(&mut self, key: &str, value: &str) {
         self.key(key);
         self.out.push(b'"');
-        let _ = write!(Escaping(self.out), "{value}");
+        self.out.extend_from_slice(value.as_bytes());
         self.out.push(b'"');
     }
-}
 
-struct Escaping<'a>(&'a mut Vec<u8>);
-
-impl Write for Escaping<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        escape(self.0, &String::from_utf8_lossy(bytes));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+    /// As [`Self::plain`], of what shows itself so.
+    pub fn shown(&mut self, key: &str, value: impl std::fmt::Display) {
+        self.key(key);
+        let _ = write!(self.out, "\"{value}\"");
     }
 }
 

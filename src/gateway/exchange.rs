@@ -221,7 +221,9 @@ async fn relay(
     connected: &mut Connected<'_>,
 ) -> Result<(), Stop> {
     let client = connected.client()?;
-    let mut head = client.response_header().cloned().ok_or(Rejection::UpstreamInvalid("it has no head"))?;
+    let head = client.response_header().ok_or(Rejection::UpstreamInvalid("it has no head"))?;
+    // Without the upstream's spelling of field names, a map of its own that would be copied as well.
+    let mut head = ResponseHeader::from(head.as_owned_parts());
     upstream.answered(&connected.endpoint, head.status.as_u16());
     forward::strip_response(&mut head);
     let with_body = has_body(&ctx.method, head.status);

@@ -83,6 +83,24 @@ fn connection_options(map: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     options.map(<[u8]>::trim_ascii).filter(|o| !o.is_empty()).take(MAX_NOMINATED)
 }
 
+/// Fields that the gateway adds to a request.
+const ADDED: usize = 8;
+
+/// Takes the head out and leaves what a session itself asks of it in its place.
+pub fn take(head: &mut RequestHeader) -> http::request::Parts {
+    let (mut stand_in, ()) = http::Request::new(()).into_parts();
+    (stand_in.method, stand_in.version) = (head.method.clone(), head.version);
+    std::mem::replace(head, stand_in.into()).into()
+}
+
+/// Drops the record of how the client spelled each field's name, which Pingora keeps as a second map: every later edit
+/// and copy costs half. Names are case-insensitive (RFC 9110 section 5.1).
+pub fn forget_case(head: &mut RequestHeader) {
+    let mut parts = take(head);
+    parts.headers.reserve(ADDED);
+    *head = parts.into();
+}
+
 /// Drops what does not go past this hop. Call when the body's framing is already known to the session, and after
 /// authentication: this also takes our credentials out.
 pub fn strip_request(head: &mut RequestHeader, upgrade: bool) -> Result<()> {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, Version};
 use parking_lot::Mutex;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -18,6 +17,7 @@ use tokio::sync::OnceCell;
 use super::answer;
 use super::body;
 use super::context::Context;
+use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::service::Shared;
@@ -185,11 +185,10 @@ struct BodyEdit {
 /// Moves the head out of the session. Its framing is known to the session by now.
 fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> {
     let head = session.req_header_mut();
-    let (method, version) = (head.method.clone(), head.version);
-    let taken = std::mem::replace(head, placeholder(method, version));
+    let taken = forward::take(head);
     let pending = ctx.chain.as_mut().map(|chain| std::mem::take(&mut chain.pending)).unwrap_or_default();
     Box::new(HttpExchange {
-        request: taken.into(),
+        request: taken,
         request_body: None,
         request_body_replaced: None,
         request_body_consumed: false,
@@ -200,13 +199,6 @@ fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> 
         peer: ctx.peer,
         request_id: ctx.request_id().into(),
     })
-}
-
-/// Stands in for a head that is with a guest: what the session itself asks of it.
-fn placeholder(method: Method, version: Version) -> RequestHeader {
-    let (mut parts, ()) = http::Request::new(()).into_parts();
-    (parts.method, parts.version) = (method, version);
-    parts.into()
 }
 
 fn put_back(session: &mut Session, ctx: &mut Context, exchange: Box<HttpExchange>) -> Result<BodyEdit, Stop> {

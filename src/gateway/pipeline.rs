@@ -94,6 +94,7 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     ctx.upgrade = matches!(state.action, Action::Upstream(_)) && forward::is_websocket(session.req_header());
     let upgrade = ctx.upgrade;
     let head = session.req_header_mut();
+    forward::forget_case(head);
     forward::strip_request(head, upgrade)?;
     if let Some(target) = target {
         head.set_uri(target);
