@@ -901,7 +901,7 @@ async fn operators_act_for_any_owner() {
     assert_eq!((&bad["ok"], bad["errors"].as_array().map(Vec::len)), (&json!(false), Some(2)), "{bad}");
     kit.admin("POST", "/api/config/reload").send().await.problem(409, "conflict");
     let routes = kit.admin("GET", "/api/routes").send().await.expect(200).json();
-    assert_eq!(routes["routes"][0]["target"], "handler acme/acme/used", "{routes}");
+    assert_eq!(routes["routes"][0]["target"], "handler acme/used", "{routes}");
     let state = kit.admin("GET", "/api/state").send().await.expect(200).json();
     assert_eq!((&state["routes"], &state["draining"]), (&json!(1), &json!(false)), "{state}");
     let level = |level: &str| kit.admin("PUT", "/api/log-level").json(&json!({"level": level})).send();
