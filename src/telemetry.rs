@@ -40,7 +40,7 @@ pub struct Metrics {
     wasm_instances: IntGaugeVec,
     rate_limit_hits: IntCounterVec,
     rate_limit_violations: IntCounterVec,
-    auth: IntCounterVec,
+    auth: [IntCounter; AuthResult::NAMES.len()],
     key_cache: IntGaugeVec,
     pub store_up: IntGauge,
     store_latency: HistogramVec,
@@ -65,6 +65,37 @@ impl RouteMetrics {
             .get_or_init(|| self.family.with_label_values(&[&self.route, METHODS[method], STATUS_CLASSES[class]]))
             .inc();
         self.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// How an authentication ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthResult {
+    Ok,
+    Invalid,
+    Anonymous,
+    StoreUnavailable,
+    TooManyFailures,
+}
+
+impl AuthResult {
+    /// The labels, in the order of the variants.
+    const NAMES: [&str; 5] = ["ok", "invalid", "anonymous", "store_unavailable", "too_many_failures"];
+}
+
+/// The handles of one upstream.
+pub struct UpstreamMetrics {
+    classes: [IntCounter; STATUS_CLASSES.len()],
+    unanswered: IntCounter,
+}
+
+impl UpstreamMetrics {
+    /// One attempt; `status` is 0 when there was no answer.
+    pub fn attempt(&self, status: u16) {
+        match status {
+            100..=599 => self.classes[usize::from(status / 100) - 1].inc(),
+            _ => self.unanswered.inc(),
+        }
     }
 }
 
@@ -102,6 +133,7 @@ impl Metrics {
             .expect("the process collector is registered once");
         let wasm_fuel = IntCounter::new("wasm_fuel_total", "fuel units used by guests").expect(VALID);
         registry.register(Box::new(wasm_fuel.clone())).expect(VALID);
+        let auth = counter("auth_total", "authentications by result", &["result"]);
         Arc::new(Self {
             http_requests: counter("http_requests_total", "requests answered", &["route", "method", "status_class"]),
             http_duration: histogram(
@@ -119,7 +151,7 @@ impl Metrics {
             wasm_instances: gauges("wasm_instances", "instances by state", &["module", "state"]),
             rate_limit_hits: counter("rate_limit_hits_total", "requests checked against limits", &["tier"]),
             rate_limit_violations: counter("rate_limit_violations_total", "requests over a limit", &["tier", "policy"]),
-            auth: counter("auth_total", "authentications by result", &["result"]),
+            auth: AuthResult::NAMES.map(|result| auth.with_label_values(&[result])),
             key_cache: gauges("key_cache", "key cache look-ups by result", &["result"]),
             store_up: gauge("store_up", "1 while the store answers"),
             store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
@@ -179,22 +211,17 @@ impl Metrics {
         self.rate_limit_violations.with_label_values(&[tier, policy]).inc();
     }
 
-    /// `result`: `ok`, `invalid`, `anonymous`, `store_unavailable` or `too_many_failures`.
-    pub fn authenticated(&self, result: &'static str) {
-        self.auth.with_label_values(&[result]).inc();
+    pub fn authenticated(&self, result: AuthResult) {
+        self.auth[result as usize].inc();
     }
 
     pub fn store_operation(&self, operation: &'static str, took: Duration) {
         self.store_latency.with_label_values(&[operation]).observe(took.as_secs_f64());
     }
 
-    /// `status`: 0 when there was no answer.
-    pub fn upstream(&self, upstream: &str, status: u16) {
-        let class = match status {
-            100..=599 => STATUS_CLASSES[usize::from(status / 100) - 1],
-            _ => "none",
-        };
-        self.upstream_requests.with_label_values(&[upstream, class]).inc();
+    pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
+        let counter = |class: &str| self.upstream_requests.with_label_values(&[upstream, class]);
+        UpstreamMetrics { classes: STATUS_CLASSES.map(counter), unanswered: counter("none") }
     }
 
     /// Copies the figures that other layers keep themselves; called before a scrape.

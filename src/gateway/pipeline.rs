@@ -34,6 +34,7 @@ use crate::domain::path::{normalize_host, normalize_path};
 use crate::domain::{ApiKey, Principal, Rejection, ScopeSet, Subject};
 use crate::limit::limiter::{self, Decision};
 use crate::limit::network;
+use crate::telemetry::AuthResult;
 
 /// Why a request ends before its answer.
 pub enum Stop {
@@ -248,11 +249,11 @@ async fn authorise(
             principal_of(ctx, &key)?
         }
         None if route.auth == AuthMode::Optional && route.scopes.is_empty() => {
-            gateway.shared.metrics.authenticated("anonymous");
+            gateway.shared.metrics.authenticated(AuthResult::Anonymous);
             anonymous(ctx)?
         }
         None => {
-            gateway.shared.metrics.authenticated("invalid");
+            gateway.shared.metrics.authenticated(AuthResult::Invalid);
             return Err(Rejection::Unauthorized);
         }
     };
@@ -274,12 +275,12 @@ async fn authenticate(gateway: &Gateway, ctx: &Context, presented: &str) -> Resu
     let now = ctx.start.wall;
     let cached = shared.auth.cached(presented, now);
     if let Some(Ok(key)) = cached {
-        shared.metrics.authenticated("ok");
+        shared.metrics.authenticated(AuthResult::Ok);
         return Ok(key);
     }
     // What the cache does not know as good is counted against its address until it turns out well.
     let attempt = shared.failures.attempt(ctx.client, ctx.start.mono).inspect_err(|_| {
-        shared.metrics.authenticated("too_many_failures");
+        shared.metrics.authenticated(AuthResult::TooManyFailures);
     })?;
     let result = match cached {
         Some(result) => result,
@@ -288,16 +289,16 @@ async fn authenticate(gateway: &Gateway, ctx: &Context, presented: &str) -> Resu
     match result {
         Ok(key) => {
             attempt.forgive();
-            shared.metrics.authenticated("ok");
+            shared.metrics.authenticated(AuthResult::Ok);
             Ok(key)
         }
         Err(AuthError::Invalid) => {
-            shared.metrics.authenticated("invalid");
+            shared.metrics.authenticated(AuthResult::Invalid);
             Err(Rejection::Unauthorized)
         }
         Err(AuthError::StoreUnavailable) => {
             attempt.forgive();
-            shared.metrics.authenticated("store_unavailable");
+            shared.metrics.authenticated(AuthResult::StoreUnavailable);
             Err(Rejection::StoreUnavailable)
         }
     }

@@ -17,7 +17,7 @@ use pingora::upstreams::peer::{ALPN, HttpPeer};
 
 use super::health;
 use crate::config::{self, Balance, UpstreamHttp};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, UpstreamMetrics};
 
 /// Streams of one HTTP/2 connection to an endpoint; Pingora's default of 1 would open a connection a request.
 const H2_STREAMS: usize = 100;
@@ -29,7 +29,7 @@ pub struct Upstream {
     pub endpoints: Vec<Arc<Endpoint>>,
     balance: Selection,
     epoch: Instant,
-    metrics: Arc<Metrics>,
+    metrics: UpstreamMetrics,
     /// Ends with the upstream.
     _health: Option<health::Checker>,
 }
@@ -123,7 +123,7 @@ impl Upstream {
         key: &str,
         previous: Option<&Arc<Upstream>>,
         connector: &Arc<Connector>,
-        metrics: &Arc<Metrics>,
+        metrics: &Metrics,
     ) -> Result<Arc<Self>, UpstreamError> {
         let previous = previous.filter(|p| p.config == *config);
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
@@ -165,7 +165,7 @@ impl Upstream {
             endpoints,
             balance,
             epoch: previous.map_or_else(Instant::now, |p| p.epoch),
-            metrics: metrics.clone(),
+            metrics: metrics.upstream(config.name.as_str()),
             _health: checker,
         }))
     }
@@ -219,7 +219,7 @@ impl Upstream {
 
     /// An attempt brought an answer of any status.
     pub fn answered(&self, endpoint: &Endpoint, status: u16) {
-        self.metrics.upstream(self.name(), status);
+        self.metrics.attempt(status);
         if endpoint.consecutive_failures.load(Ordering::Relaxed) != 0 {
             endpoint.consecutive_failures.store(0, Ordering::Relaxed);
         }
@@ -227,7 +227,7 @@ impl Upstream {
 
     /// An attempt failed at connecting, or its connection broke or timed out before the answer was whole.
     pub fn failed(&self, endpoint: &Endpoint) {
-        self.metrics.upstream(self.name(), 0);
+        self.metrics.attempt(0);
         let Some(ejection) = &self.config.ejection else { return };
         let failures = endpoint.consecutive_failures.fetch_add(1, Ordering::Relaxed) + 1;
         if failures >= ejection.failures {
