@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard};
@@ -24,6 +25,10 @@ impl Quickstart {
     /// In an empty folder, as a stranger would.
     fn start() -> Self {
         let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
+        for port in [8080, 9090] {
+            let free = || TcpListener::bind(("127.0.0.1", port)).is_ok();
+            assert!(poll(DEADLINE, free), "the quickstart needs port {port}: end what listens there");
+        }
         let dir = TempDir::new().expect("a temporary folder");
         let log = File::create(dir.path().join("log")).expect("the folder is writable");
         let mut command = Command::new(binary());
