@@ -16,6 +16,7 @@ use pingora::server::ShutdownWatch;
 
 use super::answer::has_body;
 use super::bridge;
+use super::connection::{self, Incoming};
 use super::exchange::frame_answer;
 use super::forward::Fields;
 use super::identity::{self, Ids, REQUEST_ID};
@@ -87,6 +88,12 @@ impl AdminApp {
         session.set_keepalive(None);
         session.write_response_header(Box::new(head)).await?;
         session.write_response_body(body.into(), true).await
+    }
+}
+
+impl connection::App for AdminApp {
+    async fn bodyless(self: &Arc<Self>, request: Incoming<'_>, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        self.process_new_http(request.session(), shutdown).await
     }
 }
 

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
 use pingora::prelude::timeout;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::proxy::Session;
+use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -43,6 +45,49 @@ pub trait RefusalLog: Send + Sync {
     fn refused(&self, peer: SocketAddr, rejection: &Rejection) -> String;
 }
 
+/// What answers the requests that the guard lets through. HTTP/2, bodies and upgrades go to its `HttpServerApp`.
+pub trait App: HttpServerApp + Send + Sync + 'static {
+    /// Serves a request without a body and without an upgrade: what nearly every request is.
+    fn bodyless(
+        self: &Arc<Self>,
+        request: Incoming<'_>,
+        shutdown: &ShutdownWatch,
+    ) -> impl Future<Output = Option<ReusedHttpStream>> + Send;
+}
+
+/// A request that the guard let through, not parsed yet.
+pub struct Incoming<'a> {
+    gate: Box<Gate>,
+    head: BytesMut,
+    limits: &'a ConnectionLimits,
+}
+
+impl Incoming<'_> {
+    pub fn session(self) -> ServerSession {
+        let mut session = ServerSession::new_http1(self.gate);
+        Self::prepare(&mut session, self.head, self.limits);
+        session
+    }
+
+    pub fn proxy_session(self) -> Session {
+        let mut session = Session::new_h1(self.gate);
+        Self::prepare(&mut session.downstream_session, self.head, self.limits);
+        session
+    }
+
+    fn prepare(session: &mut ServerSession, head: BytesMut, limits: &ConnectionLimits) {
+        if let ServerSession::H1(h1) = session {
+            h1.set_pipelined_prefix(head);
+        }
+        session.set_read_timeout(Some(limits.body));
+        session.set_write_timeout(Some(limits.body));
+        session.set_total_drain_timeout(Some(DRAIN_BODY));
+        if limits.head.idle.is_zero() {
+            session.set_keepalive_reuses_remaining(Some(0));
+        }
+    }
+}
+
 /// A connection as it was accepted.
 pub struct Accepted {
     pub tcp: TcpStream,
@@ -60,7 +105,7 @@ pub async fn serve<A>(
     limits: &ConnectionLimits,
     mut drain: Drain,
 ) where
-    A: HttpServerApp + Send + Sync + 'static,
+    A: App,
 {
     let Accepted { tcp, peer, tls, h2c } = accepted;
     // Fails only on a socket that is already dead; the first read finds out.
@@ -94,19 +139,14 @@ pub async fn serve<A>(
     let mut idle = limits.head.deadline.max(limits.head.idle);
     loop {
         match head::read(&mut gate, &limits.head, idle, &mut drain).await {
-            Head::Request(buf) => {
-                let mut session = ServerSession::new_http1(gate);
-                if let ServerSession::H1(h1) = &mut session {
-                    h1.set_pipelined_prefix(buf);
-                }
-                session.set_read_timeout(Some(limits.body));
-                session.set_write_timeout(Some(limits.body));
-                session.set_total_drain_timeout(Some(DRAIN_BODY));
-                if limits.head.idle.is_zero() {
-                    session.set_keepalive_reuses_remaining(Some(0));
-                }
+            Head::Request { buf, bodyless } => {
                 idle = limits.head.idle;
-                let reused = app.process_new_http(session, &drain.0).await;
+                let request = Incoming { gate, head: buf, limits };
+                let reused = if bodyless {
+                    app.bodyless(request, &drain.0).await
+                } else {
+                    app.process_new_http(request.session(), &drain.0).await
+                };
                 match reused.and_then(|reused| Gate::next(reused.consume().0)) {
                     Some(next) => gate = next,
                     None => return,

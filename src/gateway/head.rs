@@ -35,7 +35,11 @@ pub struct HeadLimits {
 
 pub enum Head {
     /// A head that passed, and what of its body came with it. The gate is shut behind the request.
-    Request(BytesMut),
+    /// `bodyless`: nothing of the connection but the head belongs to it: no body, no upgrade.
+    Request {
+        buf: BytesMut,
+        bodyless: bool,
+    },
     /// The client is gone or has been idle too long: nothing is owed.
     Closed,
     Refused(Rejection),
@@ -61,8 +65,9 @@ pub async fn read(gate: &mut Gate, limits: &HeadLimits, idle: Duration, drain: &
             Some(end) => {
                 return match check(&buf[..end], limits.fields) {
                     Ok(rest) => {
+                        let bodyless = matches!(rest, Rest::Bytes(0));
                         gate.shut_behind(&mut buf, end, rest);
-                        Head::Request(buf)
+                        Head::Request { buf, bodyless }
                     }
                     Err(rejection) => Head::Refused(rejection),
                 };

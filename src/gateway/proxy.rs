@@ -9,11 +9,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TE, TRANSFER_ENCODING};
 use http::{HeaderValue, Version};
-use pingora::apps::HttpServerOptions;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session, http_proxy};
+use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -21,6 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::access;
 use super::access_log::Sink;
 use super::answer;
+use super::connection::{self, Incoming};
 use super::context::Context;
 use super::exchange;
 use super::forward::{self, Fields};
@@ -57,7 +60,101 @@ pub struct Gateway {
 }
 
 /// `ProxyHttp` over the gateway.
-pub struct Proxy(Gateway);
+pub struct Proxy(Arc<Gateway>);
+
+/// What the proxy listeners serve.
+///
+/// Pingora's `process_new_http` boxes a future with the state of every way to an upstream; moving that costs a bodyless
+/// request as much as its log line. Such a request never needs those ways, so it runs the pipeline by itself.
+pub struct ProxyApp {
+    gateway: Arc<Gateway>,
+    pingora: Arc<HttpProxy<Proxy>>,
+}
+
+#[async_trait]
+impl HttpServerApp for ProxyApp {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        self.pingora.process_new_http(session, shutdown).await
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.pingora.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        self.pingora.server_options()
+    }
+}
+
+impl connection::App for ProxyApp {
+    async fn bodyless(self: &Arc<Self>, request: Incoming<'_>, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        let mut session = request.proxy_session();
+        match session.downstream_session.read_request().await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            // The guard is the stricter parser; should Pingora still refuse, nothing of the request is known.
+            Err(error) => {
+                tracing::debug!(%error, "a request that the guard let through could not be parsed");
+                session.downstream_session.shutdown().await;
+                return None;
+            }
+        }
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        let gateway = &*self.gateway;
+        let mut ctx = gateway.context();
+        let ended = match pipeline::run(gateway, &mut session, &mut ctx).await {
+            Ok(Next::Answered) => Ok(()),
+            // Nothing streams without a body or an upgrade.
+            Ok(Next::Stream) => gateway.refuse(&mut session, &mut ctx, Rejection::Internal).await,
+            Err(Stop::Reject(rejection)) => gateway.refuse(&mut session, &mut ctx, rejection).await,
+            Err(Stop::Broken(error)) => Err(error),
+        };
+        if let Err(error) = &ended {
+            gateway.fail(&mut session, error, &mut ctx).await;
+        }
+        gateway.finish(&mut session, ended.as_ref().err().map(|e| &**e), &mut ctx);
+        if ended.is_err() {
+            return None;
+        }
+        let settings = HttpPersistentSettings::for_session(&session);
+        let reusable = session.downstream_session.finish().await.ok().flatten()?;
+        Some(ReusedHttpStream::from_reusable_stream(reusable, settings))
+    }
+}
+
+impl Gateway {
+    fn context(&self) -> Context {
+        Context::new(self.shared.snapshot.load_full(), Now::read(), self.ids.request_id())
+    }
+
+    async fn refuse(&self, session: &mut Session, ctx: &mut Context, rejection: Rejection) -> Result<()> {
+        Box::pin(answer::reject(session, ctx, &self.shared, rejection)).await
+    }
+
+    /// Answers a failure where that can still be done; the status that the client got, 0 for none.
+    async fn fail(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> u16 {
+        let rejection = ctx.refused.take().or_else(|| exchange::rejection(error));
+        let status = rejection.as_ref().map_or(0, Rejection::status);
+        if let Some(rejection) = rejection {
+            session.set_keepalive(None);
+            if let Err(error) = self.refuse(session, ctx, rejection).await {
+                tracing::debug!(%error, "a refusal could not be sent");
+            }
+        }
+        status
+    }
+
+    fn finish(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        access::finished(session, error, ctx, &self.shared, self.log.as_ref());
+        ctx.release();
+    }
+}
 
 /// HTTP/2 towards clients, bounded.
 pub fn h2_options(server: &config::Server) -> H2Options {
@@ -71,14 +168,15 @@ pub fn h2_options(server: &config::Server) -> H2Options {
     options
 }
 
-pub fn app(gateway: Gateway, server: &config::Server) -> Arc<HttpProxy<Proxy>> {
+pub fn app(gateway: Gateway, server: &config::Server) -> Arc<ProxyApp> {
+    let gateway = Arc::new(gateway);
     let conf = ServerConf {
         threads: 1,
         max_retries: ATTEMPTS,
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Proxy(gateway));
+    let mut proxy = http_proxy(&Arc::new(conf), Proxy(gateway.clone()));
     let mut options = HttpServerOptions::default();
     // Only connections whose first bytes are the HTTP/2 preface come to Pingora's own server.
     options.h2c = true;
@@ -87,7 +185,7 @@ pub fn app(gateway: Gateway, server: &config::Server) -> Arc<HttpProxy<Proxy>> {
     options.h2_idle_timeout = Some(server.keepalive);
     proxy.server_options = Some(options);
     proxy.h2_options = Some(h2_options(server));
-    Arc::new(proxy)
+    Arc::new(ProxyApp { gateway, pingora: Arc::new(proxy) })
 }
 
 impl Proxy {
@@ -96,10 +194,6 @@ impl Proxy {
             Action::Upstream(upstream) => Some(upstream.clone()),
             _ => None,
         }
-    }
-
-    async fn refuse(&self, session: &mut Session, ctx: &mut Context, rejection: Rejection) -> Result<()> {
-        Box::pin(answer::reject(session, ctx, &self.0.shared, rejection)).await
     }
 
     /// The endpoint of the attempt failed; whether another attempt is allowed.
@@ -115,8 +209,7 @@ impl ProxyHttp for Proxy {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        let shared = &self.0.shared;
-        Context::new(shared.snapshot.load_full(), Now::read(), self.0.ids.request_id())
+        self.0.context()
     }
 
     /// None: Pingora's default adds compression, which costs every request.
@@ -126,7 +219,7 @@ impl ProxyHttp for Proxy {
         match pipeline::run(&self.0, session, ctx).await {
             Ok(Next::Answered) => Ok(true),
             Ok(Next::Stream) => Ok(false),
-            Err(Stop::Reject(rejection)) => self.refuse(session, ctx, rejection).await.map(|()| true),
+            Err(Stop::Reject(rejection)) => self.0.refuse(session, ctx, rejection).await.map(|()| true),
             Err(Stop::Broken(error)) => Err(error),
         }
     }
@@ -292,20 +385,12 @@ impl ProxyHttp for Proxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        let rejection = ctx.refused.take().or_else(|| exchange::rejection(error));
-        let status = rejection.as_ref().map_or(0, Rejection::status);
-        if let Some(rejection) = rejection {
-            session.set_keepalive(None);
-            if let Err(error) = self.refuse(session, ctx, rejection).await {
-                tracing::debug!(%error, "a refusal could not be sent");
-            }
-        }
-        FailToProxy { error_code: status, can_reuse_downstream: false }
+        let error_code = self.0.fail(session, error, ctx).await;
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        access::finished(session, error, ctx, &self.0.shared, self.0.log.as_ref());
-        ctx.release();
+        self.0.finish(session, error, ctx);
     }
 
     /// The access log says it.

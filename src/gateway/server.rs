@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use pingora::apps::HttpServerApp;
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit as Place, Semaphore, watch};
@@ -221,7 +220,7 @@ impl Running {
 
 impl<A> Doors<A>
 where
-    A: HttpServerApp + Send + Sync + 'static,
+    A: connection::App,
 {
     fn accept_all(self, watch: &ShutdownWatch) {
         for bound in &self.listeners {
