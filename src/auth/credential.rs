@@ -56,5 +56,6 @@ fn our_bearer(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, rest) = value.as_bytes().split_at_checked("bearer".len())?;
     let token = rest.trim_ascii();
     let ours = [KEY_PREFIX, TOKEN_PREFIX].iter().any(|p| token.starts_with(p.as_bytes()));
-    (scheme.eq_ignore_ascii_case(b"bearer") && rest.starts_with(b" ") && ours).then_some(token)
+    (scheme.eq_ignore_ascii_case(b"bearer") && (rest.starts_with(b" ") || rest.starts_with(b"\t")) && ours)
+        .then_some(token)
 }

@@ -53,9 +53,10 @@ pub async fn send(
     body: Bytes,
 ) -> Result<()> {
     ctx.release();
+    restore_method(session, ctx);
     forward::finish_response(&mut head, ctx)?;
     head.drop_all(&TRANSFER_ENCODING);
-    let method_has_body = *session_method(session) != Method::HEAD;
+    let method_has_body = ctx.method != Method::HEAD;
     let status_has_body = has_body(&Method::GET, head.status);
     if status_has_body {
         head.set(&CONTENT_LENGTH, HeaderValue::from(body.len()))?;
@@ -71,8 +72,11 @@ pub async fn send(
     }
 }
 
-fn session_method(session: &Session) -> &Method {
-    &session.req_header().method
+/// A handler may have changed the method for the upstream; what the client reads is framed by the one it sent.
+pub fn restore_method(session: &mut Session, ctx: &Context) {
+    if session.req_header().method != ctx.method {
+        session.req_header_mut().set_method(ctx.method.clone());
+    }
 }
 
 /// What a handler or module answered.

@@ -51,6 +51,7 @@ pub async fn tenant_api(
         (head, first) = handlers::respond_head(session, ctx, &gateway.shared, head).await?;
     }
     forward::finish_response(&mut head, ctx)?;
+    answer::restore_method(session, ctx);
     let with_body = has_body(&ctx.method, head.status);
     frame(session, &mut head, with_body, first.len())?;
     let length = content_length(&head).map(|n| n.saturating_sub(first.len() as u64));

@@ -63,7 +63,13 @@ impl AsyncRead for Conn {
             buf.put_slice(&self.given_back.split_to(n));
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        let read = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        if read.is_pending() && !self.gathered.is_empty() {
+            // Whoever waits for the client, or for its end while an upstream is slow, has no more to write now.
+            // An error comes up again with the next write.
+            let _ = self.poll_write_out(cx);
+        }
+        read
     }
 }
 

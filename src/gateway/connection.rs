@@ -136,7 +136,8 @@ pub async fn serve<A>(
         return;
     }
     let mut gate = Box::new(Gate::new(stream, ahead));
-    let mut idle = limits.head.deadline.max(limits.head.idle);
+    // A new connection has as long as a head has: places are few, and silence holds one.
+    let mut idle = limits.head.deadline;
     loop {
         match head::read(&mut gate, &limits.head, idle, &mut drain).await {
             Head::Request { buf, bodyless } => {
@@ -169,8 +170,7 @@ pub async fn serve<A>(
 /// `None`: the client is gone. Otherwise what it sent so far, and whether that is the HTTP/2 preface.
 async fn sniff_preface(conn: &mut Conn, limits: &ConnectionLimits, drain: &mut Drain) -> Option<(BytesMut, bool)> {
     let mut buf = BytesMut::with_capacity(2048);
-    let idle = limits.head.deadline.max(limits.head.idle);
-    let first = timeout(idle, drain.or_closing(conn.read_buf(&mut buf))).await;
+    let first = timeout(limits.head.deadline, drain.or_closing(conn.read_buf(&mut buf))).await;
     if !matches!(first, Ok(Some(Ok(n))) if n > 0) {
         return None;
     }

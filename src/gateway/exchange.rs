@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora::protocols::http::ServerSession;
@@ -226,6 +226,11 @@ async fn relay(
     let mut head = ResponseHeader::from(head.as_owned_parts());
     upstream.answered(&connected.endpoint, head.status.as_u16());
     forward::strip_response(&mut head);
+    if session.req_header().method == Method::HEAD && ctx.method != Method::HEAD {
+        // A handler asked for the head alone: its length is not that of what the client gets.
+        head.set(&CONTENT_LENGTH, HeaderValue::from(0))?;
+    }
+    answer::restore_method(session, ctx);
     let with_body = has_body(&ctx.method, head.status);
     let limit = ctx.chain.as_ref().and_then(|chain| chain.buffer_limit());
     if let Some(limit) = limit {

@@ -83,6 +83,12 @@ fn connection_options(map: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     options.map(<[u8]>::trim_ascii).filter(|o| !o.is_empty()).take(MAX_NOMINATED)
 }
 
+/// More options of `Connection` than are looked at: what they name could not be dropped.
+pub fn has_too_many_options(map: &HeaderMap) -> bool {
+    let commas = |v: &HeaderValue| v.as_bytes().iter().filter(|b| **b == b',').count() + 1;
+    map.get_all(CONNECTION).iter().map(commas).sum::<usize>() > MAX_NOMINATED
+}
+
 /// Fields that the gateway adds to a request.
 const ADDED: usize = 8;
 

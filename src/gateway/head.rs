@@ -201,7 +201,8 @@ impl<'a> Framing<'a> {
 
 /// RFC 9112 section 3.2: origin-form, absolute-form whose authority is the `Host`, or `OPTIONS *`.
 fn check_target(method: &str, target: &str, host: Option<&[u8]>) -> Result<(), Rejection> {
-    if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+    // Pingora's parser refuses more than httparse does, without an answer of ours.
+    if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') || target.parse::<http::Uri>().is_err() {
         return Err(malformed("request target"));
     }
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {

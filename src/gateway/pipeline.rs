@@ -96,6 +96,9 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     let upgrade = ctx.upgrade;
     let head = session.req_header_mut();
     forward::forget_case(head);
+    if forward::has_too_many_options(&head.headers) {
+        return Err(Rejection::BadRequest("`Connection` has too many options".into()).into());
+    }
     forward::strip_request(head, upgrade)?;
     if let Some(target) = target {
         head.set_uri(target);
@@ -106,6 +109,8 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     {
         head.set(&HOST, host.clone())?;
     }
+    // Before handlers look: a guest believes a forwarded address as an upstream does.
+    forward::compose_request(head, ctx, &gateway.ids)?;
     if !route.request_headers.is_empty() {
         forward::apply(head, &route.request_headers)?;
     }
@@ -126,7 +131,6 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     }
     match &state.action {
         Action::Upstream(upstream) => {
-            forward::compose_request(session.req_header_mut(), ctx, &gateway.ids)?;
             if !upgrade && (bodyless || held.is_some()) {
                 forward::frame_request(session.req_header_mut(), held.as_ref().map(Bytes::len))?;
                 exchange::run(gateway, session, ctx, upstream, held).await?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TE, TRANSFER_ENCODING};
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Method, Version};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -275,6 +275,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut Context,
     ) -> Result<()> {
         let status = head.status.as_u16();
+        if status == 101 && !ctx.upgrade {
+            ctx.refused = Some(Rejection::UpstreamInvalid("it switches protocols unasked"));
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a 101 to a request without an upgrade").into_up());
+        }
         if status == 101 {
             // Exactly what a WebSocket handshake needs goes back (RFC 6455 section 4.2.2).
             forward::strip_response(head);
@@ -286,6 +290,10 @@ impl ProxyHttp for Proxy {
         if head.status.is_informational() && status != 101 {
             return Ok(());
         }
+        if session.req_header().method == Method::HEAD && ctx.method != Method::HEAD {
+            head.set(&CONTENT_LENGTH, HeaderValue::from(0))?;
+        }
+        answer::restore_method(session, ctx);
         if let (Some(upstream), Some(lease)) = (Self::upstream(ctx), &ctx.lease) {
             upstream.answered(&lease.endpoint, status);
             ctx.endpoint = Some(lease.endpoint.clone());
