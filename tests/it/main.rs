@@ -6,6 +6,7 @@ mod support;
 mod admin;
 mod api;
 mod architecture;
+mod attacks;
 mod auth;
 mod auth_http;
 mod cli;
