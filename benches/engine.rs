@@ -71,7 +71,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
 async fn load(engine: &Arc<Engine>, wasm: &[u8], abi: Abi) -> Arc<LoadedModule> {
     let inspected = engine.inspect(wasm, Some(abi), 64 * MIB, &limits()).expect("the guest is valid");
     let bytes = Bytes::copy_from_slice(wasm);
-    engine.install(bytes, &inspected, Compiler::Cranelift).await.expect("the guest compiles");
+    engine.install(bytes, &inspected, Compiler::Optimising).await.expect("the guest compiles");
     engine.load(inspected.digest, inspected.abi, &inspected.shape).await.expect("the guest loads")
 }
 

@@ -308,7 +308,7 @@ async fn store(
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
 
     let size_bytes = wasm.len() as u64;
-    api.app.shared.engine.install(wasm, &inspected, Compiler::Cranelift).await.map_err(not_installed)?;
+    api.app.shared.engine.install(wasm, &inspected, Compiler::Optimising).await.map_err(not_installed)?;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,

@@ -78,8 +78,6 @@ pub struct ModuleShape {
     /// Declared minimum of its memory, in bytes; 0 without one.
     pub memory_min_bytes: u64,
     pub memory_max_bytes: Option<u64>,
-    /// It uses 128-bit SIMD, which only the optimising compiler supports.
-    pub simd: bool,
     pub has_start: bool,
 }
 

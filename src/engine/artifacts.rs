@@ -92,8 +92,8 @@ impl Artifacts {
     pub fn remove(&self, digest: Digest) -> io::Result<()> {
         let paths = [
             self.module_path(digest),
-            self.artifact_path(digest, Compiler::Singlepass),
-            self.artifact_path(digest, Compiler::Cranelift),
+            self.artifact_path(digest, Compiler::Fast),
+            self.artifact_path(digest, Compiler::Optimising),
         ];
         for path in paths {
             match fs::remove_file(path) {
@@ -110,12 +110,12 @@ impl Artifacts {
     }
 
     fn artifact_path(&self, digest: Digest, compiler: Compiler) -> PathBuf {
-        self.artifacts.join(format!("{}.{}", digest.hex(), name(compiler)))
+        self.artifacts.join(format!("{}.{}", digest.hex(), compiler.as_str()))
     }
 
     fn mac(&self, digest: Digest, compiler: Compiler, artifact: &[u8]) -> [u8; MAC_BYTES] {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
-        for part in [FORMAT, WASMER, self.target.as_bytes(), &digest.0, name(compiler).as_bytes(), artifact] {
+        for part in [FORMAT, WASMER, self.target.as_bytes(), &digest.0, compiler.as_str().as_bytes(), artifact] {
             // Lengths keep the parts apart.
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);
@@ -158,11 +158,4 @@ fn remove_temporaries(dir: &Path) -> io::Result<()> {
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
-}
-
-fn name(compiler: Compiler) -> &'static str {
-    match compiler {
-        Compiler::Singlepass => "singlepass",
-        Compiler::Cranelift => "cranelift",
-    }
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use wasmer::sys::{CompilerConfig, Cranelift, EngineBuilder, NativeEngineExt, Singlepass};
+use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, NativeEngineExt};
 use wasmer_types::Features;
 
 use crate::domain::NotLoadable;
@@ -145,8 +145,8 @@ impl Compilers {
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(&MAGIC);
         header.push(match compiler {
-            Compiler::Singlepass => 0,
-            Compiler::Cranelift => 1,
+            Compiler::Fast => 0,
+            Compiler::Optimising => 1,
         });
         header.extend_from_slice(&self.config.cpu.as_secs().max(1).to_le_bytes());
         header.extend_from_slice(&self.config.memory_bytes.to_le_bytes());
@@ -213,8 +213,8 @@ fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
     input.read_exact(&mut header)?;
     let number = |at: usize| header[at..at + 8].try_into().map(u64::from_le_bytes).map_err(|_| bad());
     let compiler = match (header.starts_with(&MAGIC), header[4]) {
-        (true, 0) => Compiler::Singlepass,
-        (true, 1) => Compiler::Cranelift,
+        (true, 0) => Compiler::Fast,
+        (true, 1) => Compiler::Optimising,
         _ => return Err(bad()),
     };
     let (cpu, memory, len) = (number(5)?, number(13)?, number(21)?);
@@ -234,20 +234,14 @@ fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
 
 fn compile(wasm: &[u8], compiler: Compiler) -> Result<Vec<u8>, String> {
     let wasm = instrument(wasm).map_err(|e| e.to_string())?;
+    let mut cranelift = Cranelift::new();
+    cranelift.opt_level(match compiler {
+        Compiler::Fast => CraneliftOptLevel::None,
+        Compiler::Optimising => CraneliftOptLevel::Speed,
+    });
     // One thread: how many compile at once is the parent's choice.
-    let threads = NonZero::<usize>::MIN;
-    let config: Box<dyn CompilerConfig> = match compiler {
-        Compiler::Singlepass => {
-            let mut singlepass = Singlepass::new();
-            singlepass.num_threads(threads);
-            Box::new(singlepass)
-        }
-        Compiler::Cranelift => {
-            let mut cranelift = Cranelift::new();
-            cranelift.num_threads(threads);
-            Box::new(cranelift)
-        }
-    };
+    cranelift.num_threads(NonZero::<usize>::MIN);
+    let config: Box<dyn CompilerConfig> = Box::new(cranelift);
     let mut engine: wasmer::Engine = EngineBuilder::new(config).set_features(Some(features())).engine().into();
     engine.set_tunables(GuestTunables);
     let module = wasmer::Module::new(&engine, wasm).map_err(|e| e.to_string())?;

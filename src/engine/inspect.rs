@@ -80,10 +80,8 @@ pub fn inspect(
     limits: &Limits,
 ) -> Result<(Abi, ModuleShape), NotLoadable> {
     check_format(bytes, max_bytes)?;
-    let mut scan =
-        Scan { limits, shape: ModuleShape::default(), types: Vec::new(), functions: Vec::new(), simd: false };
+    let mut scan = Scan { limits, shape: ModuleShape::default(), types: Vec::new(), functions: Vec::new() };
     scan.module(bytes)?;
-    scan.shape.simd = scan.simd;
     let abi = abi::detect(&scan.shape, declared)?;
     Ok((abi, scan.shape))
 }
@@ -111,7 +109,6 @@ struct Scan<'l> {
     types: Vec<(Vec<ValType>, Vec<ValType>)>,
     /// Type index of each function, imported ones first.
     functions: Vec<u32>,
-    simd: bool,
 }
 
 impl Scan<'_> {
@@ -169,7 +166,6 @@ impl Scan<'_> {
                         );
                         refuse(NotLoadableKind::CompileLimit, detail)?;
                     }
-                    self.simd |= ty.params().iter().chain(ty.results()).any(|t| *t == ValType::V128);
                     self.types.push((ty.params().to_vec(), ty.results().to_vec()));
                 }
             }
@@ -215,11 +211,6 @@ impl Scan<'_> {
             Payload::MemorySection(section) => {
                 for memory in section {
                     self.memory(memory?)?;
-                }
-            }
-            Payload::GlobalSection(section) => {
-                for global in section {
-                    self.simd |= global?.ty.content_type == ValType::V128;
                 }
             }
             Payload::ExportSection(section) => {
@@ -298,8 +289,7 @@ impl Scan<'_> {
         let mut locals = 0u64;
         let reader = body.get_locals_reader().map_err(|e| invalid(bytes, &e))?;
         for group in reader {
-            let (n, ty) = group.map_err(|e| invalid(bytes, &e))?;
-            self.simd |= ty == ValType::V128;
+            let (n, _) = group.map_err(|e| invalid(bytes, &e))?;
             locals += u64::from(n);
             if locals > MAX_LOCALS {
                 return over("locals", locals, MAX_LOCALS);
@@ -324,9 +314,6 @@ impl Scan<'_> {
                 let detail = format!("an expression has more than {MAX_OPERANDS} values on its stack");
                 return refuse(NotLoadableKind::CompileLimit, detail);
             }
-            // Every SIMD instruction but stores and lane extractions leaves a v128, and those take one that some other
-            // instruction, a local, a global or a parameter gave.
-            self.simd = self.simd || checker.get_operand_type(0).flatten() == Some(ValType::V128);
         }
         operators.finish().map_err(|e| invalid(bytes, &e))
     }

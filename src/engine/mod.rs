@@ -82,18 +82,18 @@ pub struct Inspected {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compiler {
-    /// Fast to compile; for modules run once.
-    Singlepass,
-    /// Fast to run; for uploads. SIMD modules always take it.
-    Cranelift,
+    /// Cranelift without optimisation: fast to compile; for modules run once.
+    Fast,
+    /// Cranelift at its default level: fast to run; for uploads.
+    Optimising,
 }
 
 impl Compiler {
-    /// The label in metrics.
+    /// The label in metrics, and the suffix of artifacts.
     pub fn as_str(self) -> &'static str {
         match self {
-            Compiler::Singlepass => "singlepass",
-            Compiler::Cranelift => "cranelift",
+            Compiler::Fast => "cranelift-fast",
+            Compiler::Optimising => "cranelift",
         }
     }
 }
@@ -220,7 +220,6 @@ impl Engine {
         compiler: Compiler,
     ) -> Result<(), InstallError> {
         let digest = inspected.digest;
-        let compiler = fitting(compiler, &inspected.shape);
         let _turn = self.modules.turn(digest).await;
         let installed = self
             .blocking(move |artifacts| {
@@ -254,16 +253,16 @@ impl Engine {
             return Ok(module);
         }
         let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
-        let artifact = match self.stored_artifact(digest, shape).await.map_err(not_loadable)? {
+        let artifact = match self.stored_artifact(digest).await.map_err(not_loadable)? {
             Some(artifact) => artifact,
-            None => self.recompile(digest, shape).await.map_err(not_loadable)?,
+            None => self.recompile(digest).await.map_err(not_loadable)?,
         };
         let module = load_blocking(artifact, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
         self.modules.put(module.clone());
         Ok(module)
     }
 
-    /// Compiles (Singlepass) and loads without storing the bytes; kept in a bounded memory cache by digest.
+    /// Compiles fast and loads without storing the bytes; kept in a bounded memory cache by digest.
     pub async fn load_inline(
         self: &Arc<Self>,
         bytes: Bytes,
@@ -278,7 +277,7 @@ impl Engine {
         if let Some(module) = known() {
             return Ok(module);
         }
-        let artifact = self.compilers.compile(&bytes, fitting(Compiler::Singlepass, shape)).await?;
+        let artifact = self.compilers.compile(&bytes, Compiler::Fast).await?;
         let module = load_blocking(Trusted(artifact), *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
         self.modules.put_inline(module.clone());
         Ok(module)
@@ -375,11 +374,8 @@ impl Engine {
     }
 
     /// The best artifact on disk.
-    async fn stored_artifact(&self, digest: Digest, shape: &ModuleShape) -> Result<Option<Trusted>, InstallError> {
-        for compiler in [Compiler::Cranelift, Compiler::Singlepass] {
-            if fitting(compiler, shape) != compiler {
-                continue;
-            }
+    async fn stored_artifact(&self, digest: Digest) -> Result<Option<Trusted>, InstallError> {
+        for compiler in [Compiler::Optimising, Compiler::Fast] {
             match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
                 Stored::Good(bytes) => return Ok(Some(Trusted(bytes.into()))),
                 Stored::Missing => {}
@@ -392,8 +388,8 @@ impl Engine {
         Ok(None)
     }
 
-    async fn recompile(&self, digest: Digest, shape: &ModuleShape) -> Result<Trusted, InstallError> {
-        let compiler = fitting(Compiler::Cranelift, shape);
+    async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
+        let compiler = Compiler::Optimising;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
         let artifact = self.compilers.compile(&bytes, compiler).await?;
         let stored = artifact.clone();
@@ -417,11 +413,6 @@ impl Engine {
             _ => InstallError::Io(format!("the data directory: {e}")),
         })
     }
-}
-
-/// SIMD needs the optimising compiler.
-fn fitting(wanted: Compiler, shape: &ModuleShape) -> Compiler {
-    if shape.simd { Compiler::Cranelift } else { wanted }
 }
 
 async fn load_blocking(

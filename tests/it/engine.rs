@@ -72,12 +72,12 @@ impl Kit {
     ) -> Result<Arc<LoadedModule>, NotLoadable> {
         let inspected = self.engine.inspect(&bytes, abi, 64 * MIB, &limits())?;
         match compiler {
-            Compiler::Singlepass => match self.engine.load_inline(bytes, &inspected).await {
+            Compiler::Fast => match self.engine.load_inline(bytes, &inspected).await {
                 Ok(module) => Ok(module),
                 Err(InstallError::NotLoadable(e)) => Err(e),
                 Err(e) => panic!("{e}"),
             },
-            Compiler::Cranelift => match self.engine.install(bytes, &inspected, compiler).await {
+            Compiler::Optimising => match self.engine.install(bytes, &inspected, compiler).await {
                 Ok(()) => Ok(self.engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap()),
                 Err(InstallError::NotLoadable(e)) => Err(e),
                 Err(e) => panic!("{e}"),
@@ -86,7 +86,7 @@ impl Kit {
     }
 
     async fn load(&self, wat: &str) -> Arc<LoadedModule> {
-        self.try_load(wat, None, Compiler::Singlepass).await.unwrap()
+        self.try_load(wat, None, Compiler::Fast).await.unwrap()
     }
 
     fn refusal(&self, wat: &str) -> NotLoadable {
@@ -253,18 +253,18 @@ async fn assert_ends_in_time(kit: &Kit, name: &str, wat: &str, compiler: Compile
 }
 
 #[tokio::test]
-async fn every_shape_of_loop_meets_the_deadline_with_singlepass() {
+async fn every_shape_of_loop_meets_the_deadline_compiled_fast() {
     let kit = Kit::new();
     for (name, wat) in LOOPS {
-        assert_ends_in_time(&kit, name, wat, Compiler::Singlepass).await;
+        assert_ends_in_time(&kit, name, wat, Compiler::Fast).await;
     }
 }
 
 #[tokio::test]
-async fn every_shape_of_loop_meets_the_deadline_with_cranelift() {
+async fn every_shape_of_loop_meets_the_deadline_optimised() {
     let kit = Kit::new();
     for (name, wat) in LOOPS {
-        assert_ends_in_time(&kit, name, wat, Compiler::Cranelift).await;
+        assert_ends_in_time(&kit, name, wat, Compiler::Optimising).await;
     }
 }
 
@@ -300,10 +300,10 @@ fn number(n: u32) -> Input {
 }
 
 #[tokio::test]
-async fn fuel_is_the_same_with_both_compilers_and_on_every_run() {
+async fn fuel_is_the_same_at_both_levels_and_on_every_run() {
     let kit = Kit::new();
     let mut seen = Vec::new();
-    for compiler in [Compiler::Singlepass, Compiler::Cranelift] {
+    for compiler in [Compiler::Fast, Compiler::Optimising] {
         let other = kit.dir.path().join(format!("{compiler:?}"));
         let engine = open(other, [7; 32], config());
         let bytes = Bytes::from(wat::parse_str(SIEVE).unwrap());
@@ -446,7 +446,7 @@ async fn traps_end_the_guest_alone() {
             r#"(module (memory 1) (table 1 funcref) (func $deep (call $deep)) (func $inner {body})
                (func (export "run") (call $inner)))"#
         );
-        for compiler in [Compiler::Singlepass, Compiler::Cranelift] {
+        for compiler in [Compiler::Fast, Compiler::Optimising] {
             let module = kit.try_load(&wat, None, compiler).await.unwrap();
             let finished = kit.run(&module, limits(), Input::default()).await;
             match failure(&finished) {
@@ -621,7 +621,7 @@ async fn a_compiler_without_time_or_memory_refuses_the_module() {
         let kit = Kit::with(wasmgate::config::Engine { compile, ..config() });
         let inspected = kit.engine.inspect(&bytes, None, 64 * MIB, &limits()).unwrap();
         let begun = Instant::now();
-        match kit.engine.install(bytes.clone(), &inspected, Compiler::Cranelift).await {
+        match kit.engine.install(bytes.clone(), &inspected, Compiler::Optimising).await {
             Err(InstallError::NotLoadable(e)) => assert_refused(&e, CompileLimit, "compile"),
             other => panic!("{other:?}"),
         }
@@ -641,7 +641,7 @@ async fn a_tampered_artifact_is_never_loaded() {
     let kit = Kit::new();
     let bytes = Bytes::from(wat::parse_str(SIEVE).unwrap());
     let inspected = kit.engine.inspect(&bytes, None, MIB, &limits()).unwrap();
-    kit.engine.install(bytes, &inspected, Compiler::Cranelift).await.unwrap();
+    kit.engine.install(bytes, &inspected, Compiler::Optimising).await.unwrap();
     let [artifact] = files(&kit, "artifacts").try_into().unwrap();
     let good = std::fs::read(&artifact).unwrap();
     let mut cases: Vec<Vec<u8>> =
@@ -664,7 +664,7 @@ async fn a_tampered_artifact_is_never_loaded() {
     let engine = open(kit.dir.path().to_owned(), [8; 32], config());
     engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
     assert_eq!(engine.stats().artifacts_rejected, 1);
-    let other = kit.try_load(GROW, None, Compiler::Cranelift).await.unwrap();
+    let other = kit.try_load(GROW, None, Compiler::Optimising).await.unwrap();
     let other_path = artifact.with_file_name(format!("{}.cranelift", other.digest().hex()));
     std::fs::copy(&other_path, &artifact).unwrap();
     let engine = open(kit.dir.path().to_owned(), [7; 32], config());
@@ -675,7 +675,7 @@ async fn a_tampered_artifact_is_never_loaded() {
 #[tokio::test]
 async fn a_version_can_be_removed_and_temporaries_go_at_start() {
     let kit = Kit::new();
-    let module = kit.try_load(SIEVE, None, Compiler::Cranelift).await.unwrap();
+    let module = kit.try_load(SIEVE, None, Compiler::Optimising).await.unwrap();
     assert_eq!((files(&kit, "modules").len(), files(&kit, "artifacts").len()), (1, 1));
     std::fs::write(kit.dir.path().join("modules/.tmp-1-1"), b"torn").unwrap();
     let again = open(kit.dir.path().to_owned(), [7; 32], config());
@@ -803,7 +803,7 @@ async fn a_command_in_c_sees_its_arguments_environment_and_input() {
         return;
     };
     let kit = Kit::new();
-    for compiler in [Compiler::Singlepass, Compiler::Cranelift] {
+    for compiler in [Compiler::Fast, Compiler::Optimising] {
         let module = kit.load_bytes(bytes.clone(), None, compiler).await.unwrap();
         assert_eq!(module.abi(), Abi::Command);
         let input = Input {
@@ -837,7 +837,7 @@ async fn a_cgi_guest_in_c_answers() {
         return;
     };
     let kit = Kit::new();
-    let module = kit.load_bytes(bytes, Some(Abi::Cgi), Compiler::Singlepass).await.unwrap();
+    let module = kit.load_bytes(bytes, Some(Abi::Cgi), Compiler::Fast).await.unwrap();
     let input = Input {
         env: vec![("PATH_INFO".into(), "/a/b".into())],
         stdin: Bytes::from_static(b"\xff\x00body"),
@@ -911,7 +911,7 @@ async fn core_functions_take_and_give_numbers() {
 async fn a_core_module_has_a_fixed_entry_order() {
     let kit = Kit::new();
     let answer = async |wat: &str| {
-        let module = kit.try_load(wat, Some(Abi::Core), Compiler::Singlepass).await.unwrap();
+        let module = kit.try_load(wat, Some(Abi::Core), Compiler::Fast).await.unwrap();
         kit.run(&module, limits(), Input::default()).await.result.map(|o| o.values)
     };
     let f = |name: &str, n: i32| format!(r#"(func (export "{name}") (result i32) (i32.const {n}))"#);
@@ -923,16 +923,15 @@ async fn a_core_module_has_a_fixed_entry_order() {
 }
 
 #[tokio::test]
-async fn simd_modules_take_the_optimising_compiler() {
+async fn simd_runs_at_both_levels() {
     let kit = Kit::new();
-    let module = kit
-        .load(
-            r#"(module (func (export "run") (param i32) (result i32)
-               (i32x4.extract_lane 2 (i32x4.add (i32x4.splat (local.get 0)) (i32x4.splat (i32.const 1))))))"#,
-        )
-        .await;
-    assert!(module.shape().simd);
-    assert_eq!(kit.run(&module, limits(), number(41)).await.result.unwrap().values, [serde_json::json!(42)]);
+    let wat = r#"(module (func (export "run") (param i32) (result i32)
+        (i32x4.extract_lane 2 (i32x4.add (i32x4.splat (local.get 0)) (i32x4.splat (i32.const 1))))))"#;
+    for compiler in [Compiler::Fast, Compiler::Optimising] {
+        let module = kit.try_load(wat, None, compiler).await.unwrap();
+        let values = kit.run(&module, limits(), number(41)).await.result.unwrap().values;
+        assert_eq!(values, [serde_json::json!(42)], "{compiler:?}");
+    }
 }
 
 // ---------------------------------------------------------------- the pool and the inline lane
