@@ -208,6 +208,9 @@ async fn build_snapshot(
     let mut tiers: HashMap<Name, Arc<Tier>> =
         config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
     for tier in store.tiers().await? {
+        if tiers.get(&tier.name).is_some_and(|configured| **configured != tier) {
+            tracing::warn!(tier = %tier.name, "the tier is as it was set through the admin API, not as configured");
+        }
         tiers.insert(tier.name.clone(), Arc::new(tier));
     }
     let mut modules = HashMap::new();

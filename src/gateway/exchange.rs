@@ -63,7 +63,7 @@ pub async fn run(
                     upstream.failed(&endpoint);
                 }
                 let (upstream, endpoint) = (upstream.name(), &endpoint.label);
-                tracing::debug!(upstream, %endpoint, error = %failure.error, "attempt failed");
+                tracing::warn!(upstream, %endpoint, error = %failure.error, "attempt failed");
                 let free = failure.stale && std::mem::take(&mut stale_left);
                 if failure.again && (free || retries > 0) {
                     retries -= u32::from(!free);

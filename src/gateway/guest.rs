@@ -15,6 +15,7 @@ use super::forward::Fields;
 use super::handlers::{self, Passed, RouteHandler, record, rejection_of};
 use super::pipeline::Stop;
 use super::proxy::Gateway;
+use crate::config::Segment;
 use crate::domain::{Abi, GuestFailure, Limits, Phase, Rejection};
 use crate::engine::{Engine, Finished, Input, Job, Output};
 
@@ -145,6 +146,23 @@ fn command_env(session: &Session, ctx: &Context, handler: &RouteHandler) -> Env 
     env
 }
 
+/// How much of the path names the program (RFC 3875 section 4.1.13): what a prefix route matches by its literal segments.
+/// None of it when the route is no prefix or a rewrite has changed the path.
+fn script_length(ctx: &Context, path: &str) -> usize {
+    let segments = ctx.route().map_or(&[][..], |route| &route.matches.path.segments);
+    let Some((Segment::Rest(None), literals)) = segments.split_last() else { return 0 };
+    let mut length = 0;
+    for segment in literals {
+        let Segment::Literal(text) = segment else { return 0 };
+        let rest = path[length..].strip_prefix('/').and_then(|rest| rest.strip_prefix(text.as_str()));
+        match rest {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => length = path.len() - rest.len(),
+            _ => return 0,
+        }
+    }
+    length
+}
+
 /// RFC 3875 section 4.1.
 fn cgi_env(session: &Session, ctx: &Context, handler: &RouteHandler, length: usize) -> Env {
     let head = session.req_header();
@@ -155,6 +173,7 @@ fn cgi_env(session: &Session, ctx: &Context, handler: &RouteHandler, length: usi
         _ => (host, if ctx.tls { "443" } else { "80" }),
     };
     let path = head.uri.path();
+    let (script, info) = path.split_at(script_length(ctx, path));
     let protocol = match head.version {
         http::Version::HTTP_2 => "HTTP/2.0",
         http::Version::HTTP_10 => "HTTP/1.0",
@@ -166,8 +185,8 @@ fn cgi_env(session: &Session, ctx: &Context, handler: &RouteHandler, length: usi
         ("SERVER_NAME", name),
         ("SERVER_PORT", port),
         ("SERVER_PROTOCOL", protocol),
-        ("SCRIPT_NAME", ""),
-        ("PATH_INFO", path),
+        ("SCRIPT_NAME", script),
+        ("PATH_INFO", info),
         ("REQUEST_URI", head.uri.path_and_query().map_or(path, |p| p.as_str())),
     ];
     env.extend(fixed.map(|(name, value)| (name.to_owned(), value.to_owned())));

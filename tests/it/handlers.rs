@@ -39,6 +39,24 @@ fn a_cgi_module_answers() {
     assert_eq!(gw.request("HEAD", "/cgi").send().expect(200).body, b"");
 }
 
+/// RFC 3875 sections 4.1.5 and 4.1.13.
+#[test]
+fn the_path_is_split_into_the_program_and_what_follows() {
+    let env = wat(include_str!("../../examples/cgi-env/env.wat"));
+    let target = "target.handler = { module = \"acme/env\" }\nauth = \"none\"";
+    let routes = route("tools", format!("match.path_prefix = \"/tools/env\"\n{target}"))
+        + &route("exact", format!("match.path = \"/exact\"\n{target}"));
+    let gw = Gateway::with_modules("", &[("acme/env", "cgi", &env)], &routes);
+    for (target, script, info) in
+        [("/tools/env/a/b?x=1", "/tools/env", "/a/b"), ("/tools/env", "/tools/env", ""), ("/exact", "", "/exact")]
+    {
+        let text = gw.get(target).send().expect(200).text();
+        let lines: Vec<_> =
+            text.lines().filter(|l| l.starts_with("SCRIPT_NAME=") || l.starts_with("PATH_INFO=")).collect();
+        assert_eq!(lines, [format!("SCRIPT_NAME={script}"), format!("PATH_INFO={info}")], "{target}");
+    }
+}
+
 #[test]
 fn a_cgi_module_that_breaks_the_rules_is_502_and_nothing_of_it_gets_out() {
     let handler = route(
