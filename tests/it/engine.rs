@@ -940,7 +940,8 @@ const SPIN: &str = r#"(module (func (export "run") (loop (br 0))))"#;
 
 #[tokio::test]
 async fn one_owner_cannot_take_every_thread() {
-    let kit = Kit::with(wasmgate::config::Engine { threads: 2, per_owner: 1, ..config() });
+    // Half of the threads is the most, whatever `per_owner` says.
+    let kit = Kit::with(wasmgate::config::Engine { threads: 2, per_owner: 2, ..config() });
     let (spin, quick) = (kit.load(SPIN).await, kit.load(SIEVE).await);
     let slow = Limits { wall_ms: Duration::from_millis(400), ..limits() };
     let spins =
@@ -955,6 +956,30 @@ async fn one_owner_cannot_take_every_thread() {
     let (spins, took) = tokio::join!(spins, others);
     assert!(spins.iter().all(|f| *failure(f) == GuestFailure::Deadline));
     assert!(took < Duration::from_millis(400), "{took:?}");
+}
+
+#[tokio::test]
+async fn owners_that_fill_their_shares_leave_places_by_default() {
+    let kit = Kit::with(wasmgate::config::Engine { threads: 0, per_owner: 4, ..config() });
+    let (spin, quick) = (kit.load(SPIN).await, kit.load(SIEVE).await);
+    let wall = Duration::from_secs(3);
+    let slow = Limits { wall_ms: wall, ..limits() };
+    let begun = Instant::now();
+    let loops = futures_util::future::join_all((0..8).map(|n| {
+        let (kit, spin, slow) = (&kit, &spin, slow.clone());
+        async move { kit.run_as(["evil", "worse"][n % 2], spin, slow, Input::default()).await }
+    }));
+    let other = async {
+        while kit.engine.stats().guests_running < 8 {
+            assert!(begun.elapsed() < wall, "the loops are not under way: {:?}", kit.engine.stats());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(kit.run_as("acme", &quick, limits(), number(10)).await.result.is_ok());
+        begun.elapsed()
+    };
+    let (loops, took) = tokio::join!(loops, other);
+    assert!(loops.iter().all(|f| *failure(f) == GuestFailure::Deadline));
+    assert!(took < wall / 2, "{took:?}");
 }
 
 #[tokio::test]
