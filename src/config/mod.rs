@@ -120,12 +120,12 @@ pub enum LogFormat {
 
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// Guest threads; 0: one a core, at least 2.
+    /// Guest threads; 0: eight a core, at least 16.
     pub threads: usize,
     /// Runs that may wait for a guest thread.
     pub queue: usize,
     pub queue_timeout: Duration,
-    /// Runs on guest threads at once of one owner.
+    /// Runs on guest threads at once of one owner; never more than half of the threads.
     pub per_owner: usize,
     /// Guest memory of the whole process.
     pub memory_budget_bytes: u64,

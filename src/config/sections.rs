@@ -163,8 +163,8 @@ pub fn engine(t: &Table<'_>) -> Engine {
         vm_requests: t.get("vm_requests", 10_000, int(1..=1_000_000_000)),
         artifact_cache_bytes: t.get("artifact_cache", GIB, size(MIB..=1024 * GIB)),
         compile: t.section("compile", |t| Compile {
-            processes: t.get("processes", 1, int(1..=64)),
-            cpu: t.get("cpu", secs(60), duration(secs(1)..=HOUR)),
+            processes: t.get("processes", 2, int(1..=64)),
+            cpu: t.get("cpu", secs(20), duration(secs(1)..=HOUR)),
             memory_bytes: t.get("memory", GIB, size(256 * MIB..=64 * GIB)),
         }),
     }

@@ -33,6 +33,10 @@ pub const VERB: &str = "__compile";
 const MAGIC: [u8; 4] = *b"WGC1";
 /// Magic, compiler, CPU seconds, address space bytes, module bytes.
 const HEADER: usize = 4 + 1 + 8 + 8 + 8;
+/// How long an upload or an inline module waits for a process; its caller is told to come back then.
+pub const CALLER_WAIT: Duration = Duration::from_secs(5);
+/// How long a stored module that is compiled anew waits: nobody could bring it again.
+pub const STORED_WAIT: Duration = Duration::from_secs(60);
 /// Compiles that may wait for a process, for each process.
 const QUEUE_PER_PROCESS: usize = 16;
 /// Bytes of an artifact; 100 MiB modules at eleven times their size don't get through the CPU limit anyhow.
@@ -81,11 +85,13 @@ impl Compilers {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// The artifact of a module that passed inspection.
-    pub async fn compile(&self, wasm: &[u8], compiler: Compiler) -> Result<Bytes, InstallError> {
+    /// The artifact of a module that passed inspection, once there is a process for it within `wait`. Dropping the future
+    /// kills the process.
+    pub async fn compile(&self, wasm: &[u8], compiler: Compiler, wait: Duration) -> Result<Bytes, InstallError> {
         let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
             .ok_or(InstallError::Busy)?;
-        let _permit = self.permits.acquire().await.map_err(|_| InstallError::Busy)?;
+        let permit = tokio::time::timeout(wait, self.permits.acquire()).await.map_err(|_| InstallError::Busy)?;
+        let _permit = permit.map_err(|_| InstallError::Busy)?;
         self.running.fetch_add(1, Ordering::Relaxed);
         let _running = Running(&self.running);
         let deadline = self.config.cpu * WALL_PER_CPU + Duration::from_secs(1);

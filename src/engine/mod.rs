@@ -230,7 +230,7 @@ impl Engine {
         if installed {
             return Ok(());
         }
-        let artifact = self.compilers.compile(&bytes, compiler).await?;
+        let artifact = self.compilers.compile(&bytes, compiler, compile::CALLER_WAIT).await?;
         self.blocking(move |artifacts| {
             artifacts.write_module(digest, &bytes)?;
             artifacts.write_artifact(digest, compiler, &artifact)
@@ -277,7 +277,7 @@ impl Engine {
         if let Some(module) = known() {
             return Ok(module);
         }
-        let artifact = self.compilers.compile(&bytes, Compiler::Fast).await?;
+        let artifact = self.compilers.compile(&bytes, Compiler::Fast, compile::CALLER_WAIT).await?;
         let module = load_blocking(Trusted(artifact), *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
         self.modules.put_inline(module.clone());
         Ok(module)
@@ -391,7 +391,7 @@ impl Engine {
     async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Optimising;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = self.compilers.compile(&bytes, compiler).await?;
+        let artifact = self.compilers.compile(&bytes, compiler, compile::STORED_WAIT).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
         if let Err(e) = written {

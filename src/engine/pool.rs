@@ -1,7 +1,7 @@
 //! Guest threads: a fixed number, a bounded queue, and turns between owners.
 //!
-//! Invariant: at most `per_owner` runs of one owner are on threads at once, owners that wait take turns, and a full
-//! queue refuses at once. Nothing that waited too long, or whose caller is gone, is run.
+//! Invariant: at most `per_owner` runs of one owner, and never more than half of the threads, are under way at once;
+//! owners that wait take turns, and a full queue refuses at once. Nothing that waited too long, or whose caller is gone, is run.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,6 +16,10 @@ use super::sys;
 
 /// Guests give way to the proxy's own threads.
 const NICE: i32 = 5;
+/// A guest may loop or sleep for as long as its deadline allows, so a thread is a place more than it is a core: the
+/// system shares the cores out among those that run.
+const THREADS_PER_CORE: usize = 8;
+const MIN_THREADS: usize = 16;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -66,11 +70,11 @@ pub struct Busy {
 impl Pool {
     pub fn start(config: &crate::config::Engine) -> std::io::Result<Pool> {
         let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
-        let count = if config.threads == 0 { cores.max(2) } else { config.threads };
+        let count = if config.threads == 0 { (cores * THREADS_PER_CORE).max(MIN_THREADS) } else { config.threads };
         let shared = Arc::new(Shared {
             state: Mutex::new(State::default()),
             wake: Condvar::new(),
-            per_owner: config.per_owner.max(1),
+            per_owner: config.per_owner.min(count / 2).max(1),
             max_queued: config.queue,
         });
         let pool =

@@ -934,13 +934,88 @@ async fn simd_runs_at_both_levels() {
     }
 }
 
+// ---------------------------------------------------------------- the compiler's processes
+
+/// A compiler that never ends and leaves its process id in `hung`.
+fn hanging_compiler(dir: &std::path::Path) -> PathBuf {
+    let (exe, hung) = (dir.join("compiler"), dir.join("hung"));
+    // Written by another process: a descriptor that some fork of this one inherits would make the file busy.
+    let script = format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}; exec sleep 300\n", hung.display());
+    let made = std::process::Command::new("sh")
+        .args(["-c", r#"printf '%s' "$1" > "$2" && chmod +x "$2""#, "sh", &script])
+        .arg(&exe)
+        .status();
+    assert!(made.unwrap().success());
+    exe
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_compile_waits_for_a_process_in_bounds_and_dies_with_its_caller() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.compile.processes = 1;
+    let compiler_exe = hanging_compiler(dir.path());
+    let engine =
+        Engine::new(Settings { data_dir: dir.path().join("data"), artifact_key: [7; 32], compiler_exe, config })
+            .unwrap();
+    let install = |wat: &str| {
+        let (engine, bytes) = (engine.clone(), Bytes::from(wat::parse_str(wat).unwrap()));
+        async move {
+            let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
+            engine.install(bytes, &inspected, Compiler::Optimising).await
+        }
+    };
+    let hanging = tokio::spawn(install(SIEVE));
+    let hung = dir.path().join("hung");
+    until("the compiler does not start", || hung.exists()).await;
+    let process = PathBuf::from("/proc").join(std::fs::read_to_string(&hung).unwrap().trim());
+    assert!(process.exists());
+
+    let begun = Instant::now();
+    assert!(matches!(install(SPIN).await, Err(InstallError::Busy)));
+    let waited = begun.elapsed();
+    assert!((Duration::from_secs(5)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
+
+    hanging.abort();
+    until("the compiler outlives the upload", || !process.exists()).await;
+    until("it still counts as running", || engine.stats().compiling == 0).await;
+}
+
+#[tokio::test]
+async fn a_compiler_that_hangs_is_killed_at_its_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.compile.cpu = Duration::from_secs(1);
+    let compiler_exe = hanging_compiler(dir.path());
+    let engine =
+        Engine::new(Settings { data_dir: dir.path().join("data"), artifact_key: [7; 32], compiler_exe, config })
+            .unwrap();
+    let bytes = Bytes::from(wat::parse_str(SIEVE).unwrap());
+    let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
+    match engine.install(bytes, &inspected, Compiler::Optimising).await {
+        Err(InstallError::NotLoadable(e)) => assert_eq!(e.kind, NotLoadableKind::CompileLimit),
+        other => panic!("{other:?}"),
+    }
+    let process = PathBuf::from("/proc").join(std::fs::read_to_string(dir.path().join("hung")).unwrap().trim());
+    until("the compiler outlives its deadline", || !process.exists()).await;
+}
+
 // ---------------------------------------------------------------- the pool and the inline lane
 
 const SPIN: &str = r#"(module (func (export "run") (loop (br 0))))"#;
 
 #[tokio::test]
 async fn one_owner_cannot_take_every_thread() {
-    let kit = Kit::with(wasmgate::config::Engine { threads: 2, per_owner: 1, ..config() });
+    // Half of the threads is the most, whatever `per_owner` says.
+    let kit = Kit::with(wasmgate::config::Engine { threads: 2, per_owner: 2, ..config() });
     let (spin, quick) = (kit.load(SPIN).await, kit.load(SIEVE).await);
     let slow = Limits { wall_ms: Duration::from_millis(400), ..limits() };
     let spins =
@@ -955,6 +1030,30 @@ async fn one_owner_cannot_take_every_thread() {
     let (spins, took) = tokio::join!(spins, others);
     assert!(spins.iter().all(|f| *failure(f) == GuestFailure::Deadline));
     assert!(took < Duration::from_millis(400), "{took:?}");
+}
+
+#[tokio::test]
+async fn owners_that_fill_their_shares_leave_places_by_default() {
+    let kit = Kit::with(wasmgate::config::Engine { threads: 0, per_owner: 4, ..config() });
+    let (spin, quick) = (kit.load(SPIN).await, kit.load(SIEVE).await);
+    let wall = Duration::from_secs(3);
+    let slow = Limits { wall_ms: wall, ..limits() };
+    let begun = Instant::now();
+    let loops = futures_util::future::join_all((0..8).map(|n| {
+        let (kit, spin, slow) = (&kit, &spin, slow.clone());
+        async move { kit.run_as(["evil", "worse"][n % 2], spin, slow, Input::default()).await }
+    }));
+    let other = async {
+        while kit.engine.stats().guests_running < 8 {
+            assert!(begun.elapsed() < wall, "the loops are not under way: {:?}", kit.engine.stats());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(kit.run_as("acme", &quick, limits(), number(10)).await.result.is_ok());
+        begun.elapsed()
+    };
+    let (loops, took) = tokio::join!(loops, other);
+    assert!(loops.iter().all(|f| *failure(f) == GuestFailure::Deadline));
+    assert!(took < wall / 2, "{took:?}");
 }
 
 #[tokio::test]
