@@ -69,7 +69,7 @@ struct Api {
     app: Arc<App>,
     bodies: Arc<body::Budget>,
     inspections: Semaphore,
-    /// Uploads hold it shared; a delete holds it alone, so that bytes it removes are not those of an upload under way.
+    /// Uploads hold it shared while they store and record; a delete holds it alone, so that bytes it removes are not those of an upload under way.
     catalogue: RwLock<()>,
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.

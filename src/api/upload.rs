@@ -304,11 +304,14 @@ async fn store(
     let owner = actor.owner(extra.owner.as_ref())?;
     let max_modules = actor.principal().map(|_| tier.modules);
     let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
+    let size_bytes = wasm.len() as u64;
+    let engine = &api.app.shared.engine;
+    let compiled = engine.compile(wasm, &inspected, Compiler::Optimising).await.map_err(not_installed)?;
+    // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.catalogue.read().await;
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
-
-    let size_bytes = wasm.len() as u64;
-    api.app.shared.engine.install(wasm, &inspected, Compiler::Optimising).await.map_err(not_installed)?;
+    engine.store(compiled).await.map_err(not_installed)?;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,

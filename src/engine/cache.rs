@@ -21,12 +21,13 @@ pub struct Modules {
     stored: Cache,
     inline: Cache,
     turns: Arc<Turns>,
+    inline_turns: Arc<Turns>,
 }
 
-/// Digests that are being loaded, compiled or removed. Holds only those.
+/// Digests that are being loaded, stored or removed. Holds only those.
 type Turns = Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>;
 
-/// The right to load, install or remove a digest.
+/// The right to load, store or remove a digest.
 pub struct Turn {
     guard: Option<OwnedMutexGuard<()>>,
     digest: Digest,
@@ -35,7 +36,12 @@ pub struct Turn {
 
 impl Modules {
     pub fn new(bytes: u64) -> Modules {
-        Modules { stored: cache(bytes), inline: cache(bytes / INLINE_SHARE), turns: Arc::default() }
+        Modules {
+            stored: cache(bytes),
+            inline: cache(bytes / INLINE_SHARE),
+            turns: Arc::default(),
+            inline_turns: Arc::default(),
+        }
     }
 
     pub fn get(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
@@ -65,8 +71,19 @@ impl Modules {
     }
 
     pub async fn turn(&self, digest: Digest) -> Turn {
-        let lock = self.turns.lock().entry(digest).or_default().clone();
-        let mut turn = Turn { guard: None, digest, turns: self.turns.clone() };
+        Turn::take(&self.turns, digest).await
+    }
+
+    /// For modules that are not stored: whoever removes a stored one does not wait for their compiles.
+    pub async fn turn_inline(&self, digest: Digest) -> Turn {
+        Turn::take(&self.inline_turns, digest).await
+    }
+}
+
+impl Turn {
+    async fn take(turns: &Arc<Turns>, digest: Digest) -> Turn {
+        let lock = turns.lock().entry(digest).or_default().clone();
+        let mut turn = Turn { guard: None, digest, turns: turns.clone() };
         turn.guard = Some(lock.lock_owned().await);
         turn
     }

@@ -80,6 +80,14 @@ pub struct Inspected {
     pub shape: ModuleShape,
 }
 
+/// A module and its artifact on the way to the disk.
+pub struct Compiled {
+    digest: Digest,
+    bytes: Bytes,
+    compiler: Compiler,
+    artifact: Bytes,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compiler {
     /// Cranelift without optimisation: fast to compile; for modules run once.
@@ -212,28 +220,46 @@ impl Engine {
         Ok(Inspected { digest: Digest::of(bytes), abi, shape })
     }
 
-    /// Stores the bytes by digest (fsynced, renamed into place) and compiles them. Again for the same digest: nothing.
+    /// [`Engine::compile`] and [`Engine::store`].
     pub async fn install(
         self: &Arc<Self>,
         bytes: Bytes,
         inspected: &Inspected,
         compiler: Compiler,
     ) -> Result<(), InstallError> {
+        let compiled = self.compile(bytes, inspected, compiler).await?;
+        self.store(compiled).await
+    }
+
+    /// Compiles, and writes nothing; an artifact that is stored is taken as it is.
+    pub async fn compile(
+        &self,
+        bytes: Bytes,
+        inspected: &Inspected,
+        compiler: Compiler,
+    ) -> Result<Compiled, InstallError> {
         let digest = inspected.digest;
+        let artifact = match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
+            Stored::Good(artifact) => artifact.into(),
+            Stored::Missing | Stored::Rejected => {
+                self.compilers.compile(&bytes, compiler, compile::CALLER_WAIT).await?
+            }
+        };
+        Ok(Compiled { digest, bytes, compiler, artifact })
+    }
+
+    /// Stores the bytes by digest and their artifact (fsynced, renamed into place), where they are not stored already.
+    pub async fn store(&self, compiled: Compiled) -> Result<(), InstallError> {
+        let Compiled { digest, bytes, compiler, artifact } = compiled;
         let _turn = self.modules.turn(digest).await;
-        let installed = self
-            .blocking(move |artifacts| {
-                let compiled = matches!(artifacts.read_artifact(digest, compiler)?, Stored::Good(_));
-                Ok(compiled && artifacts.has_module(digest))
-            })
-            .await?;
-        if installed {
-            return Ok(());
-        }
-        let artifact = self.compilers.compile(&bytes, compiler, compile::CALLER_WAIT).await?;
         self.blocking(move |artifacts| {
-            artifacts.write_module(digest, &bytes)?;
-            artifacts.write_artifact(digest, compiler, &artifact)
+            if !artifacts.has_module(digest) {
+                artifacts.write_module(digest, &bytes)?;
+            }
+            match artifacts.read_artifact(digest, compiler)? {
+                Stored::Good(_) => Ok(()),
+                Stored::Missing | Stored::Rejected => artifacts.write_artifact(digest, compiler, &artifact),
+            }
         })
         .await
     }
@@ -273,7 +299,7 @@ impl Engine {
         if let Some(module) = known() {
             return Ok(module);
         }
-        let _turn = self.modules.turn(*digest).await;
+        let _turn = self.modules.turn_inline(*digest).await;
         if let Some(module) = known() {
             return Ok(module);
         }
