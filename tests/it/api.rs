@@ -683,6 +683,26 @@ async fn a_key_never_mints_more_than_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lists_are_bounded_while_they_are_parsed() {
+    let kit = Kit::new().await;
+    let key = kit.acme();
+    let refused = async |target: &str, body: Value, named: &[&str]| {
+        let problem = kit.tenant(&key, "POST", target).json(&body).send().await.problem(400, "bad-request");
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(named.iter().all(|n| detail.contains(n)), "{detail}");
+    };
+    let env = |n: usize| (0..n).map(|i| (format!("V{i}"), json!(""))).collect::<serde_json::Map<_, _>>();
+    let (execute, batch) = ("/api/wasm/execute", "/api/wasm/batch");
+    refused(batch, Value::Array(vec![json!({}); 33]), &["32"]).await;
+    refused(execute, json!({"module": "m", "args": vec![1; 257]}), &["args", "256"]).await;
+    refused(execute, json!({"module": "m", "env": env(257)}), &["env", "256"]).await;
+    refused(batch, json!([{"module": "m", "args": vec![1; 257]}]), &["[0].args", "256"]).await;
+    refused(execute, json!({"module": "m", "args": [[1]]}), &["args[0]", "string or a number"]).await;
+    let most = json!({"module": "absent", "args": vec![1; 256], "env": env(256)});
+    kit.tenant(&key, "POST", execute).json(&most).send().await.problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_counted_and_each_item_has_its_status() {
     let kit = Kit::new().await;
     let key = kit.stored_key("acme", "tiny", &["execute", "usage"]).await;
