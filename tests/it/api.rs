@@ -778,6 +778,36 @@ async fn broken_forms_are_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_only_so_many_wrong_admin_tokens() {
+    let kit = Kit::new().await;
+    let operator = kit.token("deployer", "operator").await;
+    let wrong = |n: u32| format!("wg_admin_{n}");
+    // Good tokens and requests without one are not failures.
+    for _ in 0..100 {
+        kit.by(&operator, "GET", "/api/wasm/modules").send().await.expect(200);
+        let bare = kit.anybody("GET", "/api/wasm/modules").header("host", "localhost:9090");
+        bare.send().await.problem(401, "unauthorized");
+    }
+    let allowed = kit.app.config().auth.failures_per_minute;
+    let mut refused = None;
+    // One comes back each second while the test runs.
+    for n in 0..allowed * 2 {
+        let answer = kit.by(&wrong(n), "GET", "/api/wasm/modules").send().await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            assert!(n >= allowed, "after {n} of {allowed}");
+            refused = Some(answer);
+            break;
+        }
+        answer.problem(401, "unauthorized");
+    }
+    let refused = refused.expect("a 429");
+    refused.problem(429, "too-many-failures");
+    assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
+    // The bootstrap token needs no look-up, so nobody can shut its holder out.
+    kit.admin("GET", "/api/wasm/modules").send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_admin_face_wants_a_token_and_our_host() {
     let kit = Kit::new().await;
     for target in [
