@@ -3,13 +3,16 @@
 //! Invariant: a key acts for its own owner alone unless it has the scope `admin`; a token acts for every owner, within
 //! its role.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use subtle::ConstantTimeEq as _;
 
 use super::Api;
+use crate::auth::cache::AuthError;
 use crate::domain::{KeyId, OwnerId, Principal, Rejection, Scope, Tier};
 use crate::store::Role;
 
@@ -132,8 +135,9 @@ pub(super) fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// The bearer of an `Authorization: Bearer` header on the admin face.
-pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap) -> Result<Actor, Rejection> {
+/// The bearer of an `Authorization: Bearer` header on the admin face. Tokens that do not verify are counted against the
+/// address they come from, together with its wrong keys.
+pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap, peer: IpAddr) -> Result<Actor, Rejection> {
     let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Err(Rejection::Unauthorized) };
     let value = value.to_str().map_err(|_| Rejection::Unauthorized)?;
@@ -141,13 +145,23 @@ pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap) -> Result<
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
         _ => return Err(Rejection::Unauthorized),
     };
-    let presented = api.app.shared.auth.hash_token(token);
-    // Hashes, and in constant time: how long it takes tells nothing of the token.
+    let shared = &api.app.shared;
+    let presented = shared.auth.hash_token(token);
+    // Hashes, and in constant time: how long it takes tells nothing of the token. It needs no look-up and so no
+    // attempt: another's failures behind the same address never shut its holder out.
     if bool::from(presented.0.ct_eq(&api.app.bootstrap_token.0)) {
         return Ok(Actor::Token { name: "bootstrap".into(), role: Role::Admin });
     }
-    match api.app.shared.auth.admin_token(token).await {
-        Ok(token) => Ok(Actor::Token { name: token.name.as_str().into(), role: token.role }),
-        Err(error) => Err(error.into()),
+    let attempt = shared.failures.attempt(peer, Instant::now())?;
+    match shared.auth.admin_token(token).await {
+        Ok(token) => {
+            attempt.forgive();
+            Ok(Actor::Token { name: token.name.as_str().into(), role: token.role })
+        }
+        Err(AuthError::Invalid) => Err(Rejection::Unauthorized),
+        Err(AuthError::StoreUnavailable) => {
+            attempt.forgive();
+            Err(Rejection::StoreUnavailable)
+        }
     }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::Api;
 use super::access::Actor;
 use super::body::{self, Params, parse_json};
+use super::bounded::BoundedVec;
 use super::call::{self, ExecuteRequest};
 use super::execute::{self, Failure, Figures};
 use super::openapi::{Problem, json};
@@ -68,10 +69,10 @@ pub(super) async fn batch(
     let limit = call::json_limit(&tier);
     let over = |_| Rejection::PayloadTooLarge { limit };
     let bytes = body::gather(&api, &parts.headers, body, limit, over).await?;
-    let requests: Vec<ExecuteRequest> = parse_json(&bytes)?;
+    let BoundedVec(requests) = parse_json::<BoundedVec<ExecuteRequest, MAX_ITEMS>>(&bytes)?;
     drop(bytes);
-    if requests.is_empty() || requests.len() > MAX_ITEMS {
-        return Err(Rejection::BadRequest(format!("send 1 to {MAX_ITEMS} executions, not {}", requests.len())));
+    if requests.is_empty() {
+        return Err(Rejection::BadRequest(format!("the array is empty, send 1 to {MAX_ITEMS} executions")));
     }
 
     if let Some(principal) = actor.principal() {

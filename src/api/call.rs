@@ -7,10 +7,10 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::request::Parts;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::access::Actor;
 use super::body::{self, parse_json};
+use super::bounded::{BoundedMap, BoundedVec, Word};
 use super::multipart::{self, Field};
 use super::{Api, upload};
 use crate::domain::{Abi, ModuleRef, Rejection, Tier};
@@ -20,6 +20,9 @@ const MAX_WORDS: usize = 256;
 const MAX_WORD_BYTES: usize = 64 << 10;
 /// A form's or a query's text fields.
 const TEXT: u64 = 64 << 10;
+
+type Args = BoundedVec<Word, MAX_WORDS>;
+type Variables = BoundedMap<MAX_WORDS>;
 
 pub(super) struct Call {
     pub source: Source,
@@ -52,13 +55,14 @@ pub(super) struct ExecuteRequest {
     /// Strings or numbers: `argv[1..]` of a command, arguments of a core function.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
-    args: Vec<Value>,
+    args: Args,
     /// Standard input.
     #[serde(alias = "input_data")]
     input: Option<String>,
     input_base64: Option<String>,
     #[serde(default)]
-    env: std::collections::BTreeMap<String, String>,
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    env: Variables,
     abi: Option<Abi>,
 }
 
@@ -196,8 +200,8 @@ impl ExecuteRequest {
         let call = Call {
             source: source(self.module, wasm, "wasm_base64")?,
             input: input(self.input, self.input_base64, tier)?,
-            args: self.args.into_iter().enumerate().map(word).collect::<Result<_, _>>()?,
-            env: self.env.into_iter().collect(),
+            args: texts(self.args),
+            env: self.env.0.into_iter().collect(),
             function: one_name(self.function, self.entry)?,
             abi: self.abi,
         };
@@ -269,23 +273,21 @@ fn words(text: &str) -> Result<Vec<String>, Rejection> {
     if !text.trim_start().starts_with('[') {
         return Ok(text.split_whitespace().map(str::to_owned).collect());
     }
-    let values: Vec<Value> = serde_json::from_str(text).map_err(|e| bad("args", e))?;
-    values.into_iter().enumerate().map(word).collect()
+    parse_field("args", text).map(texts)
 }
 
-fn word((i, value): (usize, Value)) -> Result<String, Rejection> {
-    match value {
-        Value::String(text) => Ok(text),
-        Value::Number(number) => Ok(number.to_string()),
-        _ => Err(Rejection::BadRequest(format!("`args[{i}]`: use a string or a number"))),
-    }
+fn texts(BoundedVec(words): Args) -> Vec<String> {
+    words.into_iter().map(|Word(text)| text).collect()
+}
+
+fn parse_field<T: serde::de::DeserializeOwned>(field: &str, text: &str) -> Result<T, Rejection> {
+    parse_json(text.as_bytes()).map_err(|e| bad(field, e.detail()))
 }
 
 /// A JSON object of strings, or lines `NAME=value`.
 fn variables(text: &str) -> Result<Vec<(String, String)>, Rejection> {
     if text.trim_start().starts_with('{') {
-        let map: std::collections::BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| bad("env", e))?;
-        return Ok(map.into_iter().collect());
+        return parse_field("env", text).map(|BoundedMap(map): Variables| map.into_iter().collect());
     }
     text.lines()
         .filter(|line| !line.trim().is_empty())
@@ -304,7 +306,7 @@ mod tests {
     fn args_are_words_or_json() {
         assert_eq!(words(" 2  x ").unwrap(), ["2", "x"]);
         assert_eq!(words(r#"["a b", 3, 1.5]"#).unwrap(), ["a b", "3", "1.5"]);
-        assert!(words(r#"[{}]"#).unwrap_err().detail().contains("`args[0]`"));
+        assert!(words(r#"[{}]"#).unwrap_err().detail().starts_with("`args`: [0]: "));
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Edge {
         let actor = match self.face {
             Face::Tenant => caller.principal.clone().map(Actor::Key),
             Face::Admin if Probe::of_path(path).is_some() => None,
-            Face::Admin => match self.admit(request.uri(), request.headers()).await {
+            Face::Admin => match self.admit(request.uri(), request.headers(), caller.peer.ip()).await {
                 Ok(actor) => Some(actor),
                 Err(refusal) => return refusal,
             },
@@ -111,11 +111,11 @@ impl Edge {
         }
     }
 
-    async fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<Actor, Response> {
+    async fn admit(&self, uri: &Uri, headers: &HeaderMap, peer: IpAddr) -> Result<Actor, Response> {
         if !host_is_ours(uri, headers, &self.api.app.config().admin) {
             return Err(Rejection::MisdirectedRequest.into_response());
         }
-        access::token_actor(&self.api, headers).await.map_err(|rejection| {
+        access::token_actor(&self.api, headers, peer).await.map_err(|rejection| {
             let mut response = rejection.clone().into_response();
             if rejection == Rejection::Unauthorized {
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -9,6 +9,7 @@ mod access;
 mod admin;
 mod batch;
 mod body;
+mod bounded;
 mod call;
 mod edge;
 mod execute;

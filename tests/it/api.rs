@@ -683,6 +683,26 @@ async fn a_key_never_mints_more_than_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lists_are_bounded_while_they_are_parsed() {
+    let kit = Kit::new().await;
+    let key = kit.acme();
+    let refused = async |target: &str, body: Value, named: &[&str]| {
+        let problem = kit.tenant(&key, "POST", target).json(&body).send().await.problem(400, "bad-request");
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(named.iter().all(|n| detail.contains(n)), "{detail}");
+    };
+    let env = |n: usize| (0..n).map(|i| (format!("V{i}"), json!(""))).collect::<serde_json::Map<_, _>>();
+    let (execute, batch) = ("/api/wasm/execute", "/api/wasm/batch");
+    refused(batch, Value::Array(vec![json!({}); 33]), &["32"]).await;
+    refused(execute, json!({"module": "m", "args": vec![1; 257]}), &["args", "256"]).await;
+    refused(execute, json!({"module": "m", "env": env(257)}), &["env", "256"]).await;
+    refused(batch, json!([{"module": "m", "args": vec![1; 257]}]), &["[0].args", "256"]).await;
+    refused(execute, json!({"module": "m", "args": [[1]]}), &["args[0]", "string or a number"]).await;
+    let most = json!({"module": "absent", "args": vec![1; 256], "env": env(256)});
+    kit.tenant(&key, "POST", execute).json(&most).send().await.problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_counted_and_each_item_has_its_status() {
     let kit = Kit::new().await;
     let key = kit.stored_key("acme", "tiny", &["execute", "usage"]).await;
@@ -755,6 +775,36 @@ async fn broken_forms_are_refused_by_name() {
     let whole = form().field("wasm", wasm(CAT)).field("input", vec![b'x'; 300_000]).end();
     let call = kit.tenant(&key, "POST", "/api/wasm/execute").form(whole).chunks_of(1 << 20);
     assert_eq!(call.send().await.expect(200).json()["output"].as_str().map(str::len), Some(300_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_only_so_many_wrong_admin_tokens() {
+    let kit = Kit::new().await;
+    let operator = kit.token("deployer", "operator").await;
+    let wrong = |n: u32| format!("wg_admin_{n}");
+    // Good tokens and requests without one are not failures.
+    for _ in 0..100 {
+        kit.by(&operator, "GET", "/api/wasm/modules").send().await.expect(200);
+        let bare = kit.anybody("GET", "/api/wasm/modules").header("host", "localhost:9090");
+        bare.send().await.problem(401, "unauthorized");
+    }
+    let allowed = kit.app.config().auth.failures_per_minute;
+    let mut refused = None;
+    // One comes back each second while the test runs.
+    for n in 0..allowed * 2 {
+        let answer = kit.by(&wrong(n), "GET", "/api/wasm/modules").send().await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            assert!(n >= allowed, "after {n} of {allowed}");
+            refused = Some(answer);
+            break;
+        }
+        answer.problem(401, "unauthorized");
+    }
+    let refused = refused.expect("a 429");
+    refused.problem(429, "too-many-failures");
+    assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
+    // The bootstrap token needs no look-up, so nobody can shut its holder out.
+    kit.admin("GET", "/api/wasm/modules").send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
