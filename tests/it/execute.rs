@@ -312,6 +312,33 @@ fn what_cannot_be_understood_is_refused_by_name() {
     post(&gw, "", "").json(&json!({"module": "x"})).send().problem(401, "unauthorized");
 }
 
+/// The most memory that the gateway ever had, in bytes.
+fn peak_memory(gw: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gw.pid())).expect("it runs");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("the peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+/// `{}` takes three bytes in a body, and hundreds once it is a struct.
+#[test]
+fn a_body_of_many_small_things_costs_no_more_than_its_bytes() {
+    let gw = Gateway::start(&api::config(&tier("large", "quotas = []\nmodule_size = \"16MiB\"")));
+    let key = gw.key_of("large");
+    let post = |target: &str, body: String| {
+        let request = gw.request("POST", target).key(&key).header("Content-Type", "application/json").body(body);
+        request.send().problem(400, "bad-request")
+    };
+    post("/api/wasm/batch", "[{}]]".into());
+    let before = peak_memory(&gw);
+    let many = |one: &str| vec![one; 10_000_000 / (one.len() + 1)].join(",");
+    post("/api/wasm/batch", format!("[{}]", many("{}")));
+    post("/api/wasm/execute", format!("{{\"args\":[{}]}}", many("1")));
+    post("/api/wasm/execute", format!("{{\"args\":[[{}]]}}", many("[]")));
+    post("/api/wasm/execute", format!("{{\"env\":{{{}}}}}", many("\"\":\"\"")));
+    let grown = peak_memory(&gw).saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes");
+}
+
 #[test]
 fn a_batch_runs_each_item_and_counts_each() {
     let quota = tier("small", "quotas = [{ name = \"day\", requests = 5, window = \"1d\" }]");
