@@ -31,15 +31,23 @@ pub const FUEL_GLOBAL: &str = "wasmgate:fuel";
 #[derive(Clone, Debug)]
 pub struct Allowance {
     pub limits: Limits,
+    /// What the meter's wall time counts from, so that a run that met its deadline lasted at least its limit.
+    began: Instant,
     pub deadline: Instant,
 }
 
 impl Allowance {
     /// The limits, their wall time beginning now.
     pub fn from_now(limits: Limits) -> Allowance {
+        let wall = limits.wall_ms;
+        Self::lasting(limits, wall)
+    }
+
+    /// As `from_now`, with another wall time.
+    pub fn lasting(limits: Limits, wall: Duration) -> Allowance {
+        let began = Instant::now();
         // No run may last longer than a day, whatever a tier says.
-        let deadline = Instant::now() + limits.wall_ms.min(Duration::from_secs(86_400));
-        Allowance { limits, deadline }
+        Allowance { limits, began, deadline: began + wall.min(Duration::from_secs(86_400)) }
     }
 }
 
@@ -59,8 +67,8 @@ struct Started {
 }
 
 impl Started {
-    fn now() -> Started {
-        Started { wall: Instant::now(), cpu: Some(sys::thread_cpu_time()) }
+    fn of(allowance: &Allowance) -> Started {
+        Started { wall: allowance.began, cpu: Some(sys::thread_cpu_time()) }
     }
 }
 
@@ -81,7 +89,7 @@ impl Guest {
         budget: &Arc<Budget>,
         prepare: impl FnOnce(&mut HostState),
     ) -> Result<Guest, Box<StillBorn>> {
-        let started = Started::now();
+        let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, budget.clone());
@@ -114,7 +122,7 @@ impl Guest {
     /// A new invocation of a living VM: fresh fuel, deadline, counters and log. `may_block`: on a guest thread, else
     /// inline.
     pub fn begin(&mut self, allowance: &Allowance, may_block: bool) {
-        self.started = if may_block { Started::now() } else { Started { wall: Instant::now(), cpu: None } };
+        self.started = if may_block { Started::of(allowance) } else { Started { wall: allowance.began, cpu: None } };
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);

@@ -33,7 +33,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -351,7 +351,7 @@ impl Engine {
 
     fn run_inline(&self, job: &Job, call: &run::Call) -> Finished {
         let wall_ms = job.limits.wall_ms.min(lane::INLINE_SLICE);
-        let allowance = Allowance { deadline: Instant::now() + wall_ms, limits: job.limits.clone() };
+        let allowance = Allowance::lasting(job.limits.clone(), wall_ms);
         run::execute(&job.module, &job.label, &job.input, call, &allowance, &self.budget, false)
     }
 
