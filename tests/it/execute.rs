@@ -336,7 +336,9 @@ fn a_body_of_many_small_things_costs_no_more_than_its_bytes() {
     post("/api/wasm/execute", format!("{{\"args\":[[{}]]}}", many("[]")));
     post("/api/wasm/execute", format!("{{\"env\":{{{}}}}}", many("\"\":\"\"")));
     let grown = peak_memory(&gw).saturating_sub(before);
-    assert!(grown < 64 << 20, "{grown} bytes");
+    // Four bodies of 10 MB in buffers that grow by doubling, some of it kept by the allocator; built in full, the first
+    // one alone takes over a gigabyte.
+    assert!(grown < 192 << 20, "{grown} bytes");
 }
 
 #[test]
