@@ -95,7 +95,8 @@ fn parent_exists(path: &Path) -> bool {
 
 async fn start(file: &Path) -> anyhow::Result<Started> {
     let config = config::load_file(file).map_err(AppError::from)?;
-    let (app, running) = open_and_listen(config, Some(file.to_owned())).await?;
+    let app = open(config, Some(file.to_owned())).await?;
+    let running = listen(&app)?;
     tracing::info!(proxy = ?running.proxy, admin = %running.admin, "listening");
     Ok(Started { app, running, demo_key: None })
 }
@@ -103,8 +104,7 @@ async fn start(file: &Path) -> anyhow::Result<Started> {
 async fn start_quickstart() -> anyhow::Result<Started> {
     let demo = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let config = quickstart::config(demo.local_addr()?, &std::env::current_dir()?).map_err(AppError::from)?;
-    let logs = telemetry::init_logs(&config.log).map_err(|e| AppError::setting("log.level", e))?;
-    let app = App::open(config, None, logs, std::env::current_exe()?).await?;
+    let app = open(config, None).await?;
     let key = quickstart::prepare(&app).await?;
     // The modules of the routes are stored only now.
     app.refresh().await?;
@@ -113,11 +113,9 @@ async fn start_quickstart() -> anyhow::Result<Started> {
     Ok(Started { app, running, demo_key: Some(key) })
 }
 
-async fn open_and_listen(config: Config, file: Option<PathBuf>) -> anyhow::Result<(Arc<App>, Running)> {
+async fn open(config: Config, file: Option<PathBuf>) -> anyhow::Result<Arc<App>> {
     let logs = telemetry::init_logs(&config.log).map_err(|e| AppError::setting("log.level", e))?;
-    let app = App::open(config, file, logs, std::env::current_exe()?).await?;
-    let running = listen(&app)?;
-    Ok((app, running))
+    Ok(App::open(config, file, logs, std::env::current_exe()?).await?)
 }
 
 fn listen(app: &Arc<App>) -> Result<Running, AppError> {
