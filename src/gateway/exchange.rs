@@ -24,6 +24,7 @@ use super::forward::{self, Fields};
 use super::handlers;
 use super::pipeline::Stop;
 use super::pool::{Client, Pool};
+use super::presence::gone_without_body;
 use super::proxy::Gateway;
 use super::service::Shared;
 use super::upstream::{Endpoint, Upstream};
@@ -113,15 +114,6 @@ impl Connected<'_> {
     }
 }
 
-/// Resolves when the client is gone; what it pipelines stays where it is.
-async fn gone(session: &mut ServerSession) -> Box<Error> {
-    loop {
-        if let Err(error) = session.read_body_or_idle(true).await {
-            return error.into_down();
-        }
-    }
-}
-
 /// One try: connect or reuse, send, read up to the final answer's head.
 async fn attempt(
     session: &mut Session,
@@ -165,7 +157,7 @@ async fn attempt(
         tokio::select! {
             biased;
             read = client.read_response_header() => read.map_err(after_sending)?,
-            error = gone(&mut session.downstream_session) => {
+            error = gone_without_body(&mut session.downstream_session) => {
                 client.shutdown().await;
                 return Err(Failure { error, again: false, stale: false });
             }
@@ -287,7 +279,7 @@ async fn next_chunk(session: &mut Session, connected: &mut Connected<'_>) -> Res
     tokio::select! {
         biased;
         chunk = connected.client()?.read_response_body() => chunk.map_err(|e| stop(e.into_up())),
-        error = gone(&mut session.downstream_session) => Err(Stop::Broken(error)),
+        error = gone_without_body(&mut session.downstream_session) => Err(Stop::Broken(error)),
     }
 }
 

@@ -12,6 +12,7 @@ mod auth_http;
 mod cli;
 mod clients;
 mod config;
+mod departures;
 mod drain;
 mod engine;
 mod execute;
