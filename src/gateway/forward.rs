@@ -3,7 +3,7 @@
 //! Invariant: hop-by-hop fields and those that `Connection` names end here (RFC 9110 section 7.6.1); what the gateway
 //! itself says about a request can be neither forged nor stripped by a client.
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -155,6 +155,24 @@ fn nominated(map: &HeaderMap, doomed: &mut Vec<HeaderName>) {
             doomed.push(name);
         }
     }
+}
+
+/// Joins what an HTTP/2 client may split (RFC 9113 section 8.2.3), so that guests and HTTP/1 upstreams see one `Cookie`,
+/// the only one that they have to understand (RFC 6265 section 5.4).
+pub fn join_cookies(head: &mut RequestHeader) -> Result<()> {
+    let mut crumbs = head.headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut joined = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(crumb.as_bytes());
+        }
+        // Of valid values' bytes; it can't fail.
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            head.set(&COOKIE, joined)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the gateway tells the upstream. Runs last, so that neither client nor handler can say otherwise.
