@@ -31,7 +31,7 @@ use super::upstream::{Endpoint, Upstream};
 use crate::domain::Rejection;
 
 /// Interim answers (1xx) an upstream may send before the final one.
-const MAX_INTERIM: usize = 8;
+pub const MAX_INTERIM: usize = 8;
 
 /// A failed attempt.
 struct Failure {
@@ -139,6 +139,9 @@ async fn attempt(
         before_sending(error)
     })?;
     let idempotent = head.method.is_idempotent();
+    // Bytes went out, and none came back. Whether the upstream acted on them can't be known (it may close an idle
+    // connection just then), so only a request that may arrive twice goes out again (RFC 9110 section 9.2.2); a POST is a
+    // 502. A kept connection that had closed before is noticed when it is taken from the pool.
     let after_sending = |error: Box<Error>| {
         let broken = matches!(
             error.etype,
@@ -352,9 +355,12 @@ async fn copy_body(
 pub fn frame_answer(head: &mut ResponseHeader, version: Version, with_body: bool, first: usize) -> pingora::Result<()> {
     head.drop_all(&TRANSFER_ENCODING);
     if !with_body {
-        // The length of a HEAD or 304 answer speaks of the answer to a GET; a 204 has none.
-        if head.status == StatusCode::NO_CONTENT {
-            head.drop_all(&CONTENT_LENGTH);
+        // The length of a HEAD or 304 answer speaks of the answer to a GET; a 204 has none. A 205 has to say that it is
+        // empty, as its end is found like that of a 200 (RFC 9110 section 15.3.6, RFC 9112 section 6.3).
+        match head.status {
+            StatusCode::NO_CONTENT => head.drop_all(&CONTENT_LENGTH),
+            StatusCode::RESET_CONTENT => head.set(&CONTENT_LENGTH, HeaderValue::from(0))?,
+            _ => {}
         }
         return Ok(());
     }

@@ -229,6 +229,7 @@ pub fn frame_request(head: &mut RequestHeader, body: Option<usize>) -> Result<()
 
 /// Drops what does not go past this hop, before handlers and edits see the answer.
 pub fn strip_response(head: &mut ResponseHeader) {
+    settle_length(head);
     let mut doomed: Vec<HeaderName> = Vec::new();
     for name in head.headers.keys() {
         let text = name.as_str();
@@ -239,6 +240,21 @@ pub fn strip_response(head: &mut ResponseHeader) {
     nominated(&head.headers, &mut doomed);
     for name in &doomed {
         head.drop_all(name);
+    }
+}
+
+/// One length instead of the same one several times, in lines or in a list (RFC 9110 section 8.6). Pingora has refused
+/// lengths that differ, and dropped the length of a chunked answer.
+fn settle_length(head: &mut ResponseHeader) {
+    let Some(value) = head.headers.get(CONTENT_LENGTH) else { return };
+    let first = value.as_bytes().split(|b| *b == b',').next().unwrap_or_default().trim_ascii();
+    if first.len() != value.len() || head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        let one = HeaderValue::from_bytes(first);
+        head.drop_all(&CONTENT_LENGTH);
+        if let Ok(one) = one {
+            // The map has room for what was just taken out.
+            let _ = head.set(&CONTENT_LENGTH, one);
+        }
     }
 }
 

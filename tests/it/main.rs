@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod answers;
 mod api;
 mod architecture;
 mod attacks;
