@@ -2,7 +2,7 @@
 //!
 //! Invariant: the API never gets more of a body than the limit, nor faster than it reads.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,6 +15,7 @@ use pingora::proxy::Session;
 use tokio::sync::mpsc;
 
 use super::answer::{self, has_body};
+use super::body::{self, Pace};
 use super::context::Context;
 use super::exchange::{content_length, frame_answer};
 use super::forward;
@@ -45,7 +46,7 @@ pub async fn tenant_api(
     };
     let request = request(&session.downstream_session, caller)?;
     if held.is_none() {
-        super::body::go_on(session).await?;
+        body::go_on(session).await?;
     }
     let body_timeout = ctx.snapshot.config.server.body_timeout;
     let answer = call(&*gateway.api, &mut session.downstream_session, request, held, max_body, body_timeout).await?;
@@ -144,9 +145,10 @@ async fn pump(
     body_timeout: Duration,
 ) -> Result<(), Stop> {
     let mut read = 0u64;
+    let pace = Pace::since(Instant::now(), body_timeout);
     let stop = loop {
         let late = || Stop::Reject(Rejection::RequestTimeout);
-        match timeout(body_timeout, session.read_request_body()).await {
+        match timeout(pace.left(read), session.read_request_body()).await {
             Ok(Ok(None)) => return Ok(()),
             Ok(Ok(Some(chunk))) => {
                 read += chunk.len() as u64;

@@ -23,6 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::access;
 use super::access_log::Sink;
 use super::answer;
+use super::body::Pace;
 use super::connection::{self, Incoming};
 use super::context::Context;
 use super::exchange;
@@ -252,13 +253,21 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
         let Some(chunk) = body else { return Ok(()) };
         ctx.streamed += chunk.len() as u64;
+        // An HTTP/2 stream may be a conversation, and holds no connection of its own.
+        if !session.is_http2() && !ctx.upgrade {
+            let pace = Pace::since(ctx.start.mono, ctx.snapshot.config.server.body_timeout);
+            if pace.left(ctx.streamed).is_zero() {
+                ctx.refused = Some(Rejection::RequestTimeout);
+                return Err(Error::explain(ErrorType::ReadTimedout, "the body drips").into_down());
+            }
+        }
         // After the handshake of an upgrade the bytes are no body.
         let limit = ctx.route().map_or(0, |r| r.max_body_bytes);
         if ctx.streamed > limit && !ctx.upgrade {
