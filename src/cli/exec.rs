@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{Failure, Outcome, modules, output};
 use crate::config;
 use crate::domain::{Abi, Limits};
-use crate::engine::{Engine, Finished, Input, Job, Settings};
+use crate::engine::{Cancel, Engine, Finished, Input, Job, Settings};
 
 const MAX_MODULE: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
@@ -116,7 +116,7 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
     };
     let input = Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args };
     let owner = "wasmgate".parse().map_err(|e: crate::domain::InvalidName| anyhow!(e))?;
-    let job = Job { module, owner, label: Arc::from("exec"), limits, input };
+    let job = Job { module, owner, label: Arc::from("exec"), limits, input, cancel: Cancel::default() };
     let finished = engine.run(job).await;
     engine.shutdown();
     Ok(finished)

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::cancel::Cancel;
 use super::failure::Halt;
 
 /// A slice never takes longer than what is left until the deadline: a unit is about an instruction, and the slowest
@@ -23,11 +24,12 @@ pub struct Fuel {
     /// What the guest's counter read then.
     slice: i64,
     deadline: Instant,
+    cancel: Cancel,
 }
 
 impl Fuel {
-    pub fn new(limit: u64, deadline: Instant) -> Fuel {
-        Fuel { limit, base: 0, slice: 0, deadline }
+    pub fn new(limit: u64, deadline: Instant, cancel: Cancel) -> Fuel {
+        Fuel { limit, base: 0, slice: 0, deadline, cancel }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -77,19 +79,30 @@ impl Fuel {
         self.used(counter) > self.limit
     }
 
-    /// For host functions that take long: the deadline and the fuel, checked now.
+    /// For host functions that take long: the fuel, the caller and the deadline, checked now.
     pub fn check(&self) -> Result<(), Halt> {
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
-        if self.remaining().is_zero() { Err(Halt::Deadline) } else { Ok(()) }
+        self.time_left().map(drop)
+    }
+
+    /// Sleeps, never past the deadline: a longer sleep ends the guest there.
+    pub fn sleep(&self, wanted: Duration) -> Result<(), Halt> {
+        self.cancel.sleep(wanted.min(self.remaining()));
+        self.time_left().map(drop)
+    }
+
+    fn time_left(&self) -> Result<Duration, Halt> {
+        if self.cancel.is_cancelled() {
+            return Err(Halt::Cancelled);
+        }
+        let left = self.remaining();
+        if left.is_zero() { Err(Halt::Deadline) } else { Ok(left) }
     }
 
     fn next_slice(&self) -> Result<i64, Halt> {
-        let left = self.remaining();
-        if left.is_zero() {
-            return Err(Halt::Deadline);
-        }
+        let left = self.time_left()?;
         let by_time = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / WORST_NANOS_A_UNIT;
         let slice = by_time.clamp(MIN_SLICE, MAX_SLICE).min(self.limit - self.base);
         Ok(i64::try_from(slice).unwrap_or(i64::MAX))
@@ -102,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_used_does_not_depend_on_slices() {
-        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60), Cancel::default());
         let first = fuel.expire(-7).unwrap();
         assert_eq!(fuel.used(first), 7);
         let second = fuel.expire(-3).unwrap();
@@ -114,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_last_slice_is_what_is_left() {
-        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60), Cancel::default());
         assert_eq!(fuel.expire(0).unwrap(), 100);
         assert_eq!(fuel.expire(-1), Err(Halt::OutOfFuel));
         assert_eq!(fuel.used_at_least(), 101);
@@ -123,14 +136,25 @@ mod tests {
 
     #[test]
     fn the_deadline_ends_it() {
-        let mut fuel = Fuel::new(u64::MAX, Instant::now());
+        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Cancel::default());
         assert_eq!(fuel.expire(0), Err(Halt::Deadline));
     }
 
     #[test]
+    fn a_caller_that_has_gone_ends_it() {
+        let cancel = Cancel::default();
+        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), cancel.clone());
+        assert!(fuel.expire(0).is_ok());
+        cancel.cancel();
+        assert_eq!(fuel.expire(0), Err(Halt::Cancelled));
+        assert_eq!(fuel.check(), Err(Halt::Cancelled));
+        assert_eq!(fuel.sleep(Duration::from_secs(30)), Err(Halt::Cancelled), "without sleeping");
+    }
+
+    #[test]
     fn slices_shrink_towards_the_deadline() {
-        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60));
-        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2));
+        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2), Cancel::default());
         assert_eq!(far.expire(0).unwrap() as u64, MAX_SLICE);
         assert!((near.expire(0).unwrap() as u64) < 10_000);
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
 use super::lane::{INLINE_SLICE, Lane};
@@ -52,6 +53,8 @@ pub struct HttpExchange {
     pub peer: SocketAddr,
     /// For log lines.
     pub request_id: Arc<str>,
+    /// Set when the client has gone.
+    pub cancel: Cancel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,7 +155,8 @@ impl HttpHandler {
     pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
         let permit = self.vms.permit().await?;
         let handler = self.clone();
-        let started = self.engine.pool().run(&self.owner, move || (handler.start_vm(), permit)).await;
+        let started =
+            self.engine.pool().run(&self.owner, &Cancel::default(), move || (handler.start_vm(), permit)).await;
         let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
         self.vms.give_back(Leased { vm: vm?, permit });
         Ok(())
@@ -179,8 +183,9 @@ impl HttpHandler {
         exchange: Box<HttpExchange>,
         mut leased: Leased,
     ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
+        let turn = self.turn(Some(INLINE_FUEL), &exchange);
         let mut exchange = Some(exchange);
-        let (result, meter) = leased.vm.request(&mut exchange, &self.turn(Some(INLINE_FUEL)));
+        let (result, meter) = leased.vm.request(&mut exchange, &turn);
         let exchange = given_back(exchange);
         if self.overran(&result) {
             self.requests.overran();
@@ -203,8 +208,9 @@ impl HttpHandler {
                 Ok(vm) => vm,
                 Err(failure) => return HttpOutcome::failed(exchange, failure, Meter::default()),
             };
+            let turn = handler.turn(None, &exchange);
             let mut exchange = Some(exchange);
-            let (result, meter) = vm.request(&mut exchange, &handler.turn(None));
+            let (result, meter) = vm.request(&mut exchange, &turn);
             handler.requests.record(took(&meter));
             handler.settle_request(given_back(exchange), Leased { vm, permit }, result, meter)
         })
@@ -242,6 +248,7 @@ impl HttpHandler {
         with: T,
         run: impl FnOnce(&Arc<HttpHandler>, Box<HttpExchange>, T) -> HttpOutcome + Send + 'static,
     ) -> HttpOutcome {
+        let cancel = exchange.cancel.clone();
         let ours = Arc::new(Mutex::new(Some((exchange, with))));
         let (theirs, handler) = (ours.clone(), self.clone());
         let job = move || {
@@ -249,7 +256,7 @@ impl HttpHandler {
             let work = theirs.lock().take();
             work.map(|(exchange, with)| run(&handler, exchange, with))
         };
-        let busy = match self.engine.pool().run(&self.owner, job).await {
+        let busy = match self.engine.pool().run(&self.owner, &cancel, job).await {
             Ok(Some(outcome)) => return outcome,
             Ok(None) => unreachable!("only this function takes the work back, after the pool has let it go"),
             Err(busy) => RunError::Busy { retry_after: busy.retry_after },
@@ -273,13 +280,14 @@ impl HttpHandler {
     }
 
     /// A phase's limits from now on: on a guest thread, or inline with so much fuel.
-    fn turn(&self, inline: Option<u64>) -> Turn<'_> {
+    fn turn(&self, inline: Option<u64>, exchange: &HttpExchange) -> Turn<'_> {
         let mut limits = self.limits.clone();
         if let Some(fuel) = inline {
             limits.fuel = fuel;
             limits.wall_ms = limits.wall_ms.min(INLINE_WALL);
         }
-        Turn { allowance: Allowance::from_now(limits), may_block: inline.is_none(), log: &self.log }
+        let allowance = Allowance::from_now(limits, exchange.cancel.clone());
+        Turn { allowance, may_block: inline.is_none(), log: &self.log }
     }
 
     /// An inline phase met the bound of its lane, not one of the handler's.
@@ -320,8 +328,9 @@ impl HttpHandler {
         call: (i32, bool),
         inline: Option<u64>,
     ) -> HttpOutcome {
+        let turn = self.turn(inline, &exchange);
         let mut exchange = Some(exchange);
-        let (result, meter) = leased.vm.response(&mut exchange, call, &self.turn(inline));
+        let (result, meter) = leased.vm.response(&mut exchange, call, &turn);
         let exchange = given_back(exchange);
         match result {
             Ok(()) => {

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::domain::OwnerId;
 
+use super::cancel::Cancel;
 use super::sys;
 
 /// Guests give way to the proxy's own threads.
@@ -93,10 +94,12 @@ impl Pool {
         (state.running as u64, state.queued as u64)
     }
 
-    /// Runs `work` on a guest thread. Dropping the future takes work that hasn't begun out of the queue.
+    /// Runs `work` on a guest thread. Dropping the future takes work that hasn't begun out of the queue, and so does
+    /// `cancel`; work that has begun looks at it by itself.
     pub async fn run<T: Send + 'static>(
         &self,
         owner: &OwnerId,
+        cancel: &Cancel,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Busy> {
         let (started, has_started) = oneshot::channel::<()>();
@@ -108,8 +111,8 @@ impl Pool {
         });
         let id = self.enqueue(owner, work)?;
         let mut place = Place { shared: &self.shared, owner, id, waiting: true };
-        let in_time = tokio::time::timeout(self.queue_timeout, has_started).await;
-        if !matches!(in_time, Ok(Ok(()))) && place.leave() {
+        let in_time = tokio::time::timeout(self.queue_timeout, cancel.or_cancelled(has_started)).await;
+        if !matches!(in_time, Ok(Some(Ok(())))) && place.leave() {
             return Err(self.busy());
         }
         place.waiting = false;

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmer::TypedFunction;
 
 use super::at_rest::AtRest;
+use super::cancel::Cancel;
 use super::failure::Ended;
 use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
@@ -59,7 +60,8 @@ impl Vm {
         config: &Bytes,
         log: &GuestLog,
     ) -> Result<Vm, RunError> {
-        let allowance = Allowance::from_now(limits.clone());
+        // Others wait for it as well: it does not end with one client.
+        let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         let made = Guest::instantiate(module, &allowance, budget, |host: &mut HostState| host.config = config.clone());
         let mut guest = made.map_err(|e| {
             log.printed("", &e.log);

@@ -20,11 +20,12 @@ use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
+use super::presence::while_here;
 use super::service::Shared;
 use crate::config::{self, HandlerFail};
 use crate::domain::{GuestFailure, Meter, ModuleVersion, Phase, Rejection, Reply};
 use crate::engine::{
-    Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 
 /// A handler on a route, or the module that answers one. Its VMs live as long as it does.
@@ -138,10 +139,14 @@ pub async fn request_phase(
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
-        let outcome = http.request(exchange).await;
+        let cancel = exchange.cancel.clone();
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, http.request(exchange)).await;
         let HttpOutcome { exchange, result, meter, vm } = outcome;
         record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
         let exchange = put_back(session, ctx, exchange)?;
+        if let Some(error) = gone {
+            return Err(Stop::Broken(error));
+        }
         match result {
             Ok(Verdict::Respond(reply)) => {
                 // The reply has what was pending in it.
@@ -198,6 +203,7 @@ fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> 
         response_body_replaced: None,
         peer: ctx.peer,
         request_id: ctx.request_id().into(),
+        cancel: Cancel::default(),
     })
 }
 
@@ -280,10 +286,16 @@ pub async fn respond(
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
         exchange.response_body = Some(body.clone());
-        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, is_error).await;
+        let cancel = exchange.cancel.clone();
+        let phase = vm.into_inner().response(exchange, is_error);
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+        let HttpOutcome { exchange, result, meter, .. } = outcome;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
+        if let Some(error) = gone {
+            return Err(error);
+        }
         head = exchange.response.into();
         if let Some(written) = exchange.response_body_replaced {
             body = written.into();
@@ -312,10 +324,16 @@ pub async fn respond_head(
     while let Some(Waiting { handler, vm, .. }) = passed.pop() {
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
-        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, false).await;
+        let cancel = exchange.cancel.clone();
+        let phase = vm.into_inner().response(exchange, false);
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+        let HttpOutcome { exchange, result, meter, .. } = outcome;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
+        if let Some(error) = gone {
+            return Err(Stop::Broken(error));
+        }
         head = exchange.response.into();
         if let Err(error) = result
             && let Err(stop) = tolerate(ctx, &handler, error)

@@ -30,6 +30,7 @@ mod merge;
 mod pem;
 mod pipeline;
 mod pool;
+mod presence;
 mod proxy;
 mod respond;
 pub mod routes;

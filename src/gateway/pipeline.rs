@@ -103,11 +103,18 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     if let Some(target) = target {
         head.set_uri(target);
     }
-    // HTTP/2 has `:authority` instead; handlers and HTTP/1 upstreams look for `Host`.
-    if let Some(host) = &ctx.host
-        && !head.headers.contains_key(HOST)
-    {
-        head.set(&HOST, host.clone())?;
+    forward::join_cookies(head)?;
+    if !head.headers.contains_key(HOST) {
+        // HTTP/2 has `:authority` instead; handlers and HTTP/1 upstreams look for `Host`. An HTTP/1.0 client may name
+        // none, and goes to the upstream's default.
+        let host = match (&ctx.host, &state.action) {
+            (Some(host), _) => Some(host),
+            (None, Action::Upstream(upstream)) => Some(&upstream.authority),
+            (None, _) => None,
+        };
+        if let Some(host) = host {
+            head.set(&HOST, host.clone())?;
+        }
     }
     // Before handlers look: a guest believes a forwarded address as an upstream does.
     forward::compose_request(head, ctx, &gateway.ids)?;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use wasmgate::domain::rejection::NotLoadableKind::{self, *};
 use wasmgate::domain::{Abi, GuestFailure, Limits, NotLoadable, OwnerId};
-use wasmgate::engine::{Compiler, Engine, Finished, Input, InstallError, Job, LoadedModule, RunError, Settings};
+use wasmgate::engine::{
+    Cancel, Compiler, Engine, Finished, Input, InstallError, Job, LoadedModule, RunError, Settings,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -109,6 +111,7 @@ impl Kit {
             label: "acme/test@1".into(),
             limits,
             input,
+            cancel: Cancel::default(),
         };
         self.engine.run(job).await
     }

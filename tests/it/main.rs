@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod answers;
 mod api;
 mod architecture;
 mod attacks;
@@ -12,6 +13,7 @@ mod auth_http;
 mod cli;
 mod clients;
 mod config;
+mod departures;
 mod drain;
 mod engine;
 mod execute;
