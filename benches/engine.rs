@@ -57,7 +57,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
         queue: 64,
         queue_timeout: Duration::from_secs(5),
         per_owner: 4,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 4,
         vm_requests: 1_000,
         artifact_cache_bytes: 256 * MIB,

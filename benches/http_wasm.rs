@@ -19,7 +19,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
         queue: 64,
         queue_timeout: Duration::from_secs(1),
         per_owner: 64,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 4,
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,

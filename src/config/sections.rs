@@ -158,7 +158,7 @@ pub fn engine(t: &Table<'_>) -> Engine {
         queue: t.get("queue", 1024, int(0..=1_000_000)),
         queue_timeout: t.get("queue_timeout", secs(1), duration(millis(1)..=secs(60))),
         per_owner: t.get("per_owner", 4, int(1..=1024)),
-        memory_budget_bytes: t.get("memory_budget", GIB, size(16 * MIB..=1024 * GIB)),
+        memory_budget_bytes: t.opt("memory_budget", size(16 * MIB..=1024 * GIB)),
         vms_per_handler: t.get("vms_per_handler", 256, int(1..=1024)),
         vm_requests: t.get("vm_requests", 10_000, int(1..=1_000_000_000)),
         artifact_cache_bytes: t.get("artifact_cache", GIB, size(MIB..=1024 * GIB)),

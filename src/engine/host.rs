@@ -15,6 +15,7 @@ use super::failure::Halt;
 use super::fuel::Fuel;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
+use super::permits;
 
 /// Bytes written by a guest, up to a limit; what is beyond is counted.
 #[derive(Debug, Default)]
@@ -137,7 +138,7 @@ impl HostState {
         if !self.may_block {
             return Err(Halt::Deadline);
         }
-        std::thread::sleep(wanted.min(left));
+        permits::aside(self.fuel.deadline(), || std::thread::sleep(wanted.min(left)));
         if wanted < left { Ok(()) } else { Err(Halt::Deadline) }
     }
 

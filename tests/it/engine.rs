@@ -1,5 +1,15 @@
-//! The engine, driven directly with guests in text format: every way in which a guest can go wrong, against the real
-//! compiler process, memory pool and guest threads.
+//! The engine: every way in which a guest can go wrong. Most drive it directly with guests in text format, against the
+//! real compiler process, memory pool and guest threads; what owners do to each other is asked of the running server.
+
+mod artifacts;
+mod commands;
+mod compiler;
+mod core;
+mod fuel;
+mod inspection;
+mod memory;
+mod owners;
+mod pool;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +20,8 @@ use wasmgate::domain::rejection::NotLoadableKind::{self, *};
 use wasmgate::domain::{Abi, GuestFailure, Limits, NotLoadable, OwnerId};
 use wasmgate::engine::{Compiler, Engine, Finished, Input, InstallError, Job, LoadedModule, RunError, Settings};
 
+use crate::support::eventually_async;
+
 const MIB: u64 = 1 << 20;
 
 fn config() -> wasmgate::config::Engine {
@@ -18,10 +30,8 @@ fn config() -> wasmgate::config::Engine {
         queue: 64,
         queue_timeout: Duration::from_secs(20),
         per_owner: 2,
-        memory_budget_bytes: 512 * MIB,
+        memory_budget_bytes: Some(512 * MIB),
         vms_per_handler: 4,
-use crate::support::eventually_async;
-
         vm_requests: 1_000,
         artifact_cache_bytes: 64 * MIB,
         compile: wasmgate::config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
@@ -142,6 +152,7 @@ fn assert_refused(refusal: &NotLoadable, kind: NotLoadableKind, words: &str) {
 // Guests of several subjects.
 
 const SIEVE: &str = r#"(module (memory 1) (func (export "run") (param $n i32) (result i32)
+/// Counts primes below its argument.
     (local $i i32) (local $j i32) (local $count i32)
     (local.set $i (i32.const 2))
     (loop $outer
@@ -152,7 +163,6 @@ const SIEVE: &str = r#"(module (memory 1) (func (export "run") (param $n i32) (r
           (br_if $done (i32.ge_u (local.get $j) (local.get $n)))
           (i32.store8 (local.get $j) (i32.const 1))
           (local.set $j (i32.add (local.get $j) (local.get $i)))
-/// Counts primes below its argument.
           (br $inner)))))
       (local.set $i (i32.add (local.get $i) (i32.const 1)))
       (br_if $outer (i32.lt_u (local.get $i) (local.get $n))))
