@@ -24,6 +24,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,
         compile: config::Compile { processes: 1, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();
     Engine::new(Settings { data_dir: dir.to_owned(), artifact_key: [7; 32], compiler_exe, config }).expect("an engine")

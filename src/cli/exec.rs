@@ -135,6 +135,7 @@ fn engine(limits: &Limits) -> config::Engine {
         vm_requests: 1,
         artifact_cache_bytes: MAX_MODULE,
         compile: config::Compile { processes: 1, cpu: Duration::from_secs(120), memory_bytes: 4 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     }
 }
 

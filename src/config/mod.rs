@@ -135,6 +135,17 @@ pub struct Engine {
     pub vm_requests: u64,
     pub artifact_cache_bytes: u64,
     pub compile: Compile,
+    pub breaker: Breaker,
+}
+
+/// When a module version that fails again and again is refused on its routes.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    /// In a row; 0: never.
+    pub failures: u32,
+    /// They count when they are no further apart than this, first to last.
+    pub window: Duration,
+    pub cool_down: Duration,
 }
 
 #[derive(Clone, Debug)]

@@ -35,6 +35,7 @@ fn config() -> wasmgate::config::Engine {
         vm_requests: 1_000,
         artifact_cache_bytes: 64 * MIB,
         compile: wasmgate::config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: wasmgate::config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     }
 }
 
@@ -151,8 +152,8 @@ fn assert_refused(refusal: &NotLoadable, kind: NotLoadableKind, words: &str) {
 
 // Guests of several subjects.
 
-const SIEVE: &str = r#"(module (memory 1) (func (export "run") (param $n i32) (result i32)
 /// Counts primes below its argument.
+const SIEVE: &str = r#"(module (memory 1) (func (export "run") (param $n i32) (result i32)
     (local $i i32) (local $j i32) (local $count i32)
     (local.set $i (i32.const 2))
     (loop $outer

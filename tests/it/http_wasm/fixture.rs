@@ -32,6 +32,7 @@ pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)
         vm_requests: 1_000_000,
         artifact_cache_bytes: 64 << 20,
         compile: config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     edit(&mut config);
     let settings = Settings {
