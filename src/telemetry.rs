@@ -34,6 +34,7 @@ pub struct Metrics {
     wasm_executions: IntCounterVec,
     wasm_duration: HistogramVec,
     wasm_errors: IntCounterVec,
+    wasm_breakers: IntCounterVec,
     wasm_fuel: IntCounter,
     wasm_memory: IntGauge,
     wasm_compile: HistogramVec,
@@ -165,6 +166,11 @@ impl Metrics {
             wasm_executions: counter("wasm_executions_total", "runs of guests", &["module", "abi", "phase", "outcome"]),
             wasm_duration: histogram("wasm_execution_duration_seconds", "wall time of a run", &["module", "abi"]),
             wasm_errors: counter("wasm_execution_errors_total", "runs that failed", &["kind"]),
+            wasm_breakers: counter(
+                "wasm_breaker_opened_total",
+                "times that a module was refused on its routes after failures in a row",
+                &["module"],
+            ),
             wasm_fuel,
             wasm_memory: gauge("wasm_memory_usage_bytes", "linear memory of live guests"),
             wasm_compile: histogram("wasm_compile_duration_seconds", "time to compile a module", &["compiler"]),
@@ -226,6 +232,10 @@ impl Metrics {
         if let Some(failure) = failure {
             self.wasm_errors.with_label_values(&[failure.kind()]).inc();
         }
+    }
+
+    pub fn breaker_opened(&self, module: &Arc<str>) {
+        self.wasm_breakers.with_label_values(&[&*self.module_label(module)]).inc();
     }
 
     pub fn compiled(&self, compiler: &str, took: Duration) {

@@ -129,11 +129,13 @@ fn engine(limits: &Limits) -> config::Engine {
         queue: 1,
         queue_timeout: Duration::from_secs(1),
         per_owner: 1,
-        memory_budget_bytes: limits.memory_bytes.saturating_add(MIB),
+        // One owner's guests have half of it.
+        memory_budget_bytes: Some(limits.memory_bytes.saturating_mul(2)),
         vms_per_handler: 1,
         vm_requests: 1,
         artifact_cache_bytes: MAX_MODULE,
         compile: config::Compile { processes: 1, cpu: Duration::from_secs(120), memory_bytes: 4 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     }
 }
 

@@ -99,14 +99,18 @@ impl Snapshot {
         let known: HashMap<&Name, &RouteState> = previous
             .map(|p| p.states.iter().map(|s| (&p.config.routes[s.index].name, &**s)).collect())
             .unwrap_or_default();
+        // Of versions that stay in use; one that comes back begins anew.
+        let mut breakers: HashMap<_, _> = previous
+            .map(|p| p.route_handlers().map(|h| (h.label.clone(), h.breaker.clone())).collect())
+            .unwrap_or_default();
         let mut states = Vec::with_capacity(config.routes.len());
         for (index, route) in config.routes.iter().enumerate() {
             let known = known.get(&route.name).copied();
-            let handler = |config: &config::Handler| {
+            let mut handler = |config: &config::Handler| {
                 let version = modules.get(&module_key(config)).cloned().flatten();
                 known
                     .and_then(|s| s.same_handler(config, version.as_ref()))
-                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), version)))
+                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), version, &mut breakers)))
             };
             let action = match &route.target {
                 // A checked configuration names upstreams that exist.
@@ -126,7 +130,7 @@ impl Snapshot {
                 index,
                 metrics: metrics.route(route.name.as_str()),
                 action,
-                handlers: route.handlers.iter().map(handler).collect(),
+                handlers: route.handlers.iter().map(&mut handler).collect(),
                 needs: route.tier.as_ref().and_then(|name| tiers.get(name)).cloned(),
             }));
         }
@@ -155,6 +159,20 @@ impl Snapshot {
         self.tier_metrics.iter().find(|(known, _)| Arc::ptr_eq(known, tier)).map(|(_, metrics)| metrics)
     }
 
+    fn route_handlers(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {
+        self.states.iter().flat_map(|state| state.every_handler())
+    }
+
+    /// Lets a module that was refused for its failures run again at once.
+    pub fn reset_breakers(&self, owner: &OwnerId, name: &Name) {
+        for handler in self.route_handlers() {
+            let module = &handler.config.module;
+            if module.name == *name && module.owner.as_ref().unwrap_or(&handler.config.owner) == owner {
+                handler.breaker.reset();
+            }
+        }
+    }
+
     /// The upstreams by name, for the admin API.
     pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Upstream)> {
         let mut all: Vec<_> = self.upstreams.iter().map(|(name, upstream)| (name, &**upstream)).collect();
@@ -166,10 +184,14 @@ impl Snapshot {
 impl RouteState {
     /// A handler of this route that has the same module version and configuration: its VMs live on.
     fn same_handler(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> Option<Arc<RouteHandler>> {
+        self.every_handler().find(|h| h.is_same(config, version)).cloned()
+    }
+
+    fn every_handler(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {
         let answering = match &self.action {
             Action::Guest(handler) => Some(handler),
             _ => None,
         };
-        self.handlers.iter().chain(answering).find(|h| h.is_same(config, version)).cloned()
+        self.handlers.iter().chain(answering)
     }
 }

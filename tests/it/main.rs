@@ -10,6 +10,7 @@ mod architecture;
 mod attacks;
 mod auth;
 mod auth_http;
+mod breaker;
 mod cli;
 mod clients;
 mod config;
