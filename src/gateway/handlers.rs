@@ -39,9 +39,8 @@ pub struct RouteHandler {
 
 impl RouteHandler {
     pub fn new(config: config::Handler, version: Option<ModuleVersion>) -> Self {
-        let owner = config.module.owner.as_ref().unwrap_or(&config.owner);
         let number = version.as_ref().map_or(0, |v| v.version);
-        let label = format!("{owner}/{}@{number}", config.module.name).into();
+        let label = format!("{}/{}@{number}", config.owner, config.module.name).into();
         Self { config, version, label, module: OnceCell::new(), http: OnceCell::new() }
     }
 
@@ -250,7 +249,10 @@ pub fn record(
     if let Some(version) = &handler.version {
         shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
     }
-    ctx.guests.runs += u64::from(phase != Phase::Response);
+    if phase != Phase::Response {
+        ctx.guests.runs += 1;
+        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
+    }
     ctx.guests.meter = ctx.guests.meter.and(*meter);
     let outcome = ctx.guests.outcome.get_or_insert("ok");
     if let Some(failure) = failure {

@@ -1,6 +1,6 @@
 //! Usage is gathered in memory and written in batches by the app's ticker; a request only adds to a sharded map.
 //!
-//! Invariant: what [`UsageRecorder::drain`] returned is no longer here; a failed write is given back with `record`.
+//! Invariant: what a `drain` returned is no longer here; a failed write is given back with `record`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{DefaultHasher, Entry};
@@ -8,24 +8,27 @@ use std::hash::{Hash, Hasher};
 
 use parking_lot::Mutex;
 
-use crate::domain::{KeyId, OwnerId, UsageDelta, UsageRecord};
+use crate::domain::{KeyId, Name, OwnerId, UsageDelta, UsageRecord};
 
 const SHARDS: usize = 16;
 /// Keys a shard holds between two flushes; further ones are added to the owner's row of unnamed keys.
 const MAX_ROWS: usize = 10_000;
 
+/// Modules whose runs a shard holds between two flushes; runs of further ones are not counted.
+const MAX_MODULES: usize = 10_000;
+
 type Rows = HashMap<(OwnerId, KeyId, i64), UsageRecord>;
+type Runs = HashMap<(OwnerId, Name), u64>;
 
 #[derive(Default)]
 pub struct UsageRecorder {
     shards: [Mutex<Rows>; SHARDS],
+    runs: [Mutex<Runs>; SHARDS],
 }
 
 impl UsageRecorder {
     pub fn record(&self, owner: &OwnerId, key: &KeyId, day: i64, add: &UsageRecord) {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let mut rows = self.shards[hasher.finish() as usize % SHARDS].lock();
+        let mut rows = self.shards[shard(key)].lock();
         let full = rows.len() >= MAX_ROWS;
         match rows.entry((owner.clone(), key.clone(), day)) {
             Entry::Occupied(row) => row.into_mut().merge(add),
@@ -45,4 +48,28 @@ impl UsageRecorder {
         }
         out
     }
+
+    /// Runs of a stored module, by the execute endpoint and by routes.
+    pub fn record_runs(&self, owner: &OwnerId, name: &Name, n: u64) {
+        let mut runs = self.runs[shard(name)].lock();
+        let full = runs.len() >= MAX_MODULES;
+        match runs.entry((owner.clone(), name.clone())) {
+            Entry::Occupied(sum) => *sum.into_mut() += n,
+            Entry::Vacant(_) if full => {}
+            Entry::Vacant(sum) => {
+                sum.insert(n);
+            }
+        }
+    }
+
+    /// As [`Self::drain`], of what `record_runs` gathered.
+    pub fn drain_runs(&self) -> Vec<((OwnerId, Name), u64)> {
+        self.runs.iter().flat_map(|shard| std::mem::take(&mut *shard.lock())).collect()
+    }
+}
+
+fn shard(of: &impl Hash) -> usize {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish() as usize % SHARDS
 }
