@@ -44,8 +44,10 @@ pub(super) struct NewKey {
 #[into_params(parameter_in = Query)]
 pub(super) struct KeysQuery {
     /// From 1.
+    #[param(minimum = 1)]
     page: Option<usize>,
     /// 1 to 100; default 50.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// Whose (admin; default: every owner's).
     #[param(value_type = Option<String>)]

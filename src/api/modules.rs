@@ -30,8 +30,10 @@ const SCAN: u64 = 500;
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
     /// From 1.
+    #[param(minimum = 1)]
     page: Option<u64>,
     /// 1 to 100; default 20.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u64>,
     /// Also the public modules of others.
     include_public: Option<bool>,

@@ -20,6 +20,8 @@ fn gateway() -> (Gateway, String) {
     (gw, key)
 }
 
+type Fields<'a> = &'a [(&'a str, &'a str)];
+
 /// Refused with 400, and these words in the detail.
 #[track_caller]
 fn refused(what: &str, response: Response, words: &[&str]) {
@@ -32,7 +34,7 @@ fn refused(what: &str, response: Response, words: &[&str]) {
 #[test]
 fn a_wrong_form_names_the_field_and_the_remedy() {
     let (gw, key) = gateway();
-    let cases: [(&[(&str, &str)], &[&str]); 14] = [
+    let cases: [(Fields, &[&str]); 14] = [
         (&[("modul", "cmd")], &["`modul`", "`module`"]),
         (&[("module", "cmd"), ("module", "cmd")], &["`module`", "once"]),
         (&[("module", "cmd"), ("wasm", "x")], &["`module`", "`wasm`", "one of them"]),
