@@ -234,8 +234,8 @@ impl Metrics {
         }
     }
 
-    pub fn breaker_opened(&self, module: &Arc<str>) {
-        self.wasm_breakers.with_label_values(&[&*self.module_label(module)]).inc();
+    pub fn breaker_opened(&self, module: &Arc<str>, abi: Abi) {
+        self.wasm_breakers.with_label_values(&[&*self.module(module, abi).label]).inc();
     }
 
     pub fn compiled(&self, compiler: &str, took: Duration) {

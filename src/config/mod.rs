@@ -343,8 +343,8 @@ impl HeaderEdits {
 /// A module version, its configuration and its failure policy on a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
-    /// Owner of a bare module name: the operator's own, `wasmgate`, unless given.
     pub module: ModuleRef,
+    /// Whose module: the one that the reference names, else the operator's own, `wasmgate`.
     pub owner: OwnerId,
     /// Handed to the guest as it is (http-wasm `get_config`).
     pub config: Vec<u8>,

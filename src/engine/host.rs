@@ -15,7 +15,6 @@ use super::failure::Halt;
 use super::fuel::Fuel;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
-use super::permits;
 
 /// Bytes written by a guest, up to a limit; what is beyond is counted.
 #[derive(Debug, Default)]

@@ -50,11 +50,10 @@ pub async fn answer(
         Abi::Cgi => cgi_env(session, ctx, handler, stdin.len()),
         _ => command_env(session, ctx, handler),
     };
-    let owner = handler.config.module.owner.clone().unwrap_or_else(|| handler.config.owner.clone());
     let cancel = Cancel::default();
     let job = Job {
         module,
-        owner,
+        owner: handler.config.owner.clone(),
         label: handler.label.clone(),
         limits: limits(handler),
         input: Input { env, stdin, ..Input::default() },

@@ -49,9 +49,8 @@ impl RouteHandler {
         version: Option<ModuleVersion>,
         breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
     ) -> Self {
-        let owner = config.module.owner.as_ref().unwrap_or(&config.owner);
         let number = version.as_ref().map_or(0, |v| v.version);
-        let label: Arc<str> = format!("{owner}/{}@{number}", config.module.name).into();
+        let label: Arc<str> = format!("{}/{}@{number}", config.owner, config.module.name).into();
         let breaker = breakers.entry(label.clone()).or_default().clone();
         Self { config, version, label, breaker, module: OnceCell::new(), http: OnceCell::new() }
     }
@@ -285,7 +284,10 @@ pub fn record(
     if let Some(version) = &handler.version {
         shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
     }
-    ctx.guests.runs += u64::from(phase != Phase::Response);
+    if phase != Phase::Response {
+        ctx.guests.runs += 1;
+        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
+    }
     ctx.guests.meter = ctx.guests.meter.and(*meter);
     let outcome = ctx.guests.outcome.get_or_insert("ok");
     if let Some(failure) = failure {
@@ -315,7 +317,9 @@ pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: 
 fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
     let config = &ctx.snapshot.config.engine.breaker;
     if handler.breaker.failed(Instant::now(), config) {
-        shared.metrics.breaker_opened(&handler.label);
+        if let Some(version) = &handler.version {
+            shared.metrics.breaker_opened(&handler.label, version.abi);
+        }
         tracing::error!(
             handler = %handler.label, last = failure.kind(), failures = config.failures,
             "the module fails again and again: it is refused for a while; activate another version of it"

@@ -68,9 +68,8 @@ pub struct Parts<'a> {
 
 /// Where a handler's module is found in [`ResolvedModules`]: the owner, and `name[@version]`.
 pub fn module_key(handler: &config::Handler) -> (OwnerId, String) {
-    let owner = handler.module.owner.clone().unwrap_or_else(|| handler.owner.clone());
     let bare = ModuleRef { owner: None, ..handler.module.clone() };
-    (owner, bare.to_string())
+    (handler.owner.clone(), bare.to_string())
 }
 
 /// Every handler of a route, the one that answers included.

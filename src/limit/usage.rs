@@ -1,24 +1,30 @@
 //! Usage is gathered in memory and written in batches by the app's ticker; a request only adds to a sharded map.
 //!
-//! Invariant: what [`UsageRecorder::drain`] returned is no longer here; a failed write is given back with `record`.
+//! Invariant: what a `drain` returned is no longer here; a failed write is given back with `record`.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use parking_lot::Mutex;
 
 use super::spread;
-use crate::domain::{KeyId, OwnerId, UsageDelta, UsageRecord};
+use crate::domain::{KeyId, Name, OwnerId, UsageDelta, UsageRecord};
 
 const SHARDS: usize = 16;
 /// Rows a shard holds between two flushes; further keys are added to the owner's row of unnamed keys.
 const MAX_ROWS: usize = 10_000;
 
+/// Modules whose runs a shard holds between two flushes; runs of further ones are not counted.
+const MAX_MODULES: usize = 10_000;
+
 /// A key's rows: one, or two around midnight.
 type Rows = HashMap<KeyId, Vec<UsageDelta>>;
+type Runs = HashMap<(OwnerId, Name), u64>;
 
 #[derive(Default)]
 pub struct UsageRecorder {
     shards: [Mutex<Rows>; SHARDS],
+    runs: [Mutex<Runs>; SHARDS],
 }
 
 impl UsageRecorder {
@@ -40,5 +46,23 @@ impl UsageRecorder {
     /// Takes all that has come since the last call.
     pub fn drain(&self) -> Vec<UsageDelta> {
         self.shards.iter().flat_map(|shard| std::mem::take(&mut *shard.lock()).into_values().flatten()).collect()
+    }
+
+    /// Runs of a stored module, by the execute endpoint and by routes.
+    pub fn record_runs(&self, owner: &OwnerId, name: &Name, n: u64) {
+        let mut runs = self.runs[spread(name.as_str()) as usize % SHARDS].lock();
+        let full = runs.len() >= MAX_MODULES;
+        match runs.entry((owner.clone(), name.clone())) {
+            Entry::Occupied(sum) => *sum.into_mut() += n,
+            Entry::Vacant(_) if full => {}
+            Entry::Vacant(sum) => {
+                sum.insert(n);
+            }
+        }
+    }
+
+    /// As [`Self::drain`], of what `record_runs` gathered.
+    pub fn drain_runs(&self) -> Vec<((OwnerId, Name), u64)> {
+        self.runs.iter().flat_map(|shard| std::mem::take(&mut *shard.lock())).collect()
     }
 }
