@@ -19,11 +19,12 @@ fn engine(dir: &Path) -> Arc<Engine> {
         queue: 64,
         queue_timeout: Duration::from_secs(1),
         per_owner: 64,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 4,
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,
         compile: config::Compile { processes: 1, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();
     Engine::new(Settings { data_dir: dir.to_owned(), artifact_key: [7; 32], compiler_exe, config }).expect("an engine")

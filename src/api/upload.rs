@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::access::Actor;
 use super::body::{self, Params};
 use super::multipart::{self, Field};
-use super::openapi::{Problem, json};
+use super::openapi::{Wasm, json};
 use super::{Api, INSPECTION_WAIT, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{
@@ -57,13 +57,27 @@ pub(super) struct OwnerQuery {
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "a schema only: the form is read field by field")]
 pub(super) struct UploadForm {
-    #[schema(value_type = String, format = Binary)]
-    wasm: Vec<u8>,
+    wasm: Wasm,
     name: String,
+    #[schema(nullable = false)]
     description: Option<String>,
+    /// Anyone with the scope `execute` may run it.
+    #[schema(nullable = false)]
     public: Option<bool>,
+    /// Needed when the module's shape fits more than one.
+    #[schema(nullable = false)]
     abi: Option<Abi>,
+    /// Make this version the one that the name means.
+    #[schema(nullable = false)]
     activate: Option<bool>,
+}
+
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "a schema only: the form is read field by field")]
+pub(super) struct ValidateForm {
+    wasm: Wasm,
+    #[schema(nullable = false)]
+    abi: Option<Abi>,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -108,10 +122,9 @@ pub(super) struct Validated {
     responses(
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
-        (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
-        (status = 402, description = "over the caller's tier", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "no more modules or versions", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "over the caller's tier"),
+        (status = 409, description = "no more modules or versions"),
+        (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn upload(
     State(api): State<Arc<Api>>,
@@ -155,12 +168,12 @@ pub(super) async fn upload(
 /// Stores a module from a raw body.
 #[utoipa::path(put, path = "/api/wasm/modules/{module}", tag = "wasm",
     params(("module" = String, Path, description = "its name"), UploadQuery),
-    request_body(content = Vec<u8>, content_type = "application/wasm"),
+    request_body(content = Wasm, content_type = "application/wasm"),
     responses(
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
-        (status = 402, description = "over the caller's tier", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "over the caller's tier"),
+        (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn put(
     State(api): State<Arc<Api>>,
@@ -187,10 +200,10 @@ pub(super) struct ValidateQuery {
 
 /// Makes all checks of an upload, and stores nothing.
 #[utoipa::path(post, path = "/api/wasm/validate", tag = "wasm", params(ValidateQuery),
-    request_body(content((UploadForm = "multipart/form-data"), (Vec<u8> = "application/wasm"))),
+    request_body(content((ValidateForm = "multipart/form-data"), (Wasm = "application/wasm"))),
     responses(
         (status = 200, description = "it can be uploaded", body = Validated),
-        (status = 422, description = "it can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "it can't be loaded"),
     ))]
 pub(super) async fn validate(
     State(api): State<Arc<Api>>,
@@ -247,7 +260,7 @@ fn bad(field: &str, message: String) -> Rejection {
     Rejection::BadRequest(format!("`{field}`: {message}"))
 }
 
-fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
+pub(super) fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
     match text.as_deref() {
         None => Ok(None),
         Some("true" | "1") => Ok(Some(true)),

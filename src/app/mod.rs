@@ -9,11 +9,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
-use crate::domain::{KeyHash, Name, OwnerId, Tier};
+use crate::domain::{KeyHash, Name, OwnerId, Selector, Tier};
 use crate::engine::{self, Engine};
 use crate::gateway::snapshot::{self, Parts};
 use crate::gateway::{Shared, Snapshot};
@@ -54,15 +52,8 @@ pub struct App {
     pub config_file: Option<PathBuf>,
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
-    /// Executions not yet counted in the store.
-    executions: Mutex<Executions>,
     drain: tokio::sync::Notify,
 }
-
-type Executions = HashMap<(OwnerId, Name), u64>;
-
-/// Modules whose executions are gathered between two flushes.
-const MAX_COUNTED_MODULES: usize = 10_000;
 
 impl App {
     /// Opens everything that the data directory holds and builds the first snapshot. Listens to nothing yet.
@@ -111,7 +102,6 @@ impl App {
             bootstrap_token,
             config_file,
             swapping: tokio::sync::Mutex::new(()),
-            executions: Mutex::default(),
             drain: tokio::sync::Notify::new(),
         }))
     }
@@ -170,11 +160,11 @@ impl App {
         Ok(())
     }
 
-    /// The route that uses a module, if one does.
-    pub fn route_using(&self, owner: &OwnerId, name: &Name) -> Option<Name> {
+    /// The route that uses a module by one of these selectors, if one does.
+    pub fn route_using(&self, owner: &OwnerId, name: &Name, by: impl Fn(Selector) -> bool) -> Option<Name> {
         let snapshot = self.snapshot();
         let uses = |handler: &config::Handler| {
-            handler.module.name == *name && handler.module.owner.as_ref().unwrap_or(&handler.owner) == owner
+            handler.owner == *owner && handler.module.name == *name && by(handler.module.selector)
         };
         let of_route = |route: &&config::Route| snapshot::handlers(route).any(uses);
         snapshot.config.routes.iter().find(of_route).map(|route| route.name.clone())
@@ -187,14 +177,6 @@ impl App {
 
     pub async fn drain_asked(&self) {
         self.drain.notified().await;
-    }
-
-    /// Counts an execution of a stored module; written with the next flush.
-    pub fn count_execution(&self, owner: &OwnerId, name: &Name) {
-        let mut executions = self.executions.lock();
-        if executions.len() < MAX_COUNTED_MODULES || executions.contains_key(&(owner.clone(), name.clone())) {
-            *executions.entry((owner.clone(), name.clone())).or_default() += 1;
-        }
     }
 }
 

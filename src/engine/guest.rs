@@ -5,7 +5,6 @@
 //!
 //! Invariant: between [`Guest::begin`] and [`Guest::meter`] the guest can't use more than its limits, whatever it does.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,11 +15,12 @@ use wasmer::{
 use crate::domain::{GuestFailure, Limits, Meter};
 
 use super::LoadedModule;
+use super::budget::Reserved;
 use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
-use super::memory::{Budget, Grant, GuestMemory, with_grant};
+use super::memory::{Grant, GuestMemory, with_grant};
 use super::sys;
 
 /// Names that instrumentation adds to every module; no upload may use them.
@@ -85,17 +85,17 @@ pub struct StillBorn {
 
 impl Guest {
     /// Makes a guest and runs its start function, if any, under the allowance. `prepare` fills the parts of the host
-    /// state that the ABI needs from the first instruction on.
+    /// state that the ABI needs from the first instruction on. `reserved`: of the budget, for its memory to begin with.
     pub fn instantiate(
         module: &LoadedModule,
         allowance: &Allowance,
-        budget: &Arc<Budget>,
+        reserved: Reserved,
         prepare: impl FnOnce(&mut HostState),
     ) -> Result<Guest, Box<StillBorn>> {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
-        let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, budget.clone());
+        let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
         let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
         state.output_limit = limits.output_bytes;
         state.log = BoundedLog::new(limits.log_bytes);

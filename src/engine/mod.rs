@@ -10,6 +10,7 @@
 pub mod abi;
 mod artifacts;
 mod at_rest;
+mod budget;
 mod cache;
 mod cancel;
 pub mod compile;
@@ -24,6 +25,7 @@ mod instrument;
 pub mod lane;
 mod loaded;
 pub mod memory;
+mod permits;
 pub mod pool;
 mod run;
 mod sys;
@@ -41,12 +43,12 @@ use bytes::Bytes;
 use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLoadable, OwnerId};
 
 use artifacts::{Artifacts, Stored};
+use budget::{Account, Budget};
 use cache::Modules;
 use compile::Compilers;
 use guest::Allowance;
 use loaded::Trusted;
-use memory::Budget;
-use pool::Pool;
+use pool::{Need, Pool};
 
 pub use cancel::Cancel;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
@@ -192,13 +194,14 @@ impl Engine {
         let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
         let artifacts = Artifacts::open(&data_dir, artifact_key)
             .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
-        let pool = Pool::start(&config).map_err(|e| format!("can't start guest threads: {e}"))?;
+        let budget = Budget::new(config.memory_budget_bytes);
+        let pool = Pool::start(&config, &budget).map_err(|e| format!("can't start guest threads: {e}"))?;
         Ok(Arc::new(Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
             modules: Modules::new(config.artifact_cache_bytes),
             pool,
-            budget: Budget::new(config.memory_budget_bytes),
+            budget,
             config,
             artifacts_rejected: AtomicU64::new(0),
             vms_idle: AtomicU64::new(0),
@@ -330,8 +333,11 @@ impl Engine {
         if job.input.stdin.len() as u64 > job.limits.input_bytes {
             return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
         }
-        if job.module.lane().is_inline() {
-            let finished = self.run_inline(&job, &call);
+        let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
+        if job.module.lane().is_inline()
+            && let Some(memory) = need.account.reserve(need.bytes)
+        {
+            let finished = self.run_inline(&job, &call, memory);
             if !run::overran(&finished) {
                 job.module.lane().record(finished.meter.wall);
                 return finished;
@@ -340,24 +346,30 @@ impl Engine {
             job.module.lane().overran();
         }
         let Job { module, owner, label, limits, input, cancel } = job;
-        let budget = self.budget.clone();
         let token = cancel.clone();
-        let work = move || {
+        let work = move |memory| {
             let allowance = Allowance::from_now(limits, token);
-            let finished = run::execute(&module, &label, &input, &call, &allowance, &budget, true);
+            let finished = run::execute(&module, &label, &input, &call, &allowance, memory, true);
             module.lane().record(finished.meter.wall);
             finished
         };
-        match self.pool.run(&owner, &cancel, work).await {
+        match self.pool.run(&owner, &cancel, need, work).await {
             Ok(finished) => finished,
             Err(busy) => run::refused(RunError::Busy { retry_after: busy.retry_after }),
         }
     }
 
-    fn run_inline(&self, job: &Job, call: &run::Call) -> Finished {
+    /// What a guest begins with. More than it may ever have is not waited for: it fails as it begins.
+    pub(crate) fn need(&self, module: &LoadedModule, account: &Arc<Account>, limits: &Limits) -> Need {
+        let bytes = module.shape().memory_min_bytes;
+        let possible = bytes <= limits.memory_bytes.min(self.budget.share());
+        Need { account: account.clone(), bytes: if possible { bytes } else { 0 } }
+    }
+
+    fn run_inline(&self, job: &Job, call: &run::Call, memory: budget::Reserved) -> Finished {
         let wall_ms = job.limits.wall_ms.min(lane::INLINE_SLICE);
         let allowance = Allowance::lasting(job.limits.clone(), wall_ms, job.cancel.clone());
-        run::execute(&job.module, &job.label, &job.input, call, &allowance, &self.budget, false)
+        run::execute(&job.module, &job.label, &job.input, call, &allowance, memory, false)
     }
 
     /// RFC 3875 output of a CGI guest as an answer.
@@ -389,9 +401,9 @@ impl Engine {
         &self.pool
     }
 
-    /// For HTTP handlers: what all guests share.
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
+    /// For HTTP handlers: an owner's part of what all guests share.
+    pub(crate) fn account(&self, owner: &OwnerId) -> Arc<Account> {
+        self.budget.account(owner)
     }
 
     /// For HTTP handlers.

@@ -34,7 +34,7 @@ pub struct Context {
     /// The connection is encrypted.
     pub tls: bool,
     pub principal: Option<Principal>,
-    /// `RateLimit-Policy` and `RateLimit`.
+    /// `RateLimit-Policy` and `RateLimit`, until the answer's head has them.
     pub rate: Option<(HeaderValue, HeaderValue)>,
     /// Given back with the context, after the answer.
     pub in_flight: Option<InFlight>,

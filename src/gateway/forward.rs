@@ -259,13 +259,13 @@ fn settle_length(head: &mut ResponseHeader) {
 }
 
 /// The last step of every answer's head, whoever made it.
-pub fn finish_response(head: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+pub fn finish_response(head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
     if let Some(route) = ctx.route() {
         apply(head, &route.response_headers)?;
     }
-    if let Some((policy, state)) = &ctx.rate {
-        head.set(&RATE_LIMIT_POLICY, policy.clone())?;
-        head.set(&RATE_LIMIT, state.clone())?;
+    if let Some((policy, state)) = ctx.rate.take() {
+        head.set(&RATE_LIMIT_POLICY, policy)?;
+        head.set(&RATE_LIMIT, state)?;
     }
     head.set(&REQUEST_ID, ctx.request_id.clone())
 }

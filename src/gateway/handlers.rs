@@ -4,7 +4,9 @@
 //! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
 //! 1), unless its VM failed or the client is gone.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -16,6 +18,7 @@ use tokio::sync::OnceCell;
 
 use super::answer;
 use super::body;
+use super::breaker::{Breaker, is_crash};
 use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
@@ -34,16 +37,27 @@ pub struct RouteHandler {
     version: Option<ModuleVersion>,
     /// `owner/name@version`.
     pub label: Arc<str>,
+    pub breaker: Arc<Breaker>,
     module: OnceCell<Arc<LoadedModule>>,
     http: OnceCell<Arc<HttpHandler>>,
 }
 
 impl RouteHandler {
-    pub fn new(config: config::Handler, version: Option<ModuleVersion>) -> Self {
-        let owner = config.module.owner.as_ref().unwrap_or(&config.owner);
+    /// `breakers`: those of module versions in use, by label.
+    pub fn new(
+        config: config::Handler,
+        version: Option<ModuleVersion>,
+        breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
+    ) -> Self {
         let number = version.as_ref().map_or(0, |v| v.version);
-        let label = format!("{owner}/{}@{number}", config.module.name).into();
-        Self { config, version, label, module: OnceCell::new(), http: OnceCell::new() }
+        let label: Arc<str> = format!("{}/{}@{number}", config.owner, config.module.name).into();
+        let breaker = breakers.entry(label.clone()).or_default().clone();
+        Self { config, version, label, breaker, module: OnceCell::new(), http: OnceCell::new() }
+    }
+
+    /// Refuses at once while its module does nothing but fail.
+    pub fn admit(&self) -> Result<(), Rejection> {
+        self.breaker.admit(Instant::now()).map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
     }
 
     pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
@@ -127,10 +141,10 @@ pub async fn request_phase(
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
     for handler in handlers {
-        let http = match handler.http(&shared.engine).await {
+        let http = match ready(ctx, shared, handler).await {
             Ok(http) => http,
-            Err(failure) => {
-                tolerate(ctx, handler, RunError::Guest(failure))?;
+            Err(rejection) => {
+                tolerate(ctx, handler, rejection)?;
                 continue;
             }
         };
@@ -149,6 +163,7 @@ pub async fn request_phase(
         }
         match result {
             Ok(Verdict::Respond(reply)) => {
+                passed(handler);
                 // The reply has what was pending in it.
                 if let Some(chain) = &mut ctx.chain {
                     chain.pending = Pending::default();
@@ -167,7 +182,7 @@ pub async fn request_phase(
                     chain.passed.push(Waiting { handler: handler.clone(), buffers, vm: Mutex::new(vm) });
                 }
             }
-            Err(error) => tolerate(ctx, handler, error)?,
+            Err(error) => tolerate(ctx, handler, rejection_of(error))?,
         }
     }
     if consumed {
@@ -179,6 +194,17 @@ pub async fn request_phase(
         body = Some(body::gather(session, ctx, max_body).await?);
     }
     Ok(Passed::On(body))
+}
+
+/// A handler whose module may run and can be loaded.
+async fn ready<'a>(
+    ctx: &mut Context,
+    shared: &Shared,
+    handler: &'a RouteHandler,
+) -> Result<&'a Arc<HttpHandler>, Rejection> {
+    handler.admit()?;
+    let loaded = handler.http(&shared.engine).await;
+    loaded.map_err(|failure| Rejection::Guest(crashed(ctx, shared, handler, failure)))
 }
 
 /// What a request phase did to the body.
@@ -222,10 +248,12 @@ fn put_back(session: &mut Session, ctx: &mut Context, exchange: Box<HttpExchange
 }
 
 /// The handler's failure policy: `Ok` goes on without it.
-fn tolerate(ctx: &mut Context, handler: &RouteHandler, error: RunError) -> Result<(), Stop> {
-    let rejection = rejection_of(error);
+fn tolerate(ctx: &mut Context, handler: &RouteHandler, rejection: Rejection) -> Result<(), Stop> {
     ctx.guests.outcome = Some(rejection.code());
-    tracing::warn!(handler = %handler.label, code = rejection.code(), detail = rejection.detail(), "handler failed");
+    // That it is refused from now on has been said once.
+    if !matches!(rejection, Rejection::HandlerUnavailable { .. }) {
+        tracing::warn!(handler = %handler.label, code = rejection.code(), detail = rejection.detail(), "handler failed");
+    }
     match handler.config.fail {
         HandlerFail::Open => Ok(()),
         HandlerFail::Closed => Err(Stop::Reject(rejection)),
@@ -256,11 +284,46 @@ pub fn record(
     if let Some(version) = &handler.version {
         shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
     }
-    ctx.guests.runs += u64::from(phase != Phase::Response);
+    if phase != Phase::Response {
+        ctx.guests.runs += 1;
+        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
+    }
     ctx.guests.meter = ctx.guests.meter.and(*meter);
     let outcome = ctx.guests.outcome.get_or_insert("ok");
     if let Some(failure) = failure {
         *outcome = failure.kind();
+    }
+    match error {
+        Some(RunError::Guest(failure)) if is_crash(failure) => note_crash(ctx, shared, handler, failure),
+        Some(RunError::Busy { .. } | RunError::BadCall(_)) => {}
+        // A request phase that lets the request pass is half of a run.
+        _ if phase == Phase::Request => {}
+        _ => passed(handler),
+    }
+}
+
+fn passed(handler: &RouteHandler) {
+    if handler.breaker.passed() {
+        tracing::info!(handler = %handler.label, "the module runs again");
+    }
+}
+
+/// Counts a failure to load, and gives it back.
+pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: GuestFailure) -> GuestFailure {
+    note_crash(ctx, shared, handler, &failure);
+    failure
+}
+
+fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
+    let config = &ctx.snapshot.config.engine.breaker;
+    if handler.breaker.failed(Instant::now(), config) {
+        if let Some(version) = &handler.version {
+            shared.metrics.breaker_opened(&handler.label, version.abi);
+        }
+        tracing::error!(
+            handler = %handler.label, last = failure.kind(), failures = config.failures,
+            "the module fails again and again: it is refused for a while; activate another version of it"
+        );
     }
 }
 
@@ -301,7 +364,7 @@ pub async fn respond(
             body = written.into();
         }
         if let Err(error) = result
-            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, error)
+            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection_of(error))
         {
             (head, body) = answer::problem_answer(session, ctx, &rejection)?;
             ctx.refused = Some(rejection);
@@ -336,7 +399,7 @@ pub async fn respond_head(
         }
         head = exchange.response.into();
         if let Err(error) = result
-            && let Err(stop) = tolerate(ctx, &handler, error)
+            && let Err(stop) = tolerate(ctx, &handler, rejection_of(error))
         {
             // The refusal passes the handlers before this one.
             ctx.chain = Some(Box::new(Chain { passed, pending: Pending::default() }));

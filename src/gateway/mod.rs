@@ -12,6 +12,7 @@ mod access_log;
 mod admin;
 mod answer;
 mod body;
+mod breaker;
 mod bridge;
 mod chunked;
 mod conn;

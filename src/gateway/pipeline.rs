@@ -333,7 +333,9 @@ fn anonymous(ctx: &Context) -> Result<Principal, Rejection> {
 fn admit(gateway: &Gateway, ctx: &mut Context, route: &Route) -> Result<(), Rejection> {
     let Some(principal) = ctx.principal.as_ref().filter(|_| route.limited) else { return Ok(()) };
     let tier = principal.tier.name.as_str();
-    gateway.shared.metrics.limit_checked(tier);
+    if let Some(metrics) = ctx.snapshot.tier_metrics(&principal.tier) {
+        metrics.checked();
+    }
     match gateway.shared.limiter.admit(principal, 1, ctx.start) {
         Decision::Allowed { states, in_flight } => {
             ctx.rate = limiter::headers(&states);

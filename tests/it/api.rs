@@ -372,7 +372,7 @@ async fn unknown_paths_methods_and_fields_are_problems() {
     let create = |body: &'static str| kit.tenant(&key, "POST", "/api/auth/keys").body("application/json", body).send();
     for (body, named) in [
         ("{", "line"),
-        ("[]", "invalid"),
+        ("[]", "object"),
         (r#"{"surprise": 1}"#, "surprise"),
         (r#"{"scopes": ["proxy", "root"]}"#, "scopes[1]"),
         (r#"{"tier": "NOT A NAME"}"#, "tier"),

@@ -27,11 +27,12 @@ pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)
         queue: 64,
         queue_timeout: Duration::from_secs(20),
         per_owner: 64,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 1,
         vm_requests: 1_000_000,
         artifact_cache_bytes: 64 << 20,
         compile: config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     edit(&mut config);
     let settings = Settings {

@@ -22,10 +22,19 @@ pub use upstream::Upstream;
 /// Long enough for a debug build on a busy machine; a test that meets it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Polls until `cond` holds. The only place in the tests that sleeps.
+/// Polls until `cond` holds. With its two other forms below, the only place in the tests that sleeps.
 #[track_caller]
 pub fn eventually(what: &str, mut cond: impl FnMut() -> bool) {
     assert!(poll(DEADLINE, &mut cond), "not within {DEADLINE:?}: {what}");
+}
+
+/// As `eventually`, for tests on a runtime.
+pub async fn eventually_async(what: &str, mut cond: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !cond() {
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Whether `cond` came to hold within `deadline`.
