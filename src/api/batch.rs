@@ -90,7 +90,9 @@ pub(super) async fn batch(
     let mut items = Vec::with_capacity(requests.len());
     for request in requests {
         let outcome = match request.into_call(&api, &tier) {
-            Ok(call) => execute::run(&api, &actor, query.owner.as_ref(), call, limits.clone(), false).await,
+            Ok(call) => {
+                execute::run(&api, &actor, query.owner.as_ref(), call, limits.clone(), false, &caller.gone).await
+            }
             Err(rejection) => Err(rejection.into()),
         };
         items.push(match outcome {

@@ -19,7 +19,7 @@ use super::edge::Members;
 use super::openapi::{Binary, Wasm, json};
 use super::{Api, modules, upload};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, UsageRecord};
-use crate::engine::{Input, Job, LoadedModule, Output, RunError};
+use crate::engine::{Cancel, Input, Job, LoadedModule, Output, RunError};
 use crate::gateway::Caller;
 use crate::limit::limiter::Now;
 use crate::store::Role;
@@ -120,7 +120,7 @@ pub(super) async fn execute(
     let owner = query.owner.clone();
     let call = call::read(&api, &actor, &parts, query, body).await?;
     let limits = actor.tier(&api)?.limits.clone();
-    let ran = run(&api, &actor, owner.as_ref(), call, limits, trace).await?;
+    let ran = run(&api, &actor, owner.as_ref(), call, limits, trace, &caller.gone).await?;
     if wants_raw(&parts.headers) {
         Ok(raw_answer(ran))
     } else {
@@ -222,10 +222,11 @@ pub(super) async fn run(
     call: Call,
     limits: Limits,
     trace: bool,
+    gone: &Cancel,
 ) -> Result<Ran, Failure> {
     let ready = match call.source {
         Source::Stored(reference) => stored(api, actor, asked, reference, call.abi, &limits).await?,
-        Source::Inline(wasm) => inline(api, actor, wasm, call.abi).await?,
+        Source::Inline(wasm) => inline(api, actor, wasm, call.abi, gone).await?,
     };
     let abi = ready.module.abi();
     if abi == Abi::HttpWasm {
@@ -234,7 +235,14 @@ pub(super) async fn run(
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
     let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args };
-    let job = Job { module: ready.module, owner: ready.owner, label: ready.label.clone(), limits, input };
+    let job = Job {
+        module: ready.module,
+        owner: ready.owner,
+        label: ready.label.clone(),
+        limits,
+        input,
+        cancel: gone.clone(),
+    };
     let finished = api.app.shared.engine.run(job).await;
 
     let failure = match &finished.result {
@@ -319,10 +327,10 @@ async fn stored(
     Ok(Ready { module: loaded, owner: actor.own().cloned().unwrap_or(owner), label, own, stored })
 }
 
-async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>) -> Result<Ready, Failure> {
+async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>, gone: &Cancel) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
     let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
-    let module = api.app.shared.engine.load_inline(wasm, &inspected).await.map_err(upload::not_installed)?;
+    let module = upload::compiled(gone, api.app.shared.engine.load_inline(wasm, &inspected)).await?;
     let owner = actor.owner(None)?;
     Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None })
 }

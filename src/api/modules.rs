@@ -341,6 +341,7 @@ pub(super) async fn activate(
     let before = module.active;
     let module = api.app.store.activate(&module.owner, &module.name, body.version).await.map_err(refused)?;
     api.module_changed(&module.owner, &module.name).await?;
+    api.app.snapshot().reset_breakers(&module.owner, &module.name);
     let subject = format!("{}/{}@{}", module.owner, module.name, body.version);
     api.audit(&actor, "module.activate", subject, format!("before: {before}")).await;
     Ok(json(StatusCode::OK, details(&module, Selector::Active)?))

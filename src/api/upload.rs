@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
@@ -16,8 +17,11 @@ use super::multipart::{self, Field};
 use super::openapi::{Wasm, json};
 use super::{Api, INSPECTION_WAIT, refused};
 use crate::domain::module::{ExportShape, ImportShape};
-use crate::domain::{Abi, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp};
-use crate::engine::{Compiler, Inspected, InstallError};
+use crate::domain::{
+    Abi, GuestFailure, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp,
+};
+use crate::engine::{Cancel, Compiler, Inspected, InstallError};
+use crate::gateway::Caller;
 use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
 
 const MAX_DESCRIPTION: u64 = 1024;
@@ -126,6 +130,7 @@ pub(super) async fn upload(
     State(api): State<Arc<Api>>,
     actor: Actor,
     Params(query): Params<OwnerQuery>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
@@ -157,7 +162,7 @@ pub(super) async fn upload(
         abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?,
         activate: flag("activate", form.text("activate")?)?,
     };
-    store(&api, &actor, &tier, &name, wasm, extra).await
+    store(&api, &actor, &tier, &name, wasm, extra, &caller.gone).await
 }
 
 /// Stores a module from a raw body.
@@ -175,12 +180,13 @@ pub(super) async fn put(
     actor: Actor,
     Path(name): Path<String>,
     Params(query): Params<UploadQuery>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
     let wasm = raw_wasm(&api, &tier, request).await?;
-    store(&api, &actor, &tier, &name, wasm, query).await
+    store(&api, &actor, &tier, &name, wasm, query, &caller.gone).await
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -203,6 +209,7 @@ pub(super) async fn validate(
     State(api): State<Arc<Api>>,
     actor: Actor,
     Params(query): Params<ValidateQuery>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
@@ -224,7 +231,7 @@ pub(super) async fn validate(
     let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
     let size_bytes = wasm.len() as u64;
     // That it compiles within its bounds is one of the checks.
-    api.app.shared.engine.load_inline(wasm, &inspected).await.map_err(not_installed)?;
+    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected)).await?;
     let shape = inspected.shape;
     let found = Validated {
         digest: inspected.digest,
@@ -299,6 +306,17 @@ pub(super) fn not_installed(error: InstallError) -> Rejection {
     }
 }
 
+/// What the compiler makes, unless the client goes first: then the compile ends, and nobody reads the refusal.
+pub(super) async fn compiled<T>(
+    gone: &Cancel,
+    compile: impl Future<Output = Result<T, InstallError>>,
+) -> Result<T, Rejection> {
+    match gone.or_cancelled(compile).await {
+        Some(done) => done.map_err(not_installed),
+        None => Err(Rejection::Guest(GuestFailure::Cancelled)),
+    }
+}
+
 async fn store(
     api: &Arc<Api>,
     actor: &Actor,
@@ -306,6 +324,7 @@ async fn store(
     name: &str,
     wasm: Bytes,
     extra: UploadQuery,
+    gone: &Cancel,
 ) -> Result<Response, Rejection> {
     let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e.to_string()))?;
     if wasm.is_empty() {
@@ -320,7 +339,7 @@ async fn store(
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     let size_bytes = wasm.len() as u64;
     let engine = &api.app.shared.engine;
-    let compiled = engine.compile(wasm, &inspected, Compiler::Optimising).await.map_err(not_installed)?;
+    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Optimising)).await?;
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.catalogue.read().await;
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;

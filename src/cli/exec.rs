@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{Failure, Outcome, modules, output};
 use crate::config;
 use crate::domain::{Abi, Limits};
-use crate::engine::{Engine, Finished, Input, Job, RunError, Settings};
+use crate::engine::{Cancel, Engine, Finished, Input, Job, RunError, Settings};
 
 const MAX_MODULE: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
@@ -123,7 +123,7 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
     };
     let input = Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args };
     let owner = "wasmgate".parse().map_err(|e: crate::domain::InvalidName| anyhow!(e))?;
-    let job = Job { module, owner, label: Arc::from("exec"), limits, input };
+    let job = Job { module, owner, label: Arc::from("exec"), limits, input, cancel: Cancel::default() };
     let finished = engine.run(job).await;
     engine.shutdown();
     Ok(finished)
@@ -136,11 +136,13 @@ fn engine(limits: &Limits) -> config::Engine {
         queue: 1,
         queue_timeout: Duration::from_secs(1),
         per_owner: 1,
-        memory_budget_bytes: limits.memory_bytes.saturating_add(MIB),
+        // One owner's guests have half of it.
+        memory_budget_bytes: Some(limits.memory_bytes.saturating_mul(2)),
         vms_per_handler: 1,
         vm_requests: 1,
         artifact_cache_bytes: MAX_MODULE,
         compile: config::Compile { processes: 1, cpu: Duration::from_secs(120), memory_bytes: 4 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     }
 }
 

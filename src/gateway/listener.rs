@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use pingora::listeners::tls::Acceptor;
 use pingora::tls::{ServerConfig, load_certs_and_key_files, version};
 
+use super::sys;
 use crate::config::{Listener, Tls};
 
 /// Why the gateway can't listen.
@@ -43,6 +44,7 @@ impl Bound {
         // The standard library sets SO_REUSEADDR, and not SO_REUSEPORT: a second gateway on the port is an error.
         let bind = || {
             let socket = TcpListener::bind(listener.address)?;
+            sys::deepen_listen_queue(&socket)?;
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
             Ok::<_, std::io::Error>((socket, address))

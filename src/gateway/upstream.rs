@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use pingora::connectors::http::Connector;
 use pingora::lb::Backend;
 use pingora::lb::selection::{BackendIter, BackendSelection, Consistent, RoundRobin};
@@ -27,6 +28,8 @@ const PICKS: usize = 16;
 pub struct Upstream {
     pub config: config::Upstream,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// `Host` for requests that name none: the TLS server name, else the first endpoint as it is configured.
+    pub authority: HeaderValue,
     balance: Selection,
     epoch: Instant,
     metrics: UpstreamMetrics,
@@ -163,6 +166,7 @@ impl Upstream {
         Ok(Arc::new(Self {
             config: config.clone(),
             endpoints,
+            authority: authority(config, key)?,
             balance,
             epoch: previous.map_or_else(Instant::now, |p| p.epoch),
             metrics: metrics.upstream(config.name.as_str()),
@@ -268,6 +272,13 @@ fn first(mut candidates: impl BackendIter, fits: impl Fn(usize) -> bool) -> Opti
         }
     }
     None
+}
+
+fn authority(config: &config::Upstream, key: &str) -> Result<HeaderValue, UpstreamError> {
+    let sni = config.tls.as_ref().and_then(|tls| tls.sni.as_deref());
+    let text = sni.or(config.endpoints.first().map(|e| e.address.as_str())).unwrap_or_default();
+    let message = || format!("`{text}` can't be a `Host`: use another name or address");
+    HeaderValue::from_str(text).map_err(|_| UpstreamError { key: format!("{key}.endpoints"), message: message() })
 }
 
 fn peer(config: &config::Upstream, key: &str, name: &str, address: SocketAddr) -> Result<HttpPeer, UpstreamError> {
