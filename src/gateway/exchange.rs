@@ -202,8 +202,7 @@ async fn interim(session: &mut Session, answer: &ResponseHeader) -> pingora::Res
     if session.req_header().version != Version::HTTP_11 {
         return Ok(());
     }
-    let mut head = answer.clone();
-    forward::strip_response(&mut head);
+    let head = forward::strip_response(answer)?;
     session.downstream_session.write_response_header(Box::new(head)).await.map_err(|e| e.into_down())
 }
 
@@ -217,10 +216,8 @@ async fn relay(
 ) -> Result<(), Stop> {
     let client = connected.client()?;
     let head = client.response_header().ok_or(Rejection::UpstreamInvalid("it has no head"))?;
-    // Without the upstream's spelling of field names, a map of its own that would be copied as well.
-    let mut head = ResponseHeader::from(head.as_owned_parts());
+    let mut head = forward::strip_response(head)?;
     upstream.answered(&connected.endpoint, head.status.as_u16());
-    forward::strip_response(&mut head);
     if session.req_header().method == Method::HEAD && ctx.method != Method::HEAD {
         // A handler asked for the head alone: its length is not that of what the client gets.
         head.set(&CONTENT_LENGTH, HeaderValue::from(0))?;

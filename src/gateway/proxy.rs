@@ -288,13 +288,11 @@ impl ProxyHttp for Proxy {
             ctx.refused = Some(Rejection::UpstreamInvalid("it switches protocols unasked"));
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a 101 to a request without an upgrade").into_up());
         }
+        *head = forward::strip_response(head)?;
         if status == 101 {
             // Exactly what a WebSocket handshake needs goes back (RFC 6455 section 4.2.2).
-            forward::strip_response(head);
             head.set(&http::header::CONNECTION, HeaderValue::from_static("upgrade"))?;
             head.set(&http::header::UPGRADE, HeaderValue::from_static("websocket"))?;
-        } else {
-            forward::strip_response(head);
         }
         if head.status.is_informational() && status != 101 {
             ctx.interim += 1;

@@ -130,6 +130,11 @@ impl Calendar {
         }
     }
 
+    /// The window's length.
+    pub fn seconds(&self) -> u64 {
+        (self.end - self.start).unsigned_abs()
+    }
+
     pub fn until_end(&self, now: Tick) -> Duration {
         let left = self.end.saturating_mul(1000).saturating_sub(now.wall);
         Duration::from_millis(u64::try_from(left).unwrap_or(0))
