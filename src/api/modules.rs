@@ -321,9 +321,9 @@ pub(super) async fn activate(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let (module, _) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
-    if module.select(Selector::Version(body.version)).is_none() {
-        return Err(Rejection::NotFound(format!("`{}` has no version {}", module.name, body.version)));
-    }
+    let unknown = || Rejection::NotFound(format!("`{}` has no version {}", module.name, body.version));
+    let version = module.select(Selector::Version(body.version)).ok_or_else(unknown)?;
+    api.fits(&module.owner, &module.name, version, true).await?;
     let before = module.active;
     let module = api.app.store.activate(&module.owner, &module.name, body.version).await.map_err(refused)?;
     api.module_changed(&module.owner, &module.name).await?;
