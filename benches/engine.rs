@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use wasmgate::domain::{Abi, Limits};
-use wasmgate::engine::{Compiler, Engine, Input, Job, LoadedModule, Settings};
+use wasmgate::engine::{Cancel, Compiler, Engine, Input, Job, LoadedModule, Settings};
 
 const MIB: u64 = 1 << 20;
 
@@ -57,11 +57,12 @@ fn engine(dir: &Path) -> Arc<Engine> {
         queue: 64,
         queue_timeout: Duration::from_secs(5),
         per_owner: 4,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 4,
         vm_requests: 1_000,
         artifact_cache_bytes: 256 * MIB,
         compile: wasmgate::config::Compile { processes: 2, cpu: Duration::from_secs(60), memory_bytes: 1 << 30 },
+        breaker: wasmgate::config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();
     Engine::new(Settings { data_dir: dir.to_owned(), artifact_key: [1; 32], compiler_exe, config })
@@ -108,6 +109,7 @@ fn job(module: &Arc<LoadedModule>, args: &[&str], stdin: &'static [u8]) -> Job {
             stdin: Bytes::from_static(stdin),
             ..Input::default()
         },
+        cancel: Cancel::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use wasmgate::config;
 use wasmgate::domain::Limits;
-use wasmgate::engine::{Compiler, Engine, HttpExchange, HttpHandler, Settings};
+use wasmgate::engine::{Cancel, Compiler, Engine, HttpExchange, HttpHandler, Settings};
 
 fn engine(dir: &Path) -> Arc<Engine> {
     let config = config::Engine {
@@ -19,11 +19,12 @@ fn engine(dir: &Path) -> Arc<Engine> {
         queue: 64,
         queue_timeout: Duration::from_secs(1),
         per_owner: 64,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 4,
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,
         compile: config::Compile { processes: 1, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();
     Engine::new(Settings { data_dir: dir.to_owned(), artifact_key: [7; 32], compiler_exe, config }).expect("an engine")
@@ -90,6 +91,7 @@ fn exchange(headers: &HeaderMap) -> Box<HttpExchange> {
         response_body_replaced: None,
         peer: "127.0.0.1:4711".parse().expect("an address"),
         request_id: "bench".into(),
+        cancel: Cancel::default(),
     })
 }
 

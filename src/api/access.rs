@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::Api;
 use crate::auth::cache::AuthError;
-use crate::domain::{KeyId, OwnerId, Principal, Rejection, Scope, Tier};
+use crate::domain::{KeyId, ModuleRef, OwnerId, Principal, Rejection, Scope, Tier};
 use crate::store::Role;
 
 /// The id and name of the token in `admin.token_file`, which is not in the store.
@@ -65,6 +65,17 @@ impl Actor {
         match self.owners(asked)? {
             Some(owner) => Ok(owner),
             None => OPERATOR.parse().map_err(|_| Rejection::Internal),
+        }
+    }
+
+    /// As [`Self::owner`], for a module: a reference may name its owner.
+    pub(super) fn owner_of(&self, reference: &ModuleRef, asked: Option<&OwnerId>) -> Result<OwnerId, Rejection> {
+        match (&reference.owner, asked) {
+            (Some(named), Some(asked)) if named != asked => Err(Rejection::BadRequest(format!(
+                "`owner`: `{asked}` is not the owner that `{reference}` names; leave one of them out"
+            ))),
+            (Some(named), _) => Ok(named.clone()),
+            (None, asked) => self.owner(asked),
         }
     }
 

@@ -98,7 +98,7 @@ impl Api {
     async fn module_changed(&self, owner: &OwnerId, name: &Name) -> Result<(), Rejection> {
         self.changes.fetch_add(1, Ordering::AcqRel);
         self.resolved.invalidate(&(owner.clone(), name.clone()));
-        if self.app.route_using(owner, name).is_some() { self.refresh().await } else { Ok(()) }
+        if self.app.route_using(owner, name, |_| true).is_some() { self.refresh().await } else { Ok(()) }
     }
 
     async fn refresh(&self) -> Result<(), Rejection> {

@@ -7,15 +7,12 @@ mod reload;
 pub mod secrets;
 pub mod tickers;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
-use crate::domain::{Name, OwnerId, Tier, Timestamp};
+use crate::domain::{Name, OwnerId, Selector, Tier, Timestamp};
 use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
@@ -70,15 +67,8 @@ pub struct App {
     started: Arc<Config>,
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
-    /// Executions not yet counted in the store.
-    executions: Mutex<Executions>,
     drain: tokio::sync::Notify,
 }
-
-type Executions = HashMap<(OwnerId, Name), u64>;
-
-/// Modules whose executions are gathered between two flushes.
-const MAX_COUNTED_MODULES: usize = 10_000;
 
 impl Opened {
     /// `compiler_exe`: the wasmgate binary whose hidden verb compiles modules.
@@ -129,7 +119,6 @@ impl Opened {
             config_file,
             started: config,
             swapping: tokio::sync::Mutex::new(()),
-            executions: Mutex::default(),
             drain: tokio::sync::Notify::new(),
         }))
     }
@@ -158,11 +147,11 @@ impl App {
         self.snapshot().tier(name).cloned()
     }
 
-    /// The route that uses a module, if one does.
-    pub fn route_using(&self, owner: &OwnerId, name: &Name) -> Option<Name> {
+    /// The route that uses a module by one of these selectors, if one does.
+    pub fn route_using(&self, owner: &OwnerId, name: &Name, by: impl Fn(Selector) -> bool) -> Option<Name> {
         let snapshot = self.snapshot();
         let uses = |handler: &config::Handler| {
-            handler.module.name == *name && handler.module.owner.as_ref().unwrap_or(&handler.owner) == owner
+            handler.owner == *owner && handler.module.name == *name && by(handler.module.selector)
         };
         let of_route = |route: &&config::Route| snapshot::handlers(route).any(uses);
         snapshot.config.routes.iter().find(of_route).map(|route| route.name.clone())
@@ -184,13 +173,5 @@ impl App {
 
     pub async fn drain_asked(&self) {
         self.drain.notified().await;
-    }
-
-    /// Counts an execution of a stored module; written with the next flush.
-    pub fn count_execution(&self, owner: &OwnerId, name: &Name) {
-        let mut executions = self.executions.lock();
-        if executions.len() < MAX_COUNTED_MODULES || executions.contains_key(&(owner.clone(), name.clone())) {
-            *executions.entry((owner.clone(), name.clone())).or_default() += 1;
-        }
     }
 }

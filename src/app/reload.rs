@@ -95,7 +95,7 @@ impl App {
         let config = self.config();
         let stored = self.store.module(owner, name).await?;
         let is_free = |number| stored.as_ref().is_none_or(|m| m.select(Selector::Version(number)).is_none());
-        for used in uses(&config).filter(|u| u.handler.module.name == *name && u.owner() == owner) {
+        for used in uses(&config).filter(|u| u.handler.module.name == *name && u.handler.owner == *owner) {
             let taken = match used.handler.module.selector {
                 Selector::Active => activate || stored.is_none(),
                 Selector::Version(number) => number == version.version || version.version == 0 && is_free(number),
@@ -139,13 +139,9 @@ fn uses(config: &Config) -> impl Iterator<Item = Use<'_>> {
 }
 
 impl Use<'_> {
-    fn owner(&self) -> &OwnerId {
-        self.handler.module.owner.as_ref().unwrap_or(&self.handler.owner)
-    }
-
     fn check(&self, version: &ModuleVersion) -> Result<(), AppError> {
         abi::serves(version.abi, &version.shape, self.answers).map_err(|why| {
-            let (owner, name) = (self.owner(), &self.handler.module.name);
+            let (owner, name) = (&self.handler.owner, &self.handler.module.name);
             let message = format!("the route `{}` can't use this version of `{owner}/{name}`: {why}", self.route.name);
             AppError::Setting { key: self.key.clone(), message }
         })

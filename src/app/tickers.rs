@@ -75,15 +75,14 @@ impl App {
             }
             failed = Some(e);
         }
-        let executions = std::mem::take(&mut *self.executions.lock());
         let at = Timestamp::now();
-        let counts: Vec<_> = executions.into_iter().map(|((owner, name), n)| (owner, name, n, at)).collect();
+        let ran = self.shared.usage.drain_runs();
+        let counts: Vec<_> = ran.into_iter().map(|((owner, name), n)| (owner, name, n, at)).collect();
         if !counts.is_empty()
             && let Err(e) = self.store.count_executions(&counts).await
         {
-            let mut waiting = self.executions.lock();
-            for (owner, name, n, _) in counts {
-                *waiting.entry((owner, name)).or_default() += n;
+            for (owner, name, n, _) in &counts {
+                self.shared.usage.record_runs(owner, name, *n);
             }
             failed = Some(e);
         }

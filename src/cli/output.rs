@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 
 use serde_json::Value;
 
+use crate::domain::Timestamp;
+
 #[derive(Debug, thiserror::Error)]
 #[error("standard output is closed")]
 struct ReaderGone;
@@ -54,19 +56,42 @@ pub(super) fn objects(list: &Value, columns: &[(&str, &str)]) -> io::Result<()> 
     table(&columns.iter().map(|(name, _)| *name).collect::<Vec<_>>(), &rows)
 }
 
+/// What a page leaves out; not on standard output, whose lines are the rows.
+pub(super) fn more(page: &Value) -> io::Result<()> {
+    if page["has_next"] == true {
+        let next = page["page"].as_u64().unwrap_or(1).saturating_add(1);
+        writeln!(io::stderr(), "there are {} in all; go on with `--page {next}`", page["total"])?;
+    }
+    Ok(())
+}
+
 /// What is at a JSON pointer, for people: `-` for nothing.
 pub(super) fn cell(value: &Value, at: &str) -> String {
     match value.pointer(at) {
         None | Some(Value::Null) => "-".into(),
         Some(Value::String(text)) if text.is_empty() => "-".into(),
-        Some(Value::String(text)) => printable(text),
+        Some(Value::String(text)) => match text.parse::<Timestamp>() {
+            Ok(at) => seconds(at),
+            Err(_) => printable(text),
+        },
         Some(Value::Bool(b)) => if *b { "yes" } else { "no" }.into(),
         Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
             let items: Vec<_> = items.iter().filter_map(Value::as_str).map(printable).collect();
             if items.is_empty() { "-".into() } else { items.join(",") }
         }
+        Some(Value::Object(counts)) if counts.is_empty() => "-".into(),
+        Some(Value::Object(counts)) => {
+            let counts: Vec<_> = counts.keys().map(|name| format!("{}={}", printable(name), counts[name])).collect();
+            counts.join(",")
+        }
         Some(other) => other.to_string(),
     }
+}
+
+/// Nobody reads nanoseconds; `--json` has them.
+fn seconds(at: Timestamp) -> String {
+    let text = at.to_string();
+    text.split_once('.').map_or_else(|| text.clone(), |(whole, _)| format!("{whole}Z"))
 }
 
 /// Labels and descriptions are other people's text: no control characters reach the terminal.
@@ -84,5 +109,11 @@ mod tests {
         let at = |at: &str| cell(&value, at);
         assert_eq!([at("/a/b"), at("/s"), at("/n"), at("/e"), at("/none")], ["yes", "x,y", "3", "-", "-"]);
         assert_eq!(at("/t"), "\u{fffd}[31m");
+        assert_eq!(cell(&"2026-11-21T12:04:51.18584747Z".into(), ""), "2026-11-21T12:04:51Z");
+        let counts = serde_json::json!({"e": {"not-found": 2, "handler-trap": 1}, "none": {}});
+        assert_eq!(
+            (cell(&counts, "/e").as_str(), cell(&counts, "/none").as_str()),
+            ("handler-trap=1,not-found=2", "-")
+        );
     }
 }

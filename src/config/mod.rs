@@ -136,21 +136,32 @@ pub enum LogFormat {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
-    /// Guest threads; 0: eight a core, at least 16.
+    /// Runs at once, each with a thread; 0: 64 a core, at least 256.
     pub threads: usize,
-    /// Runs that may wait for a guest thread.
+    /// Runs that may wait to begin.
     pub queue: usize,
     pub queue_timeout: Duration,
-    /// Runs on guest threads at once of one owner; never more than half of the threads.
+    /// Runs at once of one owner; never more than half of them all.
     pub per_owner: usize,
-    /// Guest memory of the whole process.
-    pub memory_budget_bytes: u64,
+    /// Guest memory of the whole process, half of it for one owner at most; `None`: half of the machine's memory.
+    pub memory_budget_bytes: Option<u64>,
     /// Living VMs of one handler.
     pub vms_per_handler: usize,
     /// A living VM is replaced after so many requests.
     pub vm_requests: u64,
     pub artifact_cache_bytes: u64,
     pub compile: Compile,
+    pub breaker: Breaker,
+}
+
+/// When a module version that fails again and again is refused on its routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// In a row; 0: never.
+    pub failures: u32,
+    /// They count when they are no further apart than this, first to last.
+    pub window: Duration,
+    pub cool_down: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -348,8 +359,8 @@ impl HeaderEdits {
 /// A module version, its configuration and its failure policy on a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
-    /// Owner of a bare module name: the operator's own, `wasmgate`, unless given.
     pub module: ModuleRef,
+    /// Whose module: the one that the reference names, else the operator's own, `wasmgate`.
     pub owner: OwnerId,
     /// Handed to the guest as it is (http-wasm `get_config`).
     pub config: Vec<u8>,

@@ -66,6 +66,7 @@ fn of_engine(started: &Engine, new: &Engine, once: &mut impl FnMut(&'static str,
         vms_per_handler,
         vm_requests,
         artifact_cache_bytes,
+        breaker: _,
         compile,
     } = started;
     once("engine.threads", *threads == new.threads);

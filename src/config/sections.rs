@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::files::FileUse;
 use super::raw::{Kind, Table};
 use super::units::{GIB, KIB, MIB, choice, duration, flag, from_str, int, millis, parse_as, secs, size, text_with};
-use super::{Admin, Auth, Compile, Engine, Listener, Log, LogFormat, SecretSource, Server, Store, Tls};
+use super::{Admin, Auth, Breaker, Compile, Engine, Listener, Log, LogFormat, SecretSource, Server, Store, Tls};
 use crate::domain::path::normalize_host;
 use crate::domain::{FailMode, Limits, Name, Quota, Tier, Window};
 
@@ -170,7 +170,7 @@ pub fn engine(t: &Table<'_>) -> Engine {
         queue: t.get("queue", 1024, int(0..=1_000_000)),
         queue_timeout: t.get("queue_timeout", secs(1), duration(millis(1)..=secs(60))),
         per_owner: t.get("per_owner", 4, int(1..=1024)),
-        memory_budget_bytes: t.get("memory_budget", GIB, size(16 * MIB..=1024 * GIB)),
+        memory_budget_bytes: t.opt("memory_budget", size(16 * MIB..=1024 * GIB)),
         vms_per_handler: t.get("vms_per_handler", 256, int(1..=1024)),
         vm_requests: t.get("vm_requests", 10_000, int(1..=1_000_000_000)),
         artifact_cache_bytes: t.get("artifact_cache", GIB, size(MIB..=1024 * GIB)),
@@ -178,6 +178,11 @@ pub fn engine(t: &Table<'_>) -> Engine {
             processes: t.get("processes", 2, int(1..=64)),
             cpu: t.get("cpu", secs(20), duration(secs(1)..=HOUR)),
             memory_bytes: t.get("memory", GIB, size(256 * MIB..=64 * GIB)),
+        }),
+        breaker: t.section("breaker", |t| Breaker {
+            failures: t.get("failures", 10, int(0..=1_000_000)),
+            window: t.get("window", secs(30), duration(millis(1)..=HOUR)),
+            cool_down: t.get("cool_down", secs(10), duration(millis(1)..=HOUR)),
         }),
     }
 }

@@ -85,6 +85,8 @@ pub enum Rejection {
     UpstreamTimeout,
     /// 503: the guest pool or its queue is full.
     Busy { retry_after: Duration },
+    /// 503: a handler's module did nothing but fail.
+    HandlerUnavailable { retry_after: Duration },
     /// 503.
     StoreUnavailable,
     /// 503.
@@ -114,7 +116,7 @@ impl Rejection {
             Internal => 500,
             Guest(failure) => failure.status(),
             UpstreamUnavailable | UpstreamInvalid(_) | UpstreamTooLarge { .. } => 502,
-            Busy { .. } | StoreUnavailable | Draining => 503,
+            Busy { .. } | HandlerUnavailable { .. } | StoreUnavailable | Draining => 503,
             UpstreamTimeout => 504,
             StorageFull => 507,
         }
@@ -159,6 +161,7 @@ impl Rejection {
             UpstreamTooLarge { .. } => "upstream-too-large",
             UpstreamTimeout => "upstream-timeout",
             Busy { .. } => "busy",
+            HandlerUnavailable { .. } => "handler-unavailable",
             StoreUnavailable => "store-unavailable",
             Draining => "draining",
             StorageFull => "storage-full",
@@ -198,6 +201,7 @@ impl Rejection {
             ),
             UpstreamTimeout => "the upstream did not answer in time".into(),
             Busy { .. } => "no capacity to run the module now".into(),
+            HandlerUnavailable { .. } => "the module failed again and again; it is tried anew in a while".into(),
             StoreUnavailable => "the key store can't be reached".into(),
             Draining => "the gateway is shutting down".into(),
             StorageFull => "the gateway's storage is full".into(),
@@ -208,9 +212,10 @@ impl Rejection {
     pub fn retry_after(&self) -> Option<Duration> {
         use Rejection::*;
         match self {
-            QuotaExceeded { retry_after, .. } | TooManyFailures { retry_after } | Busy { retry_after } => {
-                Some(*retry_after)
-            }
+            QuotaExceeded { retry_after, .. }
+            | TooManyFailures { retry_after }
+            | Busy { retry_after }
+            | HandlerUnavailable { retry_after } => Some(*retry_after),
             TooManyConcurrent { .. } | StoreUnavailable | Draining => Some(Duration::from_secs(1)),
             _ => None,
         }

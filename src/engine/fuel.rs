@@ -5,15 +5,22 @@
 
 use std::time::{Duration, Instant};
 
+use super::cancel::Cancel;
 use super::failure::Halt;
+use super::permits;
 
 /// A slice never takes longer than what is left until the deadline: a unit is about an instruction, and the slowest
 /// (a store to a page never touched before) take some 150 ns.
 const WORST_NANOS_A_UNIT: u64 = 256;
-/// Near the deadline; some 5 us of ordinary code, 1 ms of the slowest.
+/// Some 5 us of ordinary code, 1 ms of the slowest.
 const MIN_SLICE: u64 = 4_000;
-/// Far from it; a slice's end costs about 100 ns.
-const MAX_SLICE: u64 = 1_000_000;
+/// Bounds what a guest makes of its past.
+const MAX_SLICE: u64 = 4_000_000;
+const FIRST_SLICE: u64 = 64_000;
+/// How long a slice is to take: half of a turn with a run permit. A slice's end costs about 100 ns.
+const SLICE: Duration = Duration::from_micros(250);
+/// A slice has at most so many times the units of the one before.
+const FASTER: u64 = 4;
 
 #[derive(Debug)]
 pub struct Fuel {
@@ -22,12 +29,16 @@ pub struct Fuel {
     base: u64,
     /// What the guest's counter read then.
     slice: i64,
+    granted: Instant,
+    /// Units that fit into [`SLICE`], by what the last slice took.
+    pace: u64,
     deadline: Instant,
+    cancel: Cancel,
 }
 
 impl Fuel {
-    pub fn new(limit: u64, deadline: Instant) -> Fuel {
-        Fuel { limit, base: 0, slice: 0, deadline }
+    pub fn new(limit: u64, deadline: Instant, cancel: Cancel) -> Fuel {
+        Fuel { limit, base: 0, slice: 0, granted: Instant::now(), pace: FIRST_SLICE, deadline, cancel }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -61,13 +72,16 @@ impl Fuel {
         self.slice
     }
 
-    /// The counter fell below zero: a new slice, or the end.
+    /// The counter fell below zero: a new slice, after others have had their turns, or the end.
     pub fn expire(&mut self, counter: i64) -> Result<i64, Halt> {
+        let now = Instant::now();
+        self.follow_the_clock(counter, now);
         self.base = self.used(counter);
         self.slice = counter;
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
+        permits::pass_on(now, self.deadline);
         self.slice = self.next_slice()?;
         Ok(self.slice)
     }
@@ -77,21 +91,41 @@ impl Fuel {
         self.used(counter) > self.limit
     }
 
-    /// For host functions that take long: the deadline and the fuel, checked now.
+    /// For host functions that take long: the fuel, the caller and the deadline, checked now.
     pub fn check(&self) -> Result<(), Halt> {
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
-        if self.remaining().is_zero() { Err(Halt::Deadline) } else { Ok(()) }
+        self.time_left(Instant::now()).map(drop)
     }
 
-    fn next_slice(&self) -> Result<i64, Halt> {
-        let left = self.remaining();
-        if left.is_zero() {
-            return Err(Halt::Deadline);
+    /// Sleeps, never past the deadline: a longer sleep ends the guest there.
+    pub fn sleep(&self, wanted: Duration) -> Result<(), Halt> {
+        permits::aside(self.deadline, || self.cancel.sleep(wanted.min(self.remaining())));
+        self.time_left(Instant::now()).map(drop)
+    }
+
+    fn time_left(&self, now: Instant) -> Result<Duration, Halt> {
+        if self.cancel.is_cancelled() {
+            return Err(Halt::Cancelled);
         }
+        let left = self.deadline.saturating_duration_since(now);
+        if left.is_zero() { Err(Halt::Deadline) } else { Ok(left) }
+    }
+
+    fn follow_the_clock(&mut self, counter: i64, now: Instant) {
+        let units = u128::try_from(i128::from(self.slice) - i128::from(counter)).unwrap_or(0);
+        let took = now.saturating_duration_since(self.granted);
+        let fit = units * SLICE.as_nanos() / took.as_nanos().max(1);
+        let fit = u64::try_from(fit).unwrap_or(u64::MAX);
+        self.pace = fit.min(self.pace.saturating_mul(FASTER)).clamp(MIN_SLICE, MAX_SLICE);
+    }
+
+    fn next_slice(&mut self) -> Result<i64, Halt> {
+        self.granted = Instant::now();
+        let left = self.time_left(self.granted)?;
         let by_time = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / WORST_NANOS_A_UNIT;
-        let slice = by_time.clamp(MIN_SLICE, MAX_SLICE).min(self.limit - self.base);
+        let slice = by_time.max(MIN_SLICE).min(self.pace).min(self.limit - self.base);
         Ok(i64::try_from(slice).unwrap_or(i64::MAX))
     }
 }
@@ -102,7 +136,7 @@ mod tests {
 
     #[test]
     fn what_is_used_does_not_depend_on_slices() {
-        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60), Cancel::default());
         let first = fuel.expire(-7).unwrap();
         assert_eq!(fuel.used(first), 7);
         let second = fuel.expire(-3).unwrap();
@@ -114,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_last_slice_is_what_is_left() {
-        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60), Cancel::default());
         assert_eq!(fuel.expire(0).unwrap(), 100);
         assert_eq!(fuel.expire(-1), Err(Halt::OutOfFuel));
         assert_eq!(fuel.used_at_least(), 101);
@@ -123,15 +157,38 @@ mod tests {
 
     #[test]
     fn the_deadline_ends_it() {
-        let mut fuel = Fuel::new(u64::MAX, Instant::now());
+        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Cancel::default());
         assert_eq!(fuel.expire(0), Err(Halt::Deadline));
     }
 
     #[test]
+    fn a_caller_that_has_gone_ends_it() {
+        let cancel = Cancel::default();
+        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), cancel.clone());
+        assert!(fuel.expire(0).is_ok());
+        cancel.cancel();
+        assert_eq!(fuel.expire(0), Err(Halt::Cancelled));
+        assert_eq!(fuel.check(), Err(Halt::Cancelled));
+        assert_eq!(fuel.sleep(Duration::from_secs(30)), Err(Halt::Cancelled), "without sleeping");
+    }
+
+    #[test]
     fn slices_shrink_towards_the_deadline() {
-        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60));
-        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2));
-        assert_eq!(far.expire(0).unwrap() as u64, MAX_SLICE);
-        assert!((near.expire(0).unwrap() as u64) < 10_000);
+        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2), Cancel::default());
+        assert_eq!(far.begin() as u64, FIRST_SLICE);
+        assert!((near.begin() as u64) < 10_000);
+    }
+
+    #[test]
+    fn slices_follow_the_clock() {
+        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
+        fuel.begin();
+        // As if the slice had taken ten times as long as it should.
+        fuel.granted = Instant::now() - 10 * SLICE;
+        let slow = fuel.expire(0).unwrap() as u64;
+        assert!((MIN_SLICE..FIRST_SLICE / 9).contains(&slow), "{slow}");
+        let fast = fuel.expire(0).unwrap() as u64;
+        assert!(fast > slow && fast <= FASTER * slow, "{fast} after {slow}");
     }
 }

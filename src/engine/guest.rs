@@ -5,7 +5,6 @@
 //!
 //! Invariant: between [`Guest::begin`] and [`Guest::meter`] the guest can't use more than its limits, whatever it does.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,10 +15,12 @@ use wasmer::{
 use crate::domain::{GuestFailure, Limits, Meter};
 
 use super::LoadedModule;
+use super::budget::Reserved;
+use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
-use super::memory::{Budget, Grant, GuestMemory, with_grant};
+use super::memory::{Grant, GuestMemory, with_grant};
 use super::sys;
 
 /// Names that instrumentation adds to every module; no upload may use them.
@@ -34,20 +35,22 @@ pub struct Allowance {
     /// What the meter's wall time counts from, so that a run that met its deadline lasted at least its limit.
     began: Instant,
     pub deadline: Instant,
+    /// Set when nobody waits for the run any more.
+    pub cancel: Cancel,
 }
 
 impl Allowance {
     /// The limits, their wall time beginning now.
-    pub fn from_now(limits: Limits) -> Allowance {
+    pub fn from_now(limits: Limits, cancel: Cancel) -> Allowance {
         let wall = limits.wall_ms;
-        Self::lasting(limits, wall)
+        Self::lasting(limits, wall, cancel)
     }
 
     /// As `from_now`, with another wall time.
-    pub fn lasting(limits: Limits, wall: Duration) -> Allowance {
+    pub fn lasting(limits: Limits, wall: Duration, cancel: Cancel) -> Allowance {
         let began = Instant::now();
         // No run may last longer than a day, whatever a tier says.
-        Allowance { limits, began, deadline: began + wall.min(Duration::from_secs(86_400)) }
+        Allowance { limits, began, deadline: began + wall.min(Duration::from_secs(86_400)), cancel }
     }
 }
 
@@ -82,18 +85,18 @@ pub struct StillBorn {
 
 impl Guest {
     /// Makes a guest and runs its start function, if any, under the allowance. `prepare` fills the parts of the host
-    /// state that the ABI needs from the first instruction on.
+    /// state that the ABI needs from the first instruction on. `reserved`: of the budget, for its memory to begin with.
     pub fn instantiate(
         module: &LoadedModule,
         allowance: &Allowance,
-        budget: &Arc<Budget>,
+        reserved: Reserved,
         prepare: impl FnOnce(&mut HostState),
     ) -> Result<Guest, Box<StillBorn>> {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
-        let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, budget.clone());
-        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline), memory);
+        let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
+        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
         state.output_limit = limits.output_bytes;
         state.log = BoundedLog::new(limits.log_bytes);
         prepare(&mut state);
@@ -125,7 +128,7 @@ impl Guest {
         self.started = if may_block { Started::of(allowance) } else { Started { wall: allowance.began, cpu: None } };
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
-        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);
+        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline, allowance.cancel.clone());
         state.clock = RunClock::since(self.started.wall);
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;

@@ -133,16 +133,6 @@ impl HostState {
         if wanted.is_zero() {
             return self.fuel.check();
         }
-        let left = self.remaining();
-        if !self.may_block {
-            return Err(Halt::Deadline);
-        }
-        std::thread::sleep(wanted.min(left));
-        if wanted < left { Ok(()) } else { Err(Halt::Deadline) }
-    }
-
-    /// Time left of this invocation.
-    pub fn remaining(&self) -> Duration {
-        self.fuel.remaining()
+        if self.may_block { self.fuel.sleep(wanted) } else { Err(Halt::Deadline) }
     }
 }

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::budget::{Account, Reserved};
+use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
 use super::lane::{INLINE_SLICE, Lane};
+use super::pool::Need;
 use super::vms::{Handled, Leased, Permit, Turn, Vm, Vms};
 use super::{Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
@@ -52,6 +55,8 @@ pub struct HttpExchange {
     pub peer: SocketAddr,
     /// For log lines.
     pub request_id: Arc<str>,
+    /// Set when the client has gone.
+    pub cancel: Cancel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +101,7 @@ pub struct HttpHandler {
     engine: Arc<Engine>,
     module: Arc<LoadedModule>,
     owner: OwnerId,
+    account: Arc<Account>,
     config: Bytes,
     limits: Limits,
     vms: Vms,
@@ -133,6 +139,7 @@ impl HttpHandler {
             engine: engine.clone(),
             module,
             owner: handler.owner.clone(),
+            account: engine.account(&handler.owner),
             config: handler.config.clone().into(),
             vms: Vms::new(engine.clone(), limits.memory_bytes),
             limits,
@@ -152,7 +159,8 @@ impl HttpHandler {
     pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
         let permit = self.vms.permit().await?;
         let handler = self.clone();
-        let started = self.engine.pool().run(&self.owner, move || (handler.start_vm(), permit)).await;
+        let start = move |memory| (handler.start_vm(memory), permit);
+        let started = self.engine.pool().run(&self.owner, &Cancel::default(), self.need(false), start).await;
         let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
         self.vms.give_back(Leased { vm: vm?, permit });
         Ok(())
@@ -179,8 +187,9 @@ impl HttpHandler {
         exchange: Box<HttpExchange>,
         mut leased: Leased,
     ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
+        let turn = self.turn(Some(INLINE_FUEL), &exchange);
         let mut exchange = Some(exchange);
-        let (result, meter) = leased.vm.request(&mut exchange, &self.turn(Some(INLINE_FUEL)));
+        let (result, meter) = leased.vm.request(&mut exchange, &turn);
         let exchange = given_back(exchange);
         if self.overran(&result) {
             self.requests.overran();
@@ -198,13 +207,15 @@ impl HttpHandler {
         vm: Option<Vm>,
         permit: Permit,
     ) -> HttpOutcome {
-        self.on_pool(exchange, (vm, permit), |handler, exchange, (vm, permit)| {
-            let mut vm = match vm.map_or_else(|| handler.start_vm(), Ok) {
+        let need = self.need(vm.is_some());
+        self.on_pool(exchange, (vm, permit), need, |handler, exchange, (vm, permit), memory| {
+            let mut vm = match vm.map_or_else(|| handler.start_vm(memory), Ok) {
                 Ok(vm) => vm,
                 Err(failure) => return HttpOutcome::failed(exchange, failure, Meter::default()),
             };
+            let turn = handler.turn(None, &exchange);
             let mut exchange = Some(exchange);
-            let (result, meter) = vm.request(&mut exchange, &handler.turn(None));
+            let (result, meter) = vm.request(&mut exchange, &turn);
             handler.requests.record(took(&meter));
             handler.settle_request(given_back(exchange), Leased { vm, permit }, result, meter)
         })
@@ -240,16 +251,18 @@ impl HttpHandler {
         self: &Arc<Self>,
         exchange: Box<HttpExchange>,
         with: T,
-        run: impl FnOnce(&Arc<HttpHandler>, Box<HttpExchange>, T) -> HttpOutcome + Send + 'static,
+        need: Need,
+        run: impl FnOnce(&Arc<HttpHandler>, Box<HttpExchange>, T, Reserved) -> HttpOutcome + Send + 'static,
     ) -> HttpOutcome {
+        let cancel = exchange.cancel.clone();
         let ours = Arc::new(Mutex::new(Some((exchange, with))));
         let (theirs, handler) = (ours.clone(), self.clone());
-        let job = move || {
+        let job = move |memory| {
             // The lock ends here; the guest runs without it.
             let work = theirs.lock().take();
-            work.map(|(exchange, with)| run(&handler, exchange, with))
+            work.map(|(exchange, with)| run(&handler, exchange, with, memory))
         };
-        let busy = match self.engine.pool().run(&self.owner, job).await {
+        let busy = match self.engine.pool().run(&self.owner, &cancel, need, job).await {
             Ok(Some(outcome)) => return outcome,
             Ok(None) => unreachable!("only this function takes the work back, after the pool has let it go"),
             Err(busy) => RunError::Busy { retry_after: busy.retry_after },
@@ -258,14 +271,23 @@ impl HttpHandler {
         HttpOutcome::failed(exchange, busy, Meter::default())
     }
 
-    fn start_vm(&self) -> Result<Vm, RunError> {
+    /// A VM that lives has its memory; one that is to start needs some.
+    fn need(&self, lives: bool) -> Need {
+        let mut need = self.engine.need(&self.module, &self.account, &self.limits);
+        if lives {
+            need.bytes = 0;
+        }
+        need
+    }
+
+    fn start_vm(&self, memory: Reserved) -> Result<Vm, RunError> {
         if let Some((when, failure)) = &*self.start_failed.lock()
             && when.elapsed() < START_AGAIN
         {
             return Err(failure.clone());
         }
         let limits = self.limits.clone();
-        let started = Vm::start(&self.module, &limits, self.engine.budget(), &self.config, &self.log);
+        let started = Vm::start(&self.module, &limits, memory, &self.config, &self.log);
         if let Err(failure) = &started {
             *self.start_failed.lock() = Some((Instant::now(), failure.clone()));
         }
@@ -273,13 +295,14 @@ impl HttpHandler {
     }
 
     /// A phase's limits from now on: on a guest thread, or inline with so much fuel.
-    fn turn(&self, inline: Option<u64>) -> Turn<'_> {
+    fn turn(&self, inline: Option<u64>, exchange: &HttpExchange) -> Turn<'_> {
         let mut limits = self.limits.clone();
         if let Some(fuel) = inline {
             limits.fuel = fuel;
             limits.wall_ms = limits.wall_ms.min(INLINE_WALL);
         }
-        Turn { allowance: Allowance::from_now(limits), may_block: inline.is_none(), log: &self.log }
+        let allowance = Allowance::from_now(limits, exchange.cancel.clone());
+        Turn { allowance, may_block: inline.is_none(), log: &self.log }
     }
 
     /// An inline phase met the bound of its lane, not one of the handler's.
@@ -307,8 +330,8 @@ impl PinnedVm {
             return handler.run_response(exchange, leased, call, Some(INLINE_RESPONSE_FUEL));
         }
         let run =
-            move |handler: &Arc<HttpHandler>, exchange, leased| handler.run_response(exchange, leased, call, None);
-        handler.on_pool(exchange, leased, run).await
+            move |handler: &Arc<HttpHandler>, exchange, leased, _| handler.run_response(exchange, leased, call, None);
+        handler.on_pool(exchange, leased, handler.need(true), run).await
     }
 }
 
@@ -320,8 +343,9 @@ impl HttpHandler {
         call: (i32, bool),
         inline: Option<u64>,
     ) -> HttpOutcome {
+        let turn = self.turn(inline, &exchange);
         let mut exchange = Some(exchange);
-        let (result, meter) = leased.vm.response(&mut exchange, call, &self.turn(inline));
+        let (result, meter) = leased.vm.response(&mut exchange, call, &turn);
         let exchange = given_back(exchange);
         match result {
             Ok(()) => {

@@ -1,4 +1,4 @@
-//! Linear memories: pooled reservations, limits per guest, a budget for the process, and the host's view of them.
+//! Linear memories: pooled reservations, limits per guest, and the host's view of them.
 //!
 //! Invariant: every byte of a slot that a guest could have touched is zero again before the slot is used anew, and a
 //! guest's accessible bytes are exactly its memory's size: everything else of the 8 GiB reservation faults.
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use wasmer_types::{MemoryError, MemoryStyle, MemoryType, Pages, WASM_PAGE_SIZE};
 use wasmer_vm::{LinearMemory, VMMemoryDefinition};
 
+use super::budget::Reserved;
 use super::failure::Halt;
 
 /// What compiled code may address without a bounds check: 4 GiB by its 32-bit index, 4 GiB by a constant offset, and a
@@ -24,35 +25,6 @@ const RESERVED: usize = (1 << 32) + MemoryStyle::static_offset_guard_size() as u
 const KEPT: usize = 64 << 10;
 /// Free slots a thread keeps.
 const FREE_SLOTS: usize = 4;
-
-/// Guest memory of the whole process, in bytes.
-#[derive(Debug)]
-pub struct Budget {
-    limit: u64,
-    used: AtomicU64,
-}
-
-impl Budget {
-    pub fn new(limit: u64) -> Arc<Budget> {
-        Arc::new(Budget { limit, used: AtomicU64::new(0) })
-    }
-
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn take(&self, bytes: u64) -> bool {
-        self.used
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.limit)
-            })
-            .is_ok()
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
-    }
-}
 
 /// What the memory of one guest and its host functions share.
 #[derive(Debug, Default)]
@@ -149,13 +121,14 @@ fn out_of_bounds(ptr: u32, len: u32) -> Halt {
 pub struct Grant {
     pub memory_bytes: u64,
     pub table_elements: u32,
-    pub budget: Arc<Budget>,
+    /// Of the budget; the memory that is made takes it over.
+    reserved: Option<Reserved>,
     shared: Arc<Shared>,
 }
 
 impl Grant {
-    pub fn new(memory: &GuestMemory, memory_bytes: u64, table_elements: u32, budget: Arc<Budget>) -> Grant {
-        Grant { memory_bytes, table_elements, budget, shared: memory.shared.clone() }
+    pub fn new(memory: &GuestMemory, memory_bytes: u64, table_elements: u32, reserved: Reserved) -> Grant {
+        Grant { memory_bytes, table_elements, reserved: Some(reserved), shared: memory.shared.clone() }
     }
 }
 
@@ -276,7 +249,8 @@ pub struct PooledMemory {
     slot: Option<Slot>,
     definition: NonNull<VMMemoryDefinition>,
     shared: Arc<Shared>,
-    budget: Arc<Budget>,
+    /// Goes after the slot.
+    reserved: Reserved,
 }
 
 // SAFETY: `definition` points into the instance that owns this memory and moves between threads with it.
@@ -289,13 +263,14 @@ impl PooledMemory {
     /// `definition` must stay valid for writes as long as the memory lives (it lies in the instance's `VMContext`).
     pub unsafe fn create(ty: &MemoryType, definition: NonNull<VMMemoryDefinition>) -> Result<Self, MemoryError> {
         GRANT.with(|grant| {
-            let grant = grant.borrow();
-            let grant = grant.as_ref().ok_or_else(|| MemoryError::Generic("no grant is in force".into()))?;
+            let mut grant = grant.borrow_mut();
+            let grant = grant.as_mut().ok_or_else(|| MemoryError::Generic("no grant is in force".into()))?;
             let allowed = u32::try_from(grant.memory_bytes / WASM_PAGE_SIZE as u64).unwrap_or(u32::MAX);
             let maximum = Pages(allowed.min(ty.maximum.unwrap_or(Pages::max_value()).0).min(Pages::max_value().0));
             if ty.shared || ty.minimum > maximum {
                 return Err(MemoryError::MinimumMemoryTooLarge { min_requested: ty.minimum, max_allowed: maximum });
             }
+            let reserved = grant.reserved.take();
             let mut memory = PooledMemory {
                 ty: *ty,
                 maximum,
@@ -303,7 +278,7 @@ impl PooledMemory {
                 slot: Some(Slot::take()?),
                 definition,
                 shared: grant.shared.clone(),
-                budget: grant.budget.clone(),
+                reserved: reserved.ok_or_else(|| MemoryError::Generic("a guest has one memory".into()))?,
             };
             memory.set_size(ty.minimum)?;
             Ok(memory)
@@ -311,19 +286,12 @@ impl PooledMemory {
     }
 
     fn set_size(&mut self, pages: Pages) -> Result<(), MemoryError> {
-        let (old, new) = (self.size.bytes().0 as u64, pages.bytes().0 as u64);
         let refused = MemoryError::CouldNotGrow { current: self.size, attempted_delta: Pages(pages.0 - self.size.0) };
-        if !self.budget.take(new - old) {
+        // What the system then refuses stays reserved: it is this guest's until it ends.
+        if !self.reserved.raise(pages.bytes().0 as u64) {
             return Err(refused);
         }
-        let resized = match self.slot.as_mut() {
-            Some(slot) => slot.resize(pages.bytes().0),
-            None => Err(refused),
-        };
-        if let Err(e) = resized {
-            self.budget.give_back(new - old);
-            return Err(e);
-        }
+        self.slot.as_mut().ok_or(refused)?.resize(pages.bytes().0)?;
         self.size = pages;
         self.publish();
         Ok(())
@@ -349,7 +317,6 @@ impl Drop for PooledMemory {
     fn drop(&mut self) {
         self.shared.len.store(0, Ordering::Relaxed);
         self.shared.base.store(std::ptr::null_mut(), Ordering::Relaxed);
-        self.budget.give_back(self.size.bytes().0 as u64);
         if let Some(slot) = self.slot.take() {
             slot.give_back();
         }
@@ -416,17 +383,6 @@ mod tests {
         // SAFETY: the slot still has its 256 KiB.
         let bytes = unsafe { std::slice::from_raw_parts(again.base.as_ptr(), again.accessible) };
         assert!(bytes.iter().all(|b| *b == 0));
-    }
-
-    #[test]
-    fn the_budget_never_overflows() {
-        let budget = Budget::new(100);
-        assert!(budget.take(60));
-        assert!(!budget.take(41));
-        assert!(budget.take(40));
-        assert!(!budget.take(u64::MAX));
-        budget.give_back(100);
-        assert_eq!(budget.used(), 0);
     }
 
     #[test]

@@ -10,7 +10,9 @@
 pub mod abi;
 mod artifacts;
 mod at_rest;
+mod budget;
 mod cache;
+mod cancel;
 pub mod compile;
 pub mod failure;
 pub mod fuel;
@@ -23,6 +25,7 @@ mod instrument;
 pub mod lane;
 mod loaded;
 pub mod memory;
+mod permits;
 pub mod pool;
 mod run;
 mod sys;
@@ -40,13 +43,14 @@ use bytes::Bytes;
 use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLoadable, OwnerId};
 
 use artifacts::{Artifacts, Stored};
+use budget::{Account, Budget};
 use cache::Modules;
 use compile::Compilers;
 use guest::Allowance;
 use loaded::Trusted;
-use memory::Budget;
-use pool::Pool;
+use pool::{Need, Pool};
 
+pub use cancel::Cancel;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
 
@@ -127,6 +131,8 @@ pub struct Job {
     pub label: Arc<str>,
     pub limits: Limits,
     pub input: Input,
+    /// Set when nobody waits for the run any more.
+    pub cancel: Cancel,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -165,7 +171,7 @@ pub enum RunError {
     /// The caller's arguments do not fit the function's signature, or there is no such export.
     #[error("{0}")]
     BadCall(String),
-    /// Pool and queue are full.
+    /// Pool and queue are full, or the caller has gone before its turn.
     #[error("no capacity to run the module now")]
     Busy { retry_after: Duration },
 }
@@ -188,13 +194,14 @@ impl Engine {
         let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
         let artifacts = Artifacts::open(&data_dir, artifact_key)
             .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
-        let pool = Pool::start(&config).map_err(|e| format!("can't start guest threads: {e}"))?;
+        let budget = Budget::new(config.memory_budget_bytes);
+        let pool = Pool::start(&config, &budget).map_err(|e| format!("can't start guest threads: {e}"))?;
         Ok(Arc::new(Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
             modules: Modules::new(config.artifact_cache_bytes),
             pool,
-            budget: Budget::new(config.memory_budget_bytes),
+            budget,
             config,
             artifacts_rejected: AtomicU64::new(0),
             vms_idle: AtomicU64::new(0),
@@ -326,8 +333,11 @@ impl Engine {
         if job.input.stdin.len() as u64 > job.limits.input_bytes {
             return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
         }
-        if job.module.lane().is_inline() {
-            let finished = self.run_inline(&job, &call);
+        let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
+        if job.module.lane().is_inline()
+            && let Some(memory) = need.account.reserve(need.bytes)
+        {
+            let finished = self.run_inline(&job, &call, memory);
             if !run::overran(&finished) {
                 job.module.lane().record(finished.meter.wall);
                 return finished;
@@ -335,24 +345,31 @@ impl Engine {
             // The run on the pool is the run: what the first try used is not charged twice.
             job.module.lane().overran();
         }
-        let Job { module, owner, label, limits, input } = job;
-        let budget = self.budget.clone();
-        let work = move || {
-            let allowance = Allowance::from_now(limits);
-            let finished = run::execute(&module, &label, &input, &call, &allowance, &budget, true);
+        let Job { module, owner, label, limits, input, cancel } = job;
+        let token = cancel.clone();
+        let work = move |memory| {
+            let allowance = Allowance::from_now(limits, token);
+            let finished = run::execute(&module, &label, &input, &call, &allowance, memory, true);
             module.lane().record(finished.meter.wall);
             finished
         };
-        match self.pool.run(&owner, work).await {
+        match self.pool.run(&owner, &cancel, need, work).await {
             Ok(finished) => finished,
             Err(busy) => run::refused(RunError::Busy { retry_after: busy.retry_after }),
         }
     }
 
-    fn run_inline(&self, job: &Job, call: &run::Call) -> Finished {
+    /// What a guest begins with. More than it may ever have is not waited for: it fails as it begins.
+    pub(crate) fn need(&self, module: &LoadedModule, account: &Arc<Account>, limits: &Limits) -> Need {
+        let bytes = module.shape().memory_min_bytes;
+        let possible = bytes <= limits.memory_bytes.min(self.budget.share());
+        Need { account: account.clone(), bytes: if possible { bytes } else { 0 } }
+    }
+
+    fn run_inline(&self, job: &Job, call: &run::Call, memory: budget::Reserved) -> Finished {
         let wall_ms = job.limits.wall_ms.min(lane::INLINE_SLICE);
-        let allowance = Allowance::lasting(job.limits.clone(), wall_ms);
-        run::execute(&job.module, &job.label, &job.input, call, &allowance, &self.budget, false)
+        let allowance = Allowance::lasting(job.limits.clone(), wall_ms, job.cancel.clone());
+        run::execute(&job.module, &job.label, &job.input, call, &allowance, memory, false)
     }
 
     /// RFC 3875 output of a CGI guest as an answer.
@@ -384,9 +401,9 @@ impl Engine {
         &self.pool
     }
 
-    /// For HTTP handlers: what all guests share.
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
+    /// For HTTP handlers: an owner's part of what all guests share.
+    pub(crate) fn account(&self, owner: &OwnerId) -> Arc<Account> {
+        self.budget.account(owner)
     }
 
     /// For HTTP handlers.

@@ -2,8 +2,6 @@
 //!
 //! Invariant: every run gives a meter and its standard error, however it ended.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use wasmer::Value;
 
@@ -11,10 +9,10 @@ use crate::domain::{Abi, GuestFailure, Meter};
 
 use super::abi::wasi::{Stdout, WasiState};
 use super::abi::{command, core};
+use super::budget::Reserved;
 use super::failure::Ended;
 use super::guest::{Allowance, Guest};
 use super::host::HostState;
-use super::memory::Budget;
 use super::{Finished, Input, LoadedModule, Output, RunError};
 
 /// A call that fits its module; nothing of the guest has run yet.
@@ -46,10 +44,10 @@ pub fn execute(
     input: &Input,
     call: &Call,
     allowance: &Allowance,
-    budget: &Arc<Budget>,
+    reserved: Reserved,
     may_block: bool,
 ) -> Finished {
-    let run = || execute_unguarded(module, label, input, call, allowance, budget, may_block);
+    let run = || execute_unguarded(module, label, input, call, allowance, reserved, may_block);
     // Everything that the run touched is dropped with it.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
         tracing::error!(module = label, "the engine panicked in a run");
@@ -64,7 +62,7 @@ fn execute_unguarded(
     input: &Input,
     call: &Call,
     allowance: &Allowance,
-    budget: &Arc<Budget>,
+    reserved: Reserved,
     may_block: bool,
 ) -> Finished {
     let prepare = |host: &mut HostState| {
@@ -77,7 +75,7 @@ fn execute_unguarded(
             ..WasiState::default()
         };
     };
-    let mut guest = match Guest::instantiate(module, allowance, budget, prepare) {
+    let mut guest = match Guest::instantiate(module, allowance, reserved, prepare) {
         Ok(guest) => guest,
         Err(stillborn) => {
             // A start function that exits has ended the whole run by itself.

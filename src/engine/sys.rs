@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 /// CPU time of the calling thread.
@@ -45,6 +46,23 @@ pub fn address_space() -> io::Result<u64> {
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     let page = u64::try_from(page).ok();
     pages.zip(page).map(|(n, size)| n * size).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Memory that this process may use: the machine's, or the least bound of its control groups (cgroups(7), version 2, and
+/// the root that containers see of version 1).
+pub fn memory() -> Option<u64> {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let meminfo = read(Path::new("/proc/meminfo"))?;
+    let total =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let total: u64 = total.map(|kib: u64| kib << 10)?;
+    let group = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let own = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
+    let root = Path::new("/sys/fs/cgroup");
+    let groups = root.join(own);
+    let bounds = groups.ancestors().filter(|path| path.starts_with(root)).map(|path| path.join("memory.max"));
+    let bounds = bounds.chain([root.join("memory/memory.limit_in_bytes")]);
+    Some(bounds.filter_map(|path| read(&path)?.trim().parse().ok()).fold(total, u64::min))
 }
 
 /// Closes every descriptor but the standard ones.

@@ -14,12 +14,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmer::TypedFunction;
 
 use super::at_rest::AtRest;
+use super::budget::Reserved;
+use super::cancel::Cancel;
 use super::failure::Ended;
 use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
-use super::memory::Budget;
 use super::{Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
@@ -55,12 +56,14 @@ impl Vm {
     pub fn start(
         module: &LoadedModule,
         limits: &Limits,
-        budget: &Arc<Budget>,
+        reserved: Reserved,
         config: &Bytes,
         log: &GuestLog,
     ) -> Result<Vm, RunError> {
-        let allowance = Allowance::from_now(limits.clone());
-        let made = Guest::instantiate(module, &allowance, budget, |host: &mut HostState| host.config = config.clone());
+        // Others wait for it as well: it does not end with one client.
+        let allowance = Allowance::from_now(limits.clone(), Cancel::default());
+        let made =
+            Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| host.config = config.clone());
         let mut guest = made.map_err(|e| {
             log.printed("", &e.log);
             start_failure(e.ended)

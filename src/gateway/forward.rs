@@ -3,7 +3,7 @@
 //! Invariant: hop-by-hop fields and those that `Connection` names end here (RFC 9110 section 7.6.1); what the gateway
 //! itself says about a request can be neither forged nor stripped by a client.
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -157,6 +157,24 @@ fn nominated(map: &HeaderMap, doomed: &mut Vec<HeaderName>) {
     }
 }
 
+/// Joins what an HTTP/2 client may split (RFC 9113 section 8.2.3), so that guests and HTTP/1 upstreams see one `Cookie`,
+/// the only one that they have to understand (RFC 6265 section 5.4).
+pub fn join_cookies(head: &mut RequestHeader) -> Result<()> {
+    let mut crumbs = head.headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut joined = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(crumb.as_bytes());
+        }
+        // Of valid values' bytes; it can't fail.
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            head.set(&COOKIE, joined)?;
+        }
+    }
+    Ok(())
+}
+
 /// What the gateway tells the upstream. Runs last, so that neither client nor handler can say otherwise.
 pub fn compose_request(head: &mut RequestHeader, ctx: &Context, ids: &Ids) -> Result<()> {
     if let Ok(address) = HeaderValue::from_str(&ctx.peer.ip().to_canonical().to_string()) {
@@ -211,6 +229,7 @@ pub fn frame_request(head: &mut RequestHeader, body: Option<usize>) -> Result<()
 
 /// Drops what does not go past this hop, before handlers and edits see the answer.
 pub fn strip_response(head: &mut ResponseHeader) {
+    settle_length(head);
     let mut doomed: Vec<HeaderName> = Vec::new();
     for name in head.headers.keys() {
         let text = name.as_str();
@@ -224,14 +243,29 @@ pub fn strip_response(head: &mut ResponseHeader) {
     }
 }
 
+/// One length instead of the same one several times, in lines or in a list (RFC 9110 section 8.6). Pingora has refused
+/// lengths that differ, and dropped the length of a chunked answer.
+fn settle_length(head: &mut ResponseHeader) {
+    let Some(value) = head.headers.get(CONTENT_LENGTH) else { return };
+    let first = value.as_bytes().split(|b| *b == b',').next().unwrap_or_default().trim_ascii();
+    if first.len() != value.len() || head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        let one = HeaderValue::from_bytes(first);
+        head.drop_all(&CONTENT_LENGTH);
+        if let Ok(one) = one {
+            // The map has room for what was just taken out.
+            let _ = head.set(&CONTENT_LENGTH, one);
+        }
+    }
+}
+
 /// The last step of every answer's head, whoever made it.
-pub fn finish_response(head: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+pub fn finish_response(head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
     if let Some(route) = ctx.route() {
         apply(head, &route.response_headers)?;
     }
-    if let Some((policy, state)) = &ctx.rate {
-        head.set(&RATE_LIMIT_POLICY, policy.clone())?;
-        head.set(&RATE_LIMIT, state.clone())?;
+    if let Some((policy, state)) = ctx.rate.take() {
+        head.set(&RATE_LIMIT_POLICY, policy)?;
+        head.set(&RATE_LIMIT, state)?;
     }
     head.set(&REQUEST_ID, ctx.request_id.clone())
 }

@@ -14,10 +14,11 @@ use super::context::Context;
 use super::forward::Fields;
 use super::handlers::{self, Passed, RouteHandler, record, rejection_of};
 use super::pipeline::Stop;
+use super::presence::while_here;
 use super::proxy::Gateway;
 use crate::config::Segment;
 use crate::domain::{Abi, GuestFailure, Limits, Phase, Rejection};
-use crate::engine::{Engine, Finished, Input, Job, Output};
+use crate::engine::{Cancel, Engine, Finished, Input, Job, Output};
 
 /// Of an operator's handler; a tenant's tier has its own.
 const LOG_BYTES: u64 = 64 << 10;
@@ -37,7 +38,9 @@ pub async fn answer(
     if handler.version().is_some_and(|v| v.abi == Abi::HttpWasm) {
         return transform(gateway, session, ctx, handler, max_body).await;
     }
-    let module = handler.module(&shared.engine).await.map_err(Rejection::Guest)?.clone();
+    handler.admit()?;
+    let loaded = handler.module(&shared.engine).await;
+    let module = loaded.map_err(|e| Rejection::Guest(handlers::crashed(ctx, shared, handler, e)))?.clone();
     let stdin = match held {
         Some(body) => body,
         None => body::gather(session, ctx, max_body.min(handler.config.max_buffer_bytes)).await?,
@@ -47,19 +50,29 @@ pub async fn answer(
         Abi::Cgi => cgi_env(session, ctx, handler, stdin.len()),
         _ => command_env(session, ctx, handler),
     };
-    let owner = handler.config.module.owner.clone().unwrap_or_else(|| handler.config.owner.clone());
+    let cancel = Cancel::default();
     let job = Job {
         module,
-        owner,
+        owner: handler.config.owner.clone(),
         label: handler.label.clone(),
         limits: limits(handler),
         input: Input { env, stdin, ..Input::default() },
+        cancel: cancel.clone(),
     };
-    let Finished { result, meter, stderr } = shared.engine.run(job).await;
+    let run = shared.engine.run(job);
+    let (finished, gone) = while_here(&mut session.downstream_session, &cancel, run).await;
+    let Finished { result, meter, stderr } = finished;
+    let result = result.and_then(|output| match output.exit_code {
+        0 => Ok(output),
+        code => Err(GuestFailure::ExitCode(code).into()),
+    });
     record(ctx, shared, handler, Phase::Execute, result.as_ref().err(), &meter);
     if !stderr.is_empty() {
         tracing::info!(target: "guest", handler = %handler.label, request_id = ctx.request_id(),
             stderr = %String::from_utf8_lossy(&stderr));
+    }
+    if let Some(error) = gone {
+        return Err(Stop::Broken(error));
     }
     let output = result.map_err(rejection_of)?;
     let (head, body) = reply(abi, output)?;
@@ -107,9 +120,6 @@ fn limits(handler: &RouteHandler) -> Limits {
 }
 
 fn reply(abi: Abi, output: Output) -> Result<(ResponseHeader, Bytes), Stop> {
-    if output.exit_code != 0 {
-        return Err(Rejection::Guest(GuestFailure::ExitCode(output.exit_code)).into());
-    }
     if abi == Abi::Cgi {
         let reply = Engine::cgi_reply(output.stdout).map_err(Rejection::Guest)?;
         return Ok(answer::from_reply(reply)?);

@@ -4,9 +4,9 @@
 //! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
 //! 1), unless its VM failed or the client is gone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -18,16 +18,18 @@ use tokio::sync::OnceCell;
 
 use super::answer;
 use super::body;
+use super::breaker::{Breaker, is_crash};
 use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
+use super::presence::while_here;
 use super::service::Shared;
 use super::snapshot::{Action, Snapshot};
 use crate::config::{self, HandlerFail};
 use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Rejection, Reply};
 use crate::engine::{
-    Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 
 /// A handler on a route, or the module that answers one. Its VMs live as long as it does.
@@ -36,16 +38,27 @@ pub struct RouteHandler {
     version: Option<ModuleVersion>,
     /// `owner/name@version`.
     pub label: Arc<str>,
+    pub breaker: Arc<Breaker>,
     module: OnceCell<Arc<LoadedModule>>,
     http: OnceCell<Arc<HttpHandler>>,
 }
 
 impl RouteHandler {
-    pub fn new(config: config::Handler, version: Option<ModuleVersion>) -> Self {
-        let owner = config.module.owner.as_ref().unwrap_or(&config.owner);
+    /// `breakers`: those of module versions in use, by label.
+    pub fn new(
+        config: config::Handler,
+        version: Option<ModuleVersion>,
+        breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
+    ) -> Self {
         let number = version.as_ref().map_or(0, |v| v.version);
-        let label = format!("{owner}/{}@{number}", config.module.name).into();
-        Self { config, version, label, module: OnceCell::new(), http: OnceCell::new() }
+        let label: Arc<str> = format!("{}/{}@{number}", config.owner, config.module.name).into();
+        let breaker = breakers.entry(label.clone()).or_default().clone();
+        Self { config, version, label, breaker, module: OnceCell::new(), http: OnceCell::new() }
+    }
+
+    /// Refuses at once while its module does nothing but fail.
+    pub fn admit(&self) -> Result<(), Rejection> {
+        self.breaker.admit(Instant::now()).map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
     }
 
     pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
@@ -186,10 +199,10 @@ pub async fn request_phase(
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
     for handler in handlers {
-        let http = match handler.http(&shared.engine).await {
+        let http = match ready(ctx, shared, handler).await {
             Ok(http) => http,
-            Err(failure) => {
-                tolerate(ctx, handler, RunError::Guest(failure))?;
+            Err(rejection) => {
+                tolerate(ctx, handler, rejection)?;
                 continue;
             }
         };
@@ -198,12 +211,17 @@ pub async fn request_phase(
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
-        let outcome = http.request(exchange).await;
+        let cancel = exchange.cancel.clone();
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, http.request(exchange)).await;
         let HttpOutcome { exchange, result, meter, vm } = outcome;
         record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
         let exchange = put_back(session, ctx, exchange)?;
+        if let Some(error) = gone {
+            return Err(Stop::Broken(error));
+        }
         match result {
             Ok(Verdict::Respond(reply)) => {
+                passed(handler);
                 // The reply has what was pending in it.
                 if let Some(chain) = &mut ctx.chain {
                     chain.pending = Pending::default();
@@ -222,7 +240,7 @@ pub async fn request_phase(
                     chain.passed.push(Waiting { handler: handler.clone(), buffers, vm: Mutex::new(vm) });
                 }
             }
-            Err(error) => tolerate(ctx, handler, error)?,
+            Err(error) => tolerate(ctx, handler, rejection_of(error))?,
         }
     }
     if consumed {
@@ -234,6 +252,17 @@ pub async fn request_phase(
         body = Some(body::gather(session, ctx, max_body).await?);
     }
     Ok(Passed::On(body))
+}
+
+/// A handler whose module may run and can be loaded.
+async fn ready<'a>(
+    ctx: &mut Context,
+    shared: &Shared,
+    handler: &'a RouteHandler,
+) -> Result<&'a Arc<HttpHandler>, Rejection> {
+    handler.admit()?;
+    let loaded = handler.http(&shared.engine).await;
+    loaded.map_err(|failure| Rejection::Guest(crashed(ctx, shared, handler, failure)))
 }
 
 /// What a request phase did to the body.
@@ -258,6 +287,7 @@ fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> 
         response_body_replaced: None,
         peer: ctx.peer,
         request_id: ctx.request_id().into(),
+        cancel: Cancel::default(),
     })
 }
 
@@ -276,10 +306,12 @@ fn put_back(session: &mut Session, ctx: &mut Context, exchange: Box<HttpExchange
 }
 
 /// The handler's failure policy: `Ok` goes on without it.
-fn tolerate(ctx: &mut Context, handler: &RouteHandler, error: RunError) -> Result<(), Stop> {
-    let rejection = rejection_of(error);
+fn tolerate(ctx: &mut Context, handler: &RouteHandler, rejection: Rejection) -> Result<(), Stop> {
     ctx.guests.outcome = Some(rejection.code());
-    tracing::warn!(handler = %handler.label, code = rejection.code(), detail = rejection.detail(), "handler failed");
+    // That it is refused from now on has been said once.
+    if !matches!(rejection, Rejection::HandlerUnavailable { .. }) {
+        tracing::warn!(handler = %handler.label, code = rejection.code(), detail = rejection.detail(), "handler failed");
+    }
     match handler.config.fail {
         HandlerFail::Open => Ok(()),
         HandlerFail::Closed => Err(Stop::Reject(rejection)),
@@ -310,11 +342,46 @@ pub fn record(
     if let Some(version) = &handler.version {
         shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
     }
-    ctx.guests.runs += u64::from(phase != Phase::Response);
+    if phase != Phase::Response {
+        ctx.guests.runs += 1;
+        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
+    }
     ctx.guests.meter = ctx.guests.meter.and(*meter);
     let outcome = ctx.guests.outcome.get_or_insert("ok");
     if let Some(failure) = failure {
         *outcome = failure.kind();
+    }
+    match error {
+        Some(RunError::Guest(failure)) if is_crash(failure) => note_crash(ctx, shared, handler, failure),
+        Some(RunError::Busy { .. } | RunError::BadCall(_)) => {}
+        // A request phase that lets the request pass is half of a run.
+        _ if phase == Phase::Request => {}
+        _ => passed(handler),
+    }
+}
+
+fn passed(handler: &RouteHandler) {
+    if handler.breaker.passed() {
+        tracing::info!(handler = %handler.label, "the module runs again");
+    }
+}
+
+/// Counts a failure to load, and gives it back.
+pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: GuestFailure) -> GuestFailure {
+    note_crash(ctx, shared, handler, &failure);
+    failure
+}
+
+fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
+    let config = &ctx.snapshot.config.engine.breaker;
+    if handler.breaker.failed(Instant::now(), config) {
+        if let Some(version) = &handler.version {
+            shared.metrics.breaker_opened(&handler.label, version.abi);
+        }
+        tracing::error!(
+            handler = %handler.label, last = failure.kind(), failures = config.failures,
+            "the module fails again and again: it is refused for a while; activate another version of it"
+        );
     }
 }
 
@@ -340,16 +407,22 @@ pub async fn respond(
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
         exchange.response_body = Some(body.clone());
-        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, is_error).await;
+        let cancel = exchange.cancel.clone();
+        let phase = vm.into_inner().response(exchange, is_error);
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+        let HttpOutcome { exchange, result, meter, .. } = outcome;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
+        if let Some(error) = gone {
+            return Err(error);
+        }
         head = exchange.response.into();
         if let Some(written) = exchange.response_body_replaced {
             body = written.into();
         }
         if let Err(error) = result
-            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, error)
+            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection_of(error))
         {
             (head, body) = answer::problem_answer(session, ctx, &rejection)?;
             ctx.refused = Some(rejection);
@@ -372,13 +445,19 @@ pub async fn respond_head(
     while let Some(Waiting { handler, vm, .. }) = passed.pop() {
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
-        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, false).await;
+        let cancel = exchange.cancel.clone();
+        let phase = vm.into_inner().response(exchange, false);
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+        let HttpOutcome { exchange, result, meter, .. } = outcome;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
+        if let Some(error) = gone {
+            return Err(Stop::Broken(error));
+        }
         head = exchange.response.into();
         if let Err(error) = result
-            && let Err(stop) = tolerate(ctx, &handler, error)
+            && let Err(stop) = tolerate(ctx, &handler, rejection_of(error))
         {
             // The refusal passes the handlers before this one.
             ctx.chain = Some(Box::new(Chain { passed, pending: Pending::default() }));

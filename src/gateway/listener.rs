@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pingora::listeners::tls::Acceptor;
 
-use super::pem;
+use super::{pem, sys};
 use crate::config::{Config, Listener, Tls};
 
 /// Why the gateway can't listen.
@@ -43,6 +43,7 @@ impl Bound {
         // The standard library sets SO_REUSEADDR, and not SO_REUSEPORT: a second gateway on the port is an error.
         let bind = || {
             let socket = TcpListener::bind(listener.address)?;
+            sys::deepen_listen_queue(&socket)?;
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
             Ok::<_, std::io::Error>((socket, address))

@@ -103,11 +103,18 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     if let Some(target) = target {
         head.set_uri(target);
     }
-    // HTTP/2 has `:authority` instead; handlers and HTTP/1 upstreams look for `Host`.
-    if let Some(host) = &ctx.host
-        && !head.headers.contains_key(HOST)
-    {
-        head.set(&HOST, host.clone())?;
+    forward::join_cookies(head)?;
+    if !head.headers.contains_key(HOST) {
+        // HTTP/2 has `:authority` instead; handlers and HTTP/1 upstreams look for `Host`. An HTTP/1.0 client may name
+        // none, and goes to the upstream's default.
+        let host = match (&ctx.host, &state.action) {
+            (Some(host), _) => Some(host),
+            (None, Action::Upstream(upstream)) => Some(&upstream.authority),
+            (None, _) => None,
+        };
+        if let Some(host) = host {
+            head.set(&HOST, host.clone())?;
+        }
     }
     // Before handlers look: a guest believes a forwarded address as an upstream does.
     forward::compose_request(head, ctx, &gateway.ids)?;
@@ -326,7 +333,9 @@ fn anonymous(ctx: &Context) -> Result<Principal, Rejection> {
 fn admit(gateway: &Gateway, ctx: &mut Context, route: &Route) -> Result<(), Rejection> {
     let Some(principal) = ctx.principal.as_ref().filter(|_| route.limited) else { return Ok(()) };
     let tier = principal.tier.name.as_str();
-    gateway.shared.metrics.limit_checked(tier);
+    if let Some(metrics) = ctx.snapshot.tier_metrics(&principal.tier) {
+        metrics.checked();
+    }
     match gateway.shared.limiter.admit(principal, 1, ctx.start) {
         Decision::Allowed { states, in_flight } => {
             ctx.rate = limiter::headers(&states);

@@ -15,7 +15,7 @@ use super::server::Listening;
 use crate::auth::cache::Authenticator;
 use crate::config::Config;
 use crate::domain::Principal;
-use crate::engine::Engine;
+use crate::engine::{Cancel, Engine};
 use crate::limit::failures::FailureGate;
 use crate::limit::limiter::Limiter;
 use crate::limit::usage::UsageRecorder;
@@ -37,6 +37,8 @@ pub struct Caller {
     pub principal: Option<Principal>,
     pub request_id: Arc<str>,
     pub peer: std::net::SocketAddr,
+    /// Set when the client has gone: what runs for it stops, what changes something is finished.
+    pub gone: Cancel,
 }
 
 /// What one running gateway shares between its requests.

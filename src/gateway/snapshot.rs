@@ -11,7 +11,7 @@ use super::routes::Routes;
 use super::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, Target};
 use crate::domain::{ModuleRef, ModuleVersion, Name, OwnerId, Tier};
-use crate::telemetry::{Metrics, RouteMetrics};
+use crate::telemetry::{Metrics, RouteMetrics, TierMetrics};
 
 /// Resolved before a snapshot is built: which version each handler's selector means now. `None`: not stored (yet);
 /// the route answers 500 `handler-not-loadable` until a module of that name is uploaded.
@@ -33,6 +33,8 @@ pub struct Snapshot {
     prober: Arc<Connector>,
     pub(super) unmatched: RouteMetrics,
     pub(super) anonymous: Option<Arc<Tier>>,
+    /// By tier: few enough that looking at each is the quickest way.
+    tier_metrics: Vec<(Arc<Tier>, TierMetrics)>,
 }
 
 /// A route with everything that needs no request to be known.
@@ -66,9 +68,8 @@ pub struct Parts<'a> {
 
 /// Where a handler's module is found in [`ResolvedModules`]: the owner, and `name[@version]`.
 pub fn module_key(handler: &config::Handler) -> (OwnerId, String) {
-    let owner = handler.module.owner.clone().unwrap_or_else(|| handler.owner.clone());
     let bare = ModuleRef { owner: None, ..handler.module.clone() };
-    (owner, bare.to_string())
+    (handler.owner.clone(), bare.to_string())
 }
 
 /// Every handler of a route, the one that answers included.
@@ -97,14 +98,18 @@ impl Snapshot {
         let known: HashMap<&Name, &RouteState> = previous
             .map(|p| p.states.iter().map(|s| (&p.config.routes[s.index].name, &**s)).collect())
             .unwrap_or_default();
+        // Of versions that stay in use; one that comes back begins anew.
+        let mut breakers: HashMap<_, _> = previous
+            .map(|p| p.route_handlers().map(|h| (h.label.clone(), h.breaker.clone())).collect())
+            .unwrap_or_default();
         let mut states = Vec::with_capacity(config.routes.len());
         for (index, route) in config.routes.iter().enumerate() {
             let known = known.get(&route.name).copied();
-            let handler = |config: &config::Handler| {
+            let mut handler = |config: &config::Handler| {
                 let version = modules.get(&module_key(config)).cloned().flatten();
                 known
                     .and_then(|s| s.same_handler(config, version.as_ref()))
-                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), version)))
+                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), version, &mut breakers)))
             };
             let action = match &route.target {
                 // A checked configuration names upstreams that exist.
@@ -124,12 +129,14 @@ impl Snapshot {
                 index,
                 metrics: metrics.route(route.name.as_str()),
                 action,
-                handlers: route.handlers.iter().map(handler).collect(),
+                handlers: route.handlers.iter().map(&mut handler).collect(),
                 needs: route.tier.as_ref().and_then(|name| tiers.get(name)).cloned(),
             }));
         }
         let anonymous = tiers.iter().find(|(name, _)| name.as_str() == Tier::ANONYMOUS).map(|(_, tier)| tier.clone());
+        let tier_metrics = tiers.values().map(|tier| (tier.clone(), metrics.tier(tier.name.as_str()))).collect();
         Ok(Arc::new(Self {
+            tier_metrics,
             routes: Routes::compile(&config.routes),
             states,
             upstreams,
@@ -146,6 +153,25 @@ impl Snapshot {
         self.tiers.get(name)
     }
 
+    /// Of a tier that this snapshot gave out.
+    pub(super) fn tier_metrics(&self, tier: &Arc<Tier>) -> Option<&TierMetrics> {
+        self.tier_metrics.iter().find(|(known, _)| Arc::ptr_eq(known, tier)).map(|(_, metrics)| metrics)
+    }
+
+    fn route_handlers(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {
+        self.states.iter().flat_map(|state| state.every_handler())
+    }
+
+    /// Lets a module that was refused for its failures run again at once.
+    pub fn reset_breakers(&self, owner: &OwnerId, name: &Name) {
+        for handler in self.route_handlers() {
+            let module = &handler.config.module;
+            if module.name == *name && module.owner.as_ref().unwrap_or(&handler.config.owner) == owner {
+                handler.breaker.reset();
+            }
+        }
+    }
+
     /// The upstreams by name, for the admin API.
     pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Upstream)> {
         let mut all: Vec<_> = self.upstreams.iter().map(|(name, upstream)| (name, &**upstream)).collect();
@@ -157,10 +183,14 @@ impl Snapshot {
 impl RouteState {
     /// A handler of this route that has the same module version and configuration: its VMs live on.
     fn same_handler(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> Option<Arc<RouteHandler>> {
+        self.every_handler().find(|h| h.is_same(config, version)).cloned()
+    }
+
+    fn every_handler(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {
         let answering = match &self.action {
             Action::Guest(handler) => Some(handler),
             _ => None,
         };
-        self.handlers.iter().chain(answering).find(|h| h.is_same(config, version)).cloned()
+        self.handlers.iter().chain(answering)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::connectors::http::Connector;
 use pingora::lb::Backend;
@@ -29,6 +30,8 @@ const PICKS: usize = 16;
 pub struct Upstream {
     pub config: config::Upstream,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// `Host` for requests that name none: the TLS server name, else the first endpoint as it is configured.
+    pub authority: HeaderValue,
     balance: Selection,
     epoch: Instant,
     metrics: UpstreamMetrics,
@@ -188,6 +191,7 @@ impl Upstream {
         Ok(Arc::new(Self {
             config: config.clone(),
             endpoints,
+            authority: authority(config, key)?,
             balance,
             epoch: previous.map_or_else(Instant::now, |p| p.epoch),
             metrics: metrics.upstream(config.name.as_str()),
@@ -324,6 +328,13 @@ const TLS_HINTS: [(&str, &str); 4] = [
     ("NotValidForName", "set `tls.sni` to a name that the upstream's certificate has"),
     ("Expired", "renew the upstream's certificate"),
 ];
+
+fn authority(config: &config::Upstream, key: &str) -> Result<HeaderValue, UpstreamError> {
+    let sni = config.tls.as_ref().and_then(|tls| tls.sni.as_deref());
+    let text = sni.or(config.endpoints.first().map(|e| e.address.as_str())).unwrap_or_default();
+    let message = || format!("`{text}` can't be a `Host`: use another name or address");
+    HeaderValue::from_str(text).map_err(|_| UpstreamError { key: format!("{key}.endpoints"), message: message() })
+}
 
 fn peer(config: &config::Upstream, key: &str, name: &str, address: SocketAddr) -> Result<HttpPeer, UpstreamError> {
     let host = name.rsplit_once(':').map_or(name, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');

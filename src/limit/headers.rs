@@ -3,11 +3,14 @@
 //! Invariant: one item a policy, in the order given; both fields name the same policies.
 
 use http::HeaderValue;
+use smallvec::SmallVec;
 
 use super::limiter::PolicyState;
 
-/// Bytes of one policy's item, so that a field is one allocation as a rule.
-const ITEM_BYTES: usize = 48;
+/// Bytes of a field that need no allocation but the value's own; four policies as a rule.
+const FIELD_BYTES: usize = 256;
+
+type Text = SmallVec<[u8; FIELD_BYTES]>;
 
 /// `RateLimit-Policy` and `RateLimit`. `burst` is a parameter of our own, there when fewer or more than the quota may
 /// come at once. Written by hand, as every answer of a limited route pays for it.
@@ -15,8 +18,7 @@ pub fn headers(states: &[PolicyState]) -> Option<(HeaderValue, HeaderValue)> {
     if states.is_empty() {
         return None;
     }
-    let mut policy = Vec::with_capacity(ITEM_BYTES * states.len());
-    let mut limit = Vec::with_capacity(ITEM_BYTES * states.len());
+    let (mut policy, mut limit) = (Text::new(), Text::new());
     for state in states {
         let PolicyState { name, quota, window_seconds, burst, remaining, reset } = state;
         item(&mut policy, name.as_str());
@@ -29,11 +31,11 @@ pub fn headers(states: &[PolicyState]) -> Option<(HeaderValue, HeaderValue)> {
         parameter(&mut limit, b";r=", *remaining);
         parameter(&mut limit, b";t=", reset.as_secs() + u64::from(reset.subsec_nanos() > 0));
     }
-    Some((HeaderValue::try_from(policy).ok()?, HeaderValue::try_from(limit).ok()?))
+    Some((HeaderValue::from_bytes(&policy).ok()?, HeaderValue::from_bytes(&limit).ok()?))
 }
 
 /// A name has no character that a structured-field string would escape.
-fn item(out: &mut Vec<u8>, name: &str) {
+fn item(out: &mut Text, name: &str) {
     if !out.is_empty() {
         out.extend_from_slice(b", ");
     }
@@ -42,7 +44,7 @@ fn item(out: &mut Vec<u8>, name: &str) {
     out.push(b'"');
 }
 
-fn parameter(out: &mut Vec<u8>, key: &[u8], value: u64) {
+fn parameter(out: &mut Text, key: &[u8], value: u64) {
     // Structured-field integers have at most 15 digits (RFC 9651 section 3.3.1).
     let mut rest = value.min(999_999_999_999_999);
     let mut digits = [0u8; 15];

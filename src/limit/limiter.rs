@@ -20,6 +20,7 @@ pub use super::headers::headers;
 use super::account::{Account, Bucket, FUEL_WINDOW, Restored};
 use super::network::{self, SITE_FACTOR, Site};
 use super::quota::{Calendar, Cell, Refused, Tick};
+use super::spread;
 use super::table::Table;
 use crate::domain::{Name, OwnerId, Principal, Rejection, Subject, Timestamp, Window};
 use crate::store::Counter;
@@ -239,7 +240,7 @@ impl Limiter {
 
     fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
         let spread = match subject {
-            Subject::Key { owner, .. } => spread(owner),
+            Subject::Key { owner, .. } => spread(owner.as_str()),
             Subject::Address(a) => network::spread(network::caller(*a)),
         };
         &self.shards[spread as usize & (self.shards.len() - 1)]
@@ -285,7 +286,7 @@ impl Limiter {
         let account = |factor| move || Account::new(factor, tick);
         match (kind, name.parse::<OwnerId>(), name.parse::<IpAddr>()) {
             ("o", Ok(owner), _) => {
-                let mut shard = self.shards[spread(&owner) as usize & (self.shards.len() - 1)].lock();
+                let mut shard = self.shards[spread(owner.as_str()) as usize & (self.shards.len() - 1)].lock();
                 shard.owners.entry(&owner, account(1), Account::is_busy).map(change);
             }
             ("a", _, Ok(address)) => {
@@ -388,12 +389,6 @@ impl Request<'_> {
         sort(&mut states);
         states
     }
-}
-
-/// FNV-1a: whoever made owners that meet in one shard would share its lock and places among them, no more.
-fn spread(owner: &OwnerId) -> u64 {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    owner.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, fold) >> 32
 }
 
 fn sort(states: &mut [PolicyState]) {

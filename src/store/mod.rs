@@ -134,6 +134,7 @@ pub trait Store: Send + Sync + 'static {
         limit: u64,
     ) -> Result<Page<Module>>;
     async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module>;
+    /// Its version numbers are not given again, should a module of that name come back.
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
     /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
     async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion>;

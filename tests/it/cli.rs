@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::admin::NewKey;
 use crate::support::gateway::{binary, run_to_end};
 use crate::support::tls::Certificate;
 use crate::support::toml::keyed_proxy;
-use crate::support::{Gateway, Upstream, c_guest, wat};
+use crate::support::{DEADLINE, Gateway, Upstream, c_guest, poll, wat};
 
 fn wasmgate(args: &[&str]) -> Output {
     let mut command = Command::new(binary());
@@ -97,6 +98,32 @@ fn exec_runs_a_module_offline() {
     fails(wasmgate(&["exec", "/nonexistent.wasm"]), 2, "/nonexistent.wasm");
 }
 
+/// 0, 1 and 2 are the command's own: a guest's codes are told, not passed on.
+#[test]
+fn exec_ends_with_1_whatever_code_the_guest_ends_with() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let file = dir.path().join("command.wasm");
+    std::fs::write(&file, c_guest("command")).expect("writable");
+    let file = file.to_str().expect("UTF-8");
+    for code in ["1", "2", "7", "137"] {
+        let exec = |more: &[&str]| wasmgate(&[&["exec", file, "--arg", "exit", "--arg", code], more].concat());
+        let output = exec(&[]);
+        assert_eq!(output.stdout, b"before the end\n");
+        fails(output, 1, &format!("exited with code {code}"));
+        let output = exec(&["--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let doc: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(
+            (&doc["exit_code"], &doc["status"]),
+            (&Value::from(code.parse::<i32>().unwrap()), &"failed".into()),
+            "{doc}"
+        );
+    }
+    fails(wasmgate(&["exec", file, "--function", "nothing"]), 2, "nothing");
+    let help = ok(wasmgate(&["exec", "--help"]));
+    assert!(help.contains("Exit code: 0"), "{help}");
+}
+
 #[test]
 fn keys_tiers_routes_and_usage_of_a_running_gateway() {
     let up = Upstream::echo();
@@ -116,6 +143,21 @@ fn keys_tiers_routes_and_usage_of_a_running_gateway() {
 }
 
 #[test]
+fn refusals_are_told_by_kind_in_the_table_of_usage() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let key = gw.new_key(&NewKey { scopes: &["usage"], ..NewKey::default() }).text;
+    gw.get("/").key(&key).send().problem(403, "scope-required");
+    gw.get("/").key(&key).send().problem(403, "scope-required");
+    let mut table = String::new();
+    let told = poll(DEADLINE, || {
+        table = ok(verb(&gw, &["usage"]));
+        table.contains("scope-required=2")
+    });
+    assert!(told, "{table}");
+}
+
+#[test]
 fn modules_of_a_running_gateway() {
     let up = Upstream::echo();
     let gw = Gateway::start(&keyed_proxy(up.addr, ""));
@@ -130,6 +172,14 @@ fn modules_of_a_running_gateway() {
     ok(verb(&gw, &["module", "activate", "acme/calc@2"]));
     ok(verb(&gw, &["module", "rollback", "acme/calc"]));
     assert!(ok(verb(&gw, &["module", "show", "acme/calc"])).contains("sha256:"));
+    for args in [
+        &["push", &file, "--name", "acme/calc"][..],
+        &["show", "acme/calc"],
+        &["rollback", "acme/calc"],
+        &["rm", "acme/calc"],
+    ] {
+        fails(verb(&gw, &[&["module"], args, &["--owner", "other"]].concat()), 2, "`--owner`");
+    }
     ok(verb(&gw, &["module", "rm", "acme/calc"]));
     fails(verb(&gw, &["module", "show", "acme/calc"]), 1, "calc");
 }

@@ -113,6 +113,7 @@ const CASES: &[Case] = cases![
     modules_are_listed_in_pages,
     a_deleted_module_is_gone,
     a_deleted_version_gives_its_number_to_no_other,
+    a_deleted_modules_numbers_stay_taken_among_any_number_of_names,
     executions_add_up,
     usage_rows_merge,
     tokens_are_revoked_for_good,
@@ -378,7 +379,7 @@ async fn a_deleted_module_is_gone(store: Shared) {
     assert_eq!(store.modules(Some(&name("bob")), true, 0, 10).await.unwrap().total, 0);
     assert!(matches!(store.delete_module(&name("alice"), &name("m")).await, Err(StoreError::NotFound(_))));
     let (again, number, _) = store.add_version(version("alice", "m", "two"), Some(1)).await.unwrap();
-    assert_eq!((number, again.versions.len(), again.public), (1, 1, false));
+    assert_eq!((number, again.active, again.versions.len(), again.public), (2, 2, 1, false), "`m@1` was other bytes");
     assert_ne!(again.id, module.id);
 }
 
@@ -400,6 +401,32 @@ async fn a_deleted_version_gives_its_number_to_no_other(store: Shared) {
     assert_eq!((number, added), (4, true));
     let held = store.module(&owner, &module).await.unwrap().unwrap();
     assert_eq!(held.versions.iter().map(|v| v.version).collect::<Vec<_>>(), [1, 2, 4]);
+}
+
+async fn a_deleted_modules_numbers_stay_taken_among_any_number_of_names(store: Shared) {
+    let owner = name("alice");
+    for bytes in ["one", "two", "three"] {
+        store.add_version(version("alice", "m", bytes), None).await.unwrap();
+    }
+    store.delete_module(&owner, &name("m")).await.unwrap();
+    store.add_version(version("alice", "kept", "one"), None).await.unwrap();
+    // More names than are remembered one by one.
+    let (store, owner) = (&store, &owner);
+    let churn = (0..1_200).map(|n| async move {
+        let (_, number, _) = store.add_version(version("alice", &format!("n{n}"), "x"), None).await.unwrap();
+        store.delete_module(owner, &name(&format!("n{n}"))).await.unwrap();
+        number
+    });
+    futures_util::future::join_all(churn).await;
+    for (again, at_least) in [("m", 4), ("n0", 2), ("n1199", 2)] {
+        let (_, number, _) = store.add_version(version("alice", again, "other"), None).await.unwrap();
+        assert!(number >= at_least, "`{again}@{number}` was other bytes");
+    }
+    store.delete_module(owner, &name("kept")).await.unwrap();
+    let (_, number, _) = store.add_version(version("alice", "kept", "other"), None).await.unwrap();
+    assert!(number >= 2, "{number}");
+    let (_, number, _) = store.add_version(version("bob", "m", "other"), None).await.unwrap();
+    assert_eq!(number, 1, "another owner's numbers are its own");
 }
 
 async fn executions_add_up(store: Shared) {
@@ -578,7 +605,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 1 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 2 });
 }
 
 #[test]

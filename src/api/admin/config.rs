@@ -137,7 +137,7 @@ pub(in crate::api) async fn routes(State(api): State<Arc<Api>>, actor: Actor) ->
 
 /// Checks a configuration (TOML in the body; without one, the gateway's own file) and changes nothing.
 #[utoipa::path(post, path = "/api/config/check", tag = "admin",
-    request_body(content = String, content_type = "application/toml"),
+    request_body(content = Option<String>, content_type = "application/toml"),
     responses((status = 200, description = "all its errors, or none", body = CheckReport)))]
 pub(in crate::api) async fn check(
     State(api): State<Arc<Api>>,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use wasmgate::config;
 use wasmgate::domain::{Limits, Reply};
 use wasmgate::engine::{
-    Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict,
+    Cancel, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict,
 };
 
 /// One for all tests: it holds no state of theirs.
@@ -27,11 +27,12 @@ pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)
         queue: 64,
         queue_timeout: Duration::from_secs(20),
         per_owner: 64,
-        memory_budget_bytes: 1 << 30,
+        memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 1,
         vm_requests: 1_000_000,
         artifact_cache_bytes: 64 << 20,
         compile: config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     edit(&mut config);
     let settings = Settings {
@@ -153,6 +154,7 @@ pub fn get() -> Box<HttpExchange> {
         response_body_replaced: None,
         peer: "127.0.0.1:4711".parse().expect("an address"),
         request_id: "id-1".into(),
+        cancel: Cancel::default(),
     })
 }
 

@@ -22,10 +22,19 @@ pub use upstream::Upstream;
 /// Long enough for a debug build on a busy machine; a test that meets it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Polls until `cond` holds. The only place in the tests that sleeps.
+/// Polls until `cond` holds. With its two other forms below, the only place in the tests that sleeps.
 #[track_caller]
 pub fn eventually(what: &str, mut cond: impl FnMut() -> bool) {
     assert!(poll(DEADLINE, &mut cond), "not within {DEADLINE:?}: {what}");
+}
+
+/// As `eventually`, for tests on a runtime.
+pub async fn eventually_async(what: &str, mut cond: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !cond() {
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Whether `cond` came to hold within `deadline`.
@@ -40,4 +49,17 @@ pub fn poll(deadline: Duration, mut cond: impl FnMut() -> bool) -> bool {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Room for thousands of connections in this process; the gateway raises its own limit.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a valid pointer to a `rlimit` that lives across them.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    assert!(raised, "the limit of open files: {}", std::io::Error::last_os_error());
 }

@@ -1,0 +1,67 @@
+//! The compiler's processes: their bounds of time and memory, and their queue.
+
+use super::*;
+
+/// A compiler that never ends and leaves its process id in `hung`.
+fn hanging_compiler(dir: &std::path::Path) -> PathBuf {
+    let (exe, hung) = (dir.join("compiler"), dir.join("hung"));
+    // Written by another process: a descriptor that some fork of this one inherits would make the file busy.
+    let script = format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}; exec sleep 300\n", hung.display());
+    let made = std::process::Command::new("sh")
+        .args(["-c", r#"printf '%s' "$1" > "$2" && chmod +x "$2""#, "sh", &script])
+        .arg(&exe)
+        .status();
+    assert!(made.unwrap().success());
+    exe
+}
+
+#[tokio::test]
+async fn a_compile_waits_for_a_process_in_bounds_and_dies_with_its_caller() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.compile.processes = 1;
+    let compiler_exe = hanging_compiler(dir.path());
+    let engine =
+        Engine::new(Settings { data_dir: dir.path().join("data"), artifact_key: [7; 32], compiler_exe, config })
+            .unwrap();
+    let install = |wat: &str| {
+        let (engine, bytes) = (engine.clone(), Bytes::from(wat::parse_str(wat).unwrap()));
+        async move {
+            let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
+            engine.install(bytes, &inspected, Compiler::Optimising).await
+        }
+    };
+    let hanging = tokio::spawn(install(SIEVE));
+    let hung = dir.path().join("hung");
+    eventually_async("the compiler starts", || hung.exists()).await;
+    let process = PathBuf::from("/proc").join(std::fs::read_to_string(&hung).unwrap().trim());
+    assert!(process.exists());
+
+    let begun = Instant::now();
+    assert!(matches!(install(SPIN).await, Err(InstallError::Busy)));
+    let waited = begun.elapsed();
+    assert!((Duration::from_secs(5)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
+
+    hanging.abort();
+    eventually_async("the compiler ends with its upload", || !process.exists()).await;
+    eventually_async("it no longer counts as running", || engine.stats().compiling == 0).await;
+}
+
+#[tokio::test]
+async fn a_compiler_that_hangs_is_killed_at_its_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.compile.cpu = Duration::from_secs(1);
+    let compiler_exe = hanging_compiler(dir.path());
+    let engine =
+        Engine::new(Settings { data_dir: dir.path().join("data"), artifact_key: [7; 32], compiler_exe, config })
+            .unwrap();
+    let bytes = Bytes::from(wat::parse_str(SIEVE).unwrap());
+    let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
+    match engine.install(bytes, &inspected, Compiler::Optimising).await {
+        Err(InstallError::NotLoadable(e)) => assert_eq!(e.kind, NotLoadableKind::CompileLimit),
+        other => panic!("{other:?}"),
+    }
+    let process = PathBuf::from("/proc").join(std::fs::read_to_string(dir.path().join("hung")).unwrap().trim());
+    eventually_async("the compiler ends at its deadline", || !process.exists()).await;
+}

@@ -1,0 +1,138 @@
+//! What owners do to each other, asked of the running server: guest memory, places and run permits.
+//!
+//! Invariant: whatever others hold or burn, an owner within its own limits gets an answer, and never a 502.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::support::admin::NewKey;
+use crate::support::api::{self, Form};
+use crate::support::toml::tier;
+use crate::support::{Gateway, Response, eventually, wat};
+
+/// Keys of owners that differ.
+fn keys(gw: &Gateway, tier: &str, count: usize) -> Vec<String> {
+    let new = |n| gw.new_key(&NewKey { owner: &format!("owner-{n}"), tier, ..NewKey::default() }).text;
+    (0..count).map(new).collect()
+}
+
+/// `stdin` is read by none of these guests; the argument of `run` is.
+fn run(gw: &Gateway, key: &str, wasm: &[u8], args: &str) -> Response {
+    let form = Form::default().file("wasm", wasm).field("args", args).end();
+    gw.request("POST", "/api/wasm/execute").key(key).form(form).send()
+}
+
+fn running(gw: &Gateway) -> f64 {
+    gw.metric("wasm_instances", &["state=\"running\""])
+}
+
+/// Begins with `pages` of memory and sleeps until its time is over.
+fn sleeper(pages: u32) -> Vec<u8> {
+    wat(&format!(
+        r#"(module (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+           (memory (export "memory") {pages}) (func (export "_start")
+             (i64.store (i32.const 24) (i64.const 3600000000000))
+             (drop (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200)))))"#
+    ))
+}
+
+/// Begins with 16 MiB and ends at once.
+const SIXTEEN_MIB: &str = r#"(module (memory 256) (func (export "run") (result i32) (i32.const 7)))"#;
+/// Grows by a page until it is refused; the number of pages that it got.
+const GREEDY: &str = r#"(module (memory 1) (func (export "run") (result i32)
+    (loop (br_if 0 (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) (memory.size)))"#;
+
+/// Sleepers end after three seconds, queues after one.
+fn budget_of_64_mib() -> Gateway {
+    let engine = "[engine]\nmemory_budget = \"64MiB\"\nqueue_timeout = \"1s\"\n";
+    Gateway::start(&api::config(&format!("{engine}{}", tier("roomy", "limits.wall = \"3s\"\nquotas = []\n"))))
+}
+
+#[test]
+fn one_owner_holds_half_of_the_guest_memory() {
+    let gw = budget_of_64_mib();
+    let keys = keys(&gw, "roomy", 2);
+    let (wasm, quick) = (sleeper(256), wat(SIXTEEN_MIB));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| run(&gw, &keys[0], &wasm, "").problem(504, "handler-timeout"));
+        }
+        eventually("the sleepers sleep", || running(&gw) == 2.0);
+        let begun = Instant::now();
+        let third = run(&gw, &keys[0], &quick, "");
+        third.problem(503, "busy");
+        assert_eq!(third.header("retry-after"), Some("1"));
+        assert!(begun.elapsed() >= Duration::from_secs(1), "it waits for the queue's time: {:?}", begun.elapsed());
+        assert_eq!(run(&gw, &keys[1], &quick, "").expect(200).json()["result"], 7);
+        let pages = run(&gw, &keys[1], &wat(GREEDY), "").expect(200).json()["result"].as_u64();
+        assert_eq!(pages, Some(497), "sixteen by sixteen, within 512");
+    });
+    assert_eq!(gw.metric("wasm_memory_usage_bytes", &[]), 0.0);
+}
+
+#[test]
+fn a_run_waits_for_the_memory_that_it_begins_with() {
+    let gw = budget_of_64_mib();
+    let keys = keys(&gw, "roomy", 3);
+    let (wasm, quick) = (sleeper(512), wat(SIXTEEN_MIB));
+    std::thread::scope(|scope| {
+        for key in &keys[..2] {
+            scope.spawn(|| run(&gw, key, &wasm, "").problem(504, "handler-timeout"));
+        }
+        eventually("all memory is taken", || gw.metric("wasm_memory_usage_bytes", &[]) == f64::from(64 << 20));
+        // Not its own fault: never 502.
+        let refused = run(&gw, &keys[2], &quick, "");
+        refused.problem(503, "busy");
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert_eq!(run(&gw, &keys[2], &wat(r#"(module (func (export "run")))"#), "").status, 200, "it needs none");
+        eventually("it gets in once the others end, without being asked for again", || {
+            run(&gw, &keys[2], &quick, "").status == 200
+        });
+    });
+}
+
+#[test]
+fn what_can_never_be_had_is_not_waited_for() {
+    let gw = budget_of_64_mib();
+    let key = &keys(&gw, "roomy", 1)[0];
+    let begun = Instant::now();
+    run(&gw, key, &wat(r#"(module (memory 513) (func (export "run")))"#), "").problem(502, "handler-out-of-memory");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+/// Sixty-four owners loop without end; the sixty-fifth has short runs.
+#[test]
+fn loops_of_many_owners_leave_turns_to_others() {
+    const LOOPS: usize = 64;
+    const SHORT_RUNS: usize = 100;
+    let gw = Gateway::start(&api::config(&tier("free-like", "concurrent = 1\nlimits.wall = \"5s\"\nquotas = []\n")));
+    let keys = keys(&gw, "free-like", LOOPS + 1);
+    let spin = wat(r#"(module (func (export "run") (loop (br 0))))"#);
+    let short = wat(r#"(module (func (export "run") (param i32) (result i32)
+             (loop (local.set 0 (i32.sub (local.get 0) (i32.const 1))) (br_if 0 (local.get 0))) (i32.const 7)))"#);
+    // Compiled before: this is about running.
+    run(&gw, &keys[LOOPS], &short, "100000").expect(200);
+    let (done, ended) = mpsc::channel();
+    let mut took = std::thread::scope(|scope| {
+        for key in &keys[..LOOPS] {
+            let (done, gw, spin) = (done.clone(), &gw, &spin);
+            scope.spawn(move || {
+                run(gw, key, spin, "").problem(504, "handler-timeout");
+                done.send(Instant::now()).expect("the test waits");
+            });
+        }
+        eventually("the loops are under way", || running(&gw) == LOOPS as f64);
+        let mut took = Vec::with_capacity(SHORT_RUNS);
+        for _ in 0..SHORT_RUNS {
+            let begun = Instant::now();
+            assert_eq!(run(&gw, &keys[LOOPS], &short, "100000").expect(200).json()["result"], 7);
+            took.push(begun.elapsed());
+        }
+        assert!(ended.try_recv().is_err(), "the short runs were over before the first loop: {took:?}");
+        took
+    });
+    took.sort();
+    let (median, p99) = (took[SHORT_RUNS / 2], took[SHORT_RUNS * 99 / 100 - 1]);
+    println!("{SHORT_RUNS} short runs beside {LOOPS} loops: median {median:?}, p99 {p99:?}");
+    assert!(p99 < Duration::from_secs(1), "within the queue's time: {took:?}");
+}
