@@ -8,7 +8,9 @@ use serde::Serialize;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{self, Content, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr, SecurityRequirement};
+use utoipa::openapi::{
+    self, Content, Header, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr, SecurityRequirement,
+};
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,7 +28,12 @@ impl Document {
         let components = document.components.get_or_insert_default();
         components.schemas.insert("Problem".to_owned(), Problem::schema());
         for (status, description, _) in REFUSALS {
-            components.responses.insert(refusal_name(status), problem(description).into());
+            let mut answer = problem(description);
+            if matches!(status, 429 | 503) {
+                let seconds = Header::new(ObjectBuilder::new().schema_type(Type::Integer).build());
+                answer.headers.insert("Retry-After".to_owned(), seconds.into());
+            }
+            components.responses.insert(refusal_name(status), answer.into());
         }
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         components.security_schemes.insert("bearer".to_owned(), SecurityScheme::Http(bearer).into());
@@ -57,9 +64,9 @@ fn operation_id(method: &str, path: &str) -> String {
     words.fold(method.to_owned(), |id, word| format!("{id}_{word}"))
 }
 
-/// Which operations a refusal can come from.
+/// From which operations a refusal comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum From {
+enum Comes {
     Any,
     /// Those with a body.
     Body,
@@ -70,23 +77,23 @@ enum From {
 }
 
 /// Refusals that do not depend on what an operation does. One that says more of a status has its own words.
-const REFUSALS: [(u16, &str, From); 12] = [
-    (400, "the path, a parameter or a field is wrong; the detail names it", From::Any),
-    (401, "no valid credential", From::Any),
-    (403, "the credential does not reach so far, or the thing is somebody else's", From::Any),
-    (408, "the body did not arrive in time", From::Body),
-    (413, "the body is over its limit", From::Body),
-    (415, "another media type; the detail names those that are taken", From::Body),
-    (421, "the admin listener is not known by this `Host`", From::Admin),
+const REFUSALS: [(u16, &str, Comes); 12] = [
+    (400, "the path, a parameter or a field is wrong; the detail names it", Comes::Any),
+    (401, "no valid credential", Comes::Any),
+    (403, "the credential does not reach so far, or the thing is somebody else's", Comes::Any),
+    (408, "the body did not arrive in time", Comes::Body),
+    (413, "the body is over its limit", Comes::Body),
+    (415, "another media type; the detail names those that are taken", Comes::Body),
+    (421, "the admin listener is not known by this `Host`", Comes::Admin),
     (
         429,
         "over a quota, or too many wrong credentials from this address; `Retry-After` tells when to come again",
-        From::Any,
+        Comes::Any,
     ),
-    (431, "the request's head is over its limits", From::Any),
-    (500, "the gateway failed; its log has the reason under the request id", From::Any),
-    (503, "no capacity now, or the gateway is shutting down; `Retry-After` tells when to come again", From::Any),
-    (507, "the gateway's storage is full", From::Write),
+    (431, "the request's head is over its limits", Comes::Any),
+    (500, "the gateway failed; its log has the reason under the request id", Comes::Any),
+    (503, "no capacity now, or the gateway is shutting down; `Retry-After` tells when to come again", Comes::Any),
+    (507, "the gateway's storage is full", Comes::Write),
 ];
 
 fn refusal_name(status: u16) -> String {
@@ -113,16 +120,16 @@ fn tell_refusals(operation: &mut Operation, face: Face, writes: bool) {
             *own = problem(&own.description);
         }
     }
-    for (status, _, from) in REFUSALS {
-        let comes = match from {
-            From::Any => true,
-            From::Body => operation.request_body.is_some(),
-            From::Write => writes,
-            From::Admin => face == Face::Admin,
+    for (status, _, comes) in REFUSALS {
+        let told = match comes {
+            Comes::Any => true,
+            Comes::Body => operation.request_body.is_some(),
+            Comes::Write => writes,
+            Comes::Admin => face == Face::Admin,
         };
-        if comes {
-            let told = || Ref::from_response_name(refusal_name(status)).into();
-            answers.entry(status.to_string()).or_insert_with(told);
+        if told {
+            let refusal = || Ref::from_response_name(refusal_name(status)).into();
+            answers.entry(status.to_string()).or_insert_with(refusal);
         }
     }
 }

@@ -49,11 +49,13 @@ pub(super) struct ExecArgs {
     /// Fuel units, about one per instruction.
     #[arg(long, default_value_t = 1_000_000_000_000)]
     fuel: u64,
+    /// Linear memory.
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     memory: u64,
     /// Wall time.
     #[arg(long, default_value_t = 60_000, value_name = "MS")]
     timeout: u64,
+    /// Standard output.
     #[arg(long, default_value_t = 64, value_name = "MIB")]
     output: u64,
 }

@@ -85,8 +85,11 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
             let stored = client.call(Method::PUT, &path, &query, body)?;
             print(&stored, as_json, |m| {
                 let at = |at: &str| output::cell(m, at);
-                let state = if m["active"] == json!(true) { "active" } else { "not active" };
                 let module = format!("{}/{}@{}", at("/owner"), at("/name"), at("/version"));
+                let state = match m["active"] == json!(true) {
+                    true => "active".to_owned(),
+                    false => format!("not active; to switch: wasmgate module activate {module}"),
+                };
                 output::line(&format!("{module} {} {} {state}", at("/abi"), at("/digest")))
             })
         }

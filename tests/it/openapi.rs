@@ -88,6 +88,9 @@ fn every_refusal_is_described_as_a_problem() {
             for status in needed {
                 assert!(operation["responses"][status].is_object(), "{method} {path} does not tell of {status}");
             }
+            if let Some(busy) = operation["responses"].get("503").filter(|_| !open && !path.starts_with("/health")) {
+                assert!(resolved(&document, busy)["headers"]["Retry-After"].is_object(), "{method} {path}: {busy}");
+            }
             for (status, answer) in operation["responses"].as_object().expect("responses") {
                 let answer = resolved(&document, answer);
                 let probe = path.starts_with("/health");
