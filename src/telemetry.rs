@@ -315,15 +315,8 @@ impl LogControl {
 }
 
 fn parse_filter(filter: &str) -> Result<tracing_subscriber::EnvFilter, String> {
-    let bad = |e: &dyn std::fmt::Display| {
-        format!("`{filter}` is not a log filter ({e}): use a level such as `info`, or `wasmgate=debug,info`")
-    };
-    // A word alone would be taken for a target, so that a misspelt level silences everything else.
-    let word = |d: &&str| !d.is_empty() && d.chars().all(char::is_alphanumeric);
-    for level in filter.split(',').map(str::trim).filter(word) {
-        level.parse::<tracing_subscriber::filter::LevelFilter>().map_err(|_| bad(&"no such level"))?;
-    }
-    tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| bad(&e))
+    let filter = config::log_filter(filter)?;
+    tracing_subscriber::EnvFilter::builder().parse(&filter).map_err(|e| e.to_string())
 }
 
 /// Logs to standard error. Called once, by the serve command.

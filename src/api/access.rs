@@ -16,6 +16,9 @@ use crate::auth::cache::AuthError;
 use crate::domain::{KeyId, ModuleRef, OwnerId, Principal, Rejection, Scope, Tier};
 use crate::store::Role;
 
+/// The id and name of the token in `admin.token_file`, which is not in the store.
+pub(super) const BOOTSTRAP: &str = "bootstrap";
+
 /// Owner of what an operator makes without naming another one.
 pub(super) const OPERATOR: &str = "wasmgate";
 
@@ -108,9 +111,12 @@ impl Actor {
         }
     }
 
-    pub(super) fn key(&self) -> Option<(&OwnerId, &KeyId)> {
-        let principal = self.principal()?;
-        Some((principal.owner()?, principal.key_id()?))
+    /// Where the caller's usage is counted; an operator's with that of [`OPERATOR`], by token. `None` for anonymous callers.
+    pub(super) fn usage_of(&self) -> Option<(OwnerId, KeyId)> {
+        match self {
+            Actor::Key(principal) => Some((principal.owner()?.clone(), principal.key_id()?.clone())),
+            Actor::Token { name, .. } => Some((OPERATOR.parse().ok()?, format!("token:{name}").into())),
+        }
     }
 
     /// The bounds of what the caller sends and runs; an operator has those of the highest tier.
@@ -160,8 +166,8 @@ pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap, peer: IpAd
     let presented = shared.auth.hash_token(token);
     // Hashes, and in constant time: how long it takes tells nothing of the token. It needs no look-up and so no
     // attempt: another's failures behind the same address never shut its holder out.
-    if bool::from(presented.0.ct_eq(&api.app.bootstrap_token.0)) {
-        return Ok(Actor::Token { name: "bootstrap".into(), role: Role::Admin });
+    if bool::from(presented.0.ct_eq(&api.app.bootstrap_token.hash.0)) {
+        return Ok(Actor::Token { name: BOOTSTRAP.into(), role: Role::Admin });
     }
     let attempt = shared.failures.attempt(peer, Instant::now())?;
     match shared.auth.admin_token(token).await {

@@ -110,10 +110,10 @@ pub(super) async fn batch(
 /// The answer as a whole is a 200, so the gateway can't count this one.
 fn refused(api: &Api, actor: &Actor, failure: Failure, request_id: &str) -> BatchItem {
     let rejection = failure.rejection;
-    if let Some((owner, key)) = actor.key() {
+    if let Some((owner, key)) = actor.usage_of() {
         let errors = [(rejection.code().to_owned(), 1)].into();
         let add = UsageRecord { errors, ..UsageRecord::default() };
-        api.app.shared.usage.record(owner, key, Now::read().wall.day(), &add);
+        api.app.shared.usage.record(&owner, &key, Now::read().wall.day(), &add);
     }
     BatchItem::Refused { status: rejection.status(), problem: rejection.problem(request_id) }
 }

@@ -270,10 +270,10 @@ fn charge(api: &Api, actor: &Actor, meter: &Meter, stored: Option<&(OwnerId, Nam
     if let Some(principal) = actor.principal() {
         shared.limiter.charge_fuel(&principal.subject, meter.fuel, now);
     }
-    if let Some((owner, key)) = actor.key() {
+    if let Some((owner, key)) = actor.usage_of() {
         let cpu_us = u64::try_from(meter.cpu.as_micros()).unwrap_or(u64::MAX);
         let add = UsageRecord { executions: 1, fuel: meter.fuel, cpu_us, ..UsageRecord::default() };
-        shared.usage.record(owner, key, now.wall.day(), &add);
+        shared.usage.record(&owner, &key, now.wall.day(), &add);
     }
     if let Some((owner, name)) = stored {
         shared.usage.record_runs(owner, name, 1);

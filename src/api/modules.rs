@@ -337,7 +337,8 @@ pub(super) async fn activate(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let (module, _) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
-    version(&module, Selector::Version(body.version))?;
+    let wanted = version(&module, Selector::Version(body.version))?;
+    api.fits(&module.owner, &module.name, wanted, true).await?;
     let before = module.active;
     let module = api.app.store.activate(&module.owner, &module.name, body.version).await.map_err(refused)?;
     api.module_changed(&module.owner, &module.name).await?;

@@ -353,6 +353,7 @@ async fn store(
         shape: inspected.shape,
     };
     let activate = extra.activate.unwrap_or(false);
+    api.fits(&owner, &name, &version, activate).await?;
     let new = NewVersion { owner, name, description: extra.description, public: extra.public, version, activate };
     let (module, version, is_new) = match api.app.store.add_version(new, max_modules).await {
         Err(StoreError::Limit(detail)) => return Err(over_cap(api, tier, detail)),

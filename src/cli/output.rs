@@ -1,4 +1,5 @@
-//! What verbs print: JSON, or short tables. A closed pipe is an error like any other, not a panic.
+//! What verbs print: JSON, or short tables. Whoever reads may stop (`wasmgate routes | head`): [`reader_is_gone`] tells
+//! that apart from a failure.
 
 use std::io::{self, Write as _};
 
@@ -6,18 +7,29 @@ use serde_json::Value;
 
 use crate::domain::Timestamp;
 
+#[derive(Debug, thiserror::Error)]
+#[error("standard output is closed")]
+struct ReaderGone;
+
+pub(super) fn reader_is_gone(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    cause.is_some_and(|cause| cause.is::<ReaderGone>())
+}
+
 pub(super) fn line(text: &str) -> io::Result<()> {
-    writeln!(io::stdout(), "{text}")
+    raw(format!("{text}\n").as_bytes())
 }
 
 pub(super) fn raw(bytes: &[u8]) -> io::Result<()> {
-    let mut out = io::stdout();
-    out.write_all(bytes)?;
-    out.flush()
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => io::Error::new(error.kind(), ReaderGone),
+        _ => error,
+    })
 }
 
 pub(super) fn json(value: &Value) -> io::Result<()> {
-    writeln!(io::stdout(), "{value:#}")
+    line(&format!("{value:#}"))
 }
 
 /// Rows under a head, columns as wide as they need.
@@ -27,16 +39,12 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         cells.chain([head[i].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut out = io::stdout().lock();
-    let mut print = |cells: &[&str]| {
+    let shown = |cells: &[&str]| {
         let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
-        writeln!(out, "{}", padded.join("  ").trim_end())
+        padded.join("  ").trim_end().to_owned()
     };
-    print(head)?;
-    for row in rows {
-        print(&row.iter().map(String::as_str).collect::<Vec<_>>())?;
-    }
-    Ok(())
+    let rows = rows.iter().map(|row| shown(&row.iter().map(String::as_str).collect::<Vec<_>>()));
+    line(&[shown(head)].into_iter().chain(rows).collect::<Vec<_>>().join("\n"))
 }
 
 /// A table of an array of objects: the head's names, and where in an object each column is (a JSON pointer).

@@ -61,10 +61,11 @@ pub async fn run(
             Ok(client) => break Connected { client: Some(client), pool, endpoint, deadline },
             Err(failure) => {
                 if !failure.stale && failure.error.esource == ErrorSource::Upstream {
-                    upstream.failed(&endpoint);
+                    upstream.failed(&endpoint, &failure.error);
+                } else {
+                    tracing::debug!(upstream = upstream.name(), endpoint = %endpoint.label, error = %failure.error,
+                        "attempt ended early");
                 }
-                let (upstream, endpoint) = (upstream.name(), &endpoint.label);
-                tracing::warn!(upstream, %endpoint, error = %failure.error, "attempt failed");
                 let free = failure.stale && std::mem::take(&mut stale_left);
                 if failure.again && (free || retries > 0) {
                     retries -= u32::from(!free);
@@ -80,7 +81,11 @@ pub async fn run(
     if let Err(stop) = &result
         && stop.is_upstreams()
     {
-        upstream.failed(&endpoint);
+        let why = match stop {
+            Stop::Reject(rejection) => rejection.detail(),
+            Stop::Broken(error) => error.to_string(),
+        };
+        upstream.failed(&endpoint, &why);
     }
     if let Some(mut client) = connected.client {
         // The answer was not read to its end.

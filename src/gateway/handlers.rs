@@ -4,9 +4,9 @@
 //! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
 //! 1), unless its VM failed or the client is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -25,8 +25,9 @@ use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::presence::while_here;
 use super::service::Shared;
+use super::snapshot::{Action, Snapshot};
 use crate::config::{self, HandlerFail};
-use crate::domain::{GuestFailure, Meter, ModuleVersion, Phase, Rejection, Reply};
+use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Rejection, Reply};
 use crate::engine::{
     Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
@@ -83,6 +84,63 @@ impl RouteHandler {
         let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config);
         Ok(self.http.get_or_init(|| async { make() }).await)
     }
+}
+
+/// A handler that can't start.
+#[derive(Clone, Debug)]
+pub struct Cold {
+    pub route: Name,
+    /// `owner/name@version`.
+    pub module: Arc<str>,
+    pub reason: String,
+}
+
+/// How long the handlers of a snapshot may take to start; the rest are started by the first request.
+const WARM: Duration = Duration::from_secs(10);
+
+/// Loads the modules that `before` did not have, and starts one VM of each http-wasm handler among them, so that what
+/// is wrong with them is known before a request comes. Gives those that failed.
+pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<Engine>) -> Vec<Cold> {
+    let known: HashSet<usize> = before.into_iter().flat_map(all).map(|(_, h)| Arc::as_ptr(h) as usize).collect();
+    let mut cold = Vec::new();
+    let work = async {
+        for (route, handler) in all(snapshot) {
+            let Some(version) = handler.version().filter(|_| !known.contains(&(Arc::as_ptr(handler) as usize))) else {
+                continue;
+            };
+            let started = if version.abi == Abi::HttpWasm {
+                match handler.http(engine).await {
+                    Ok(http) => http.warm().await,
+                    Err(failure) => Err(RunError::Guest(failure)),
+                }
+            } else {
+                handler.module(engine).await.map(drop).map_err(RunError::Guest)
+            };
+            match started {
+                Ok(()) => {}
+                // Not the module's fault, and the next one would fare no better.
+                Err(RunError::Busy { .. }) => break,
+                Err(error) => {
+                    let (module, reason) = (handler.label.clone(), rejection_of(error).detail());
+                    cold.push(Cold { route: route.clone(), module, reason });
+                }
+            }
+        }
+    };
+    // Too late is no failure: it only is not known yet.
+    let _ = tokio::time::timeout(WARM, work).await;
+    cold
+}
+
+fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
+    snapshot.states.iter().flat_map(|state| {
+        let answering = match &state.action {
+            Action::Guest(handler) => Some(handler),
+            _ => None,
+        };
+        let route = &snapshot.config.routes[state.index].name;
+        state.handlers.iter().chain(answering).map(move |handler| (route, handler))
+    })
 }
 
 /// A handler that let the request pass, and the VM that waits for the answer.

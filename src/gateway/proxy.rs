@@ -169,8 +169,7 @@ pub fn h2_options(server: &config::Server) -> H2Options {
     options
 }
 
-pub fn app(gateway: Gateway, server: &config::Server) -> Arc<ProxyApp> {
-    let gateway = Arc::new(gateway);
+pub fn app(gateway: Arc<Gateway>, server: &config::Server) -> Arc<ProxyApp> {
     let conf = ServerConf {
         threads: 1,
         max_retries: ATTEMPTS,
@@ -198,9 +197,9 @@ impl Proxy {
     }
 
     /// The endpoint of the attempt failed; whether another attempt is allowed.
-    fn attempt_failed(ctx: &Context) -> bool {
+    fn attempt_failed(ctx: &Context, error: &Error) -> bool {
         let (Some(upstream), Some(lease)) = (Self::upstream(ctx), &ctx.lease) else { return false };
-        upstream.failed(&lease.endpoint);
+        upstream.failed(&lease.endpoint, error);
         ctx.attempts <= upstream.config.retries
     }
 }
@@ -385,7 +384,7 @@ impl ProxyHttp for Proxy {
         mut error: Box<Error>,
     ) -> Box<Error> {
         // Nothing was sent yet.
-        error.set_retry(Self::attempt_failed(ctx));
+        error.set_retry(Self::attempt_failed(ctx, &error));
         error
     }
 
@@ -398,7 +397,7 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         let upstreams = error.esource == ErrorSource::Upstream;
-        let allowed = upstreams && Self::attempt_failed(ctx);
+        let allowed = upstreams && Self::attempt_failed(ctx, &error);
         let replayable = session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated()
             && !answer::written(session);

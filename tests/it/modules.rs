@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::support::admin::NewKey;
 use crate::support::api::{self, Form};
-use crate::support::toml::{route, tier, upstream};
-use crate::support::{DEADLINE, Gateway, Request, Response, Upstream, c_guest, poll, wat};
+use crate::support::toml::{open_proxy, route, tier, upstream};
+use crate::support::{DEADLINE, Gateway, Request, Response, Upstream, c_guest, eventually, poll, try_serve, wat};
 
 /// A core module whose `run` gives `n`.
 fn constant(n: i32) -> Vec<u8> {
@@ -331,4 +331,85 @@ fn uploads_are_bounded_by_the_tier() {
     put(&gw, &key, "two", "", &constant(2)).send().expect(201);
     let third = put(&gw, &key, "three", "", &constant(3)).send();
     assert!(matches!(third.status, 402 | 409), "{third}");
+}
+
+/// Everything goes through `module`, then to `up`.
+fn filtered(up: &Upstream, module: &str) -> String {
+    open_proxy(up.addr, &format!("handlers = [{{ module = \"{module}\" }}]"))
+}
+
+#[test]
+fn a_module_that_a_route_cannot_use_is_refused_before_a_request_meets_it() {
+    let up = Upstream::echo();
+    let mut gw = Gateway::start(&open_proxy(up.addr, ""));
+    gw.upload("acme/calc", "core", &c_guest("core"));
+    let refused = |config: &str, named: &[&str]| {
+        gw.write_config(config);
+        let answer = gw.reload();
+        answer.problem(400, "bad-request");
+        assert!(named.iter().all(|n| answer.text().contains(n)), "{answer}");
+        gw.get("/").send().expect(200);
+    };
+    let wrong_abi = ["`all`", "acme/calc", "routes[0].handlers[0].module", "`core`", "http-wasm"];
+    refused(&filtered(&up, "acme/calc"), &wrong_abi);
+    // It exports no function that takes no arguments.
+    gw.upload("acme/odd", "core", &wat("(module (func (export \"sum\") (param i32 i32) (result i32) i32.const 1))"));
+    let answers = "match.path = \"/odd\"\nauth = \"none\"\ntarget.handler = { module = \"acme/odd\" }";
+    refused(
+        &(open_proxy(up.addr, "") + &route("odd", answers)),
+        &["`odd`", "routes[1].target.handler", "name the function"],
+    );
+
+    gw.signal("TERM");
+    assert!(gw.wait().success());
+    let output = try_serve(gw.dir.path(), &filtered(&up, "acme/calc"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(wrong_abi.iter().all(|n| errors.contains(n)), "{errors}");
+}
+
+#[test]
+fn a_version_that_its_route_cannot_use_does_not_become_active() {
+    let up = Upstream::echo();
+    let gw = Gateway::with_modules(
+        &open_proxy(up.addr, ""),
+        &[("acme/filter", "http-wasm", &wat(include_str!("../../examples/http-wasm-header/header.wat")))],
+        &route(
+            "filtered",
+            "match.path = \"/f\"\nauth = \"none\"\ntarget.upstream = \"up\"\nhandlers = [{ module = \"acme/filter\" }, { module = \"acme/later\" }]",
+        ),
+    );
+    let calc = c_guest("core");
+    // The same bytes may be kept as long as they are not what the route runs.
+    let kept =
+        gw.admin("PUT", "/api/wasm/modules/filter?owner=acme&abi=core").header("Content-Type", "application/wasm");
+    kept.body(calc.clone()).send().expect(201);
+    let activate =
+        || gw.admin("POST", "/api/wasm/modules/filter/activate?owner=acme").json(&json!({"version": 2})).send();
+    for refused in [gw.try_upload("acme/filter", "core", &calc), gw.try_upload("acme/later", "core", &calc), activate()]
+    {
+        refused.problem(409, "conflict");
+        assert!(refused.text().contains("`filtered`"), "{refused}");
+    }
+    let restarted = gw.restart(&(open_proxy(up.addr, "") + &route("f", "match.path = \"/f\"\nauth = \"none\"\ntarget.upstream = \"up\"\nhandlers = [{ module = \"acme/filter\" }]")));
+    restarted.get("/f").send().expect(200);
+}
+
+#[test]
+fn a_handler_that_fails_to_start_is_told_of_and_refused_by_a_reload() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&open_proxy(up.addr, ""));
+    let text = "(module (memory (export \"memory\") 1) (func (export \"handle_request\") (result i64) i64.const 1)
+        (func (export \"handle_response\") (param i32 i32)) (func (export \"_start\") unreachable))";
+    gw.upload("acme/bad", "http-wasm", &wat(text));
+    gw.write_config(&filtered(&up, "acme/bad"));
+    let refused = gw.reload();
+    refused.problem(400, "bad-request");
+    assert!(["`all`", "acme/bad@1", "unreachable"].iter().all(|n| refused.text().contains(n)), "{refused}");
+    gw.get("/").send().expect(200);
+    // A guest's own failure keeps no gateway from starting.
+    let gw = gw.restart(&filtered(&up, "acme/bad"));
+    eventually("the log names route and module", || {
+        gw.log().lines().any(|l| l.contains("can't start") && l.contains("acme/bad@1") && l.contains("\"all\""))
+    });
 }

@@ -12,7 +12,7 @@ use wasmgate::domain::{
     UsageRecord,
 };
 use wasmgate::store::embedded::EmbeddedStore;
-use wasmgate::store::{AdminToken, AuditEntry, Counter, NewVersion, Role, Rotation, Store, StoreError};
+use wasmgate::store::{AdminToken, AuditEntry, Counter, NewVersion, Retention, Role, Rotation, Store, StoreError};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -118,6 +118,8 @@ const CASES: &[Case] = cases![
     usage_rows_merge,
     tokens_are_revoked_for_good,
     the_audit_log_is_newest_first_and_whole,
+    old_lines_and_rows_are_pruned_in_batches,
+    a_tier_is_reset_by_name,
     counters_are_replaced_and_expire,
 ];
 
@@ -507,6 +509,49 @@ async fn the_audit_log_is_newest_first_and_whole(store: Shared) {
     together(appends).await;
     let all: std::collections::BTreeSet<_> = store.audit(1000).await.unwrap().into_iter().map(|e| e.subject).collect();
     assert_eq!(all.len(), 55);
+}
+
+async fn old_lines_and_rows_are_pruned_in_batches(store: Shared) {
+    let line = |n: i64| AuditEntry { at: at(n), ..entry(format!("{n}")) };
+    for n in 0..30 {
+        store.append_audit(&line(n)).await.unwrap();
+    }
+    let row = |n: i64| UsageDelta {
+        owner: name("alice"),
+        key: format!("key_{n}").into(),
+        day: n / 100,
+        add: UsageRecord { requests: 1, ..UsageRecord::default() },
+    };
+    // Two batches and a part of one are over.
+    store.add_usage(&(0..2_500).map(row).collect::<Vec<_>>()).await.unwrap();
+    let keep = |audit_from, audit_entries, usage_from_day| Retention {
+        audit_from: at(audit_from),
+        audit_entries,
+        usage_from_day,
+    };
+    assert_eq!(store.prune(keep(0, 100, 0)).await.unwrap(), 0);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 10 + 1_000);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 1_000);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 200);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 0);
+    let days: Vec<_> = store.usage(None, 0, 100).await.unwrap().into_iter().map(|r| r.day).collect();
+    assert_eq!((days.len(), days[0]), (300, 22));
+    let lines = || async { store.audit(1000).await.unwrap().into_iter().map(|e| e.subject).collect::<Vec<_>>() };
+    assert_eq!((lines().await.len(), lines().await.pop()), (20, Some("10".into())));
+    store.prune(keep(10, 5, 22)).await.unwrap();
+    assert_eq!(lines().await, ["29", "28", "27", "26", "25"]);
+    // The newest stays, whatever its age, and numbers go on behind it.
+    store.prune(keep(1_000, 5, 22)).await.unwrap();
+    store.append_audit(&line(30)).await.unwrap();
+    assert_eq!(lines().await, ["30", "29"]);
+}
+
+async fn a_tier_is_reset_by_name(store: Shared) {
+    let tier = Tier::defaults().swap_remove(1);
+    store.put_tier(&tier).await.unwrap();
+    assert!(store.delete_tier(&tier.name).await.unwrap());
+    assert!(!store.delete_tier(&tier.name).await.unwrap());
+    assert_eq!(store.tiers().await.unwrap(), []);
 }
 
 async fn counters_are_replaced_and_expire(store: Shared) {

@@ -22,6 +22,7 @@ use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Abi, ModuleShape, NotLoadable};
 
 use super::host::HostState;
+use super::{Input, RunError};
 
 pub trait AbiHost: Send + Sync {
     fn abi(&self) -> Abi;
@@ -104,6 +105,20 @@ pub fn detect(shape: &ModuleShape, declared: Option<Abi>) -> Result<Abi, NotLoad
     check_imports(found, shape)?;
     found.check(shape)?;
     Ok(found.abi())
+}
+
+/// Whether a route can have a module transform its requests, or answer them (`answers`); else why not.
+pub fn serves(abi: Abi, shape: &ModuleShape, answers: bool) -> Result<(), String> {
+    let call = match abi {
+        Abi::HttpWasm => return Ok(()),
+        _ if !answers => return Err(format!("its ABI is `{abi}`, and a handler has to be `http-wasm`")),
+        Abi::Core => core::prepare(shape, &Input::default()).map(drop),
+        Abi::Command | Abi::Cgi => command::prepare(shape, &Input::default()).map(drop),
+    };
+    call.map_err(|error| match error {
+        RunError::BadCall(why) => why,
+        other => format!("{other:?}"),
+    })
 }
 
 /// The function behind an import, if this ABI may have it.
