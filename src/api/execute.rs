@@ -312,8 +312,9 @@ async fn stored(
 async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
     let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
-    let module = api.app.shared.engine.load_inline(wasm, &inspected).await.map_err(upload::not_installed)?;
     let owner = actor.owner(None)?;
+    let loaded = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner)).await;
+    let module = loaded.map_err(upload::not_installed)?;
     Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None })
 }
 
