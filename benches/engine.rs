@@ -61,7 +61,12 @@ fn engine(dir: &Path) -> Arc<Engine> {
         vms_per_handler: 4,
         vm_requests: 1_000,
         artifact_cache_bytes: 256 * MIB,
-        compile: wasmgate::config::Compile { processes: 2, cpu: Duration::from_secs(60), memory_bytes: 1 << 30 },
+        compile: wasmgate::config::Compile {
+            processes: 2,
+            cpu: Duration::from_secs(60),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 1 << 30,
+        },
         breaker: wasmgate::config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();

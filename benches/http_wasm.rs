@@ -23,7 +23,12 @@ fn engine(dir: &Path) -> Arc<Engine> {
         vms_per_handler: 4,
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,
-        compile: config::Compile { processes: 1, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        compile: config::Compile {
+            processes: 1,
+            cpu: Duration::from_secs(20),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 1 << 30,
+        },
         breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();

@@ -330,8 +330,9 @@ async fn stored(
 async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>, gone: &Cancel) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
     let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
-    let module = upload::compiled(gone, api.app.shared.engine.load_inline(wasm, &inspected)).await?;
     let owner = actor.owner(None)?;
+    let load = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner));
+    let module = upload::compiled(gone, load).await?;
     Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None })
 }
 

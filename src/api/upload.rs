@@ -231,7 +231,7 @@ pub(super) async fn validate(
     let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
     let size_bytes = wasm.len() as u64;
     // That it compiles within its bounds is one of the checks.
-    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected)).await?;
+    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
     let shape = inspected.shape;
     let found = Validated {
         digest: inspected.digest,
@@ -339,7 +339,7 @@ async fn store(
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     let size_bytes = wasm.len() as u64;
     let engine = &api.app.shared.engine;
-    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Optimising)).await?;
+    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Optimising, Some(&owner))).await?;
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.catalogue.read().await;
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;

@@ -116,7 +116,7 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
     if inspected.abi == Abi::HttpWasm {
         return Err(Failure::usage("an `http-wasm` module handles requests on a route; `exec` can't run it"));
     }
-    let module = engine.load_inline(wasm, &inspected).await.map_err(|e| anyhow!("{e}"))?;
+    let module = engine.load_inline(wasm, &inspected, None).await.map_err(|e| anyhow!("{e}"))?;
     let (argv, function_args) = match inspected.abi {
         Abi::Core => (Vec::new(), args.args.clone()),
         _ => (args.args.clone(), Vec::new()),
@@ -141,7 +141,12 @@ fn engine(limits: &Limits) -> config::Engine {
         vms_per_handler: 1,
         vm_requests: 1,
         artifact_cache_bytes: MAX_MODULE,
-        compile: config::Compile { processes: 1, cpu: Duration::from_secs(120), memory_bytes: 4 << 30 },
+        compile: config::Compile {
+            processes: 1,
+            cpu: Duration::from_secs(120),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 4 << 30,
+        },
         breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     }
 }

@@ -168,6 +168,8 @@ pub struct Breaker {
 pub struct Compile {
     pub processes: usize,
     pub cpu: Duration,
+    /// CPU time that the first compile may take for each MiB of code, and for one function in proportion.
+    pub per_mib: Duration,
     pub memory_bytes: u64,
 }
 

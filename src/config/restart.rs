@@ -77,8 +77,9 @@ fn of_engine(started: &Engine, new: &Engine, once: &mut impl FnMut(&'static str,
     once("engine.vms_per_handler", *vms_per_handler == new.vms_per_handler);
     once("engine.vm_requests", *vm_requests == new.vm_requests);
     once("engine.artifact_cache", *artifact_cache_bytes == new.artifact_cache_bytes);
-    let Compile { processes, cpu, memory_bytes } = compile;
+    let Compile { processes, cpu, per_mib, memory_bytes } = compile;
     once("engine.compile.processes", *processes == new.compile.processes);
     once("engine.compile.cpu", *cpu == new.compile.cpu);
+    once("engine.compile.per_mib", *per_mib == new.compile.per_mib);
     once("engine.compile.memory", *memory_bytes == new.compile.memory_bytes);
 }

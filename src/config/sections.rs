@@ -177,6 +177,7 @@ pub fn engine(t: &Table<'_>) -> Engine {
         compile: t.section("compile", |t| Compile {
             processes: t.get("processes", 2, int(1..=64)),
             cpu: t.get("cpu", secs(20), duration(secs(1)..=HOUR)),
+            per_mib: t.get("per_mib", secs(3), duration(millis(1)..=HOUR)),
             memory_bytes: t.get("memory", GIB, size(256 * MIB..=64 * GIB)),
         }),
         breaker: t.section("breaker", |t| Breaker {

@@ -6,33 +6,37 @@
 //!
 //! Invariant: the serving process never compiles.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::num::NonZero;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, NativeEngineExt};
 use wasmer_types::Features;
 
-use crate::domain::NotLoadable;
 use crate::domain::rejection::NotLoadableKind;
+use crate::domain::{NotLoadable, OwnerId};
 
 use super::instrument::instrument;
+use super::pace::Pace;
 use super::tunables::GuestTunables;
 use super::{Compiler, InstallError, sys};
 
 /// The hidden verb.
 pub const VERB: &str = "__compile";
 const MAGIC: [u8; 4] = *b"WGC1";
-/// Magic, compiler, CPU seconds, address space bytes, module bytes.
-const HEADER: usize = 4 + 1 + 8 + 8 + 8;
+/// Magic, compiler, CPU seconds, CPU nanoseconds for a MiB of code, address space bytes, module bytes.
+const HEADER: usize = 4 + 1 + 8 + 8 + 8 + 8;
 /// How long an upload or an inline module waits for a process; its caller is told to come back then.
 pub const CALLER_WAIT: Duration = Duration::from_secs(5);
 /// How long a stored module that is compiled anew waits: nobody could bring it again.
@@ -56,6 +60,8 @@ pub struct Compilers {
     config: crate::config::Compile,
     permits: Semaphore,
     waiting: AtomicUsize,
+    /// One owner's turns: it is in the queue with half as many compiles as there are processes. Holds those with one.
+    owners: Mutex<HashMap<OwnerId, Weak<Semaphore>>>,
     running: AtomicU64,
     observer: OnceLock<Observer>,
 }
@@ -71,6 +77,7 @@ impl Compilers {
             config,
             permits,
             waiting: AtomicUsize::new(0),
+            owners: Mutex::default(),
             running: AtomicU64::new(0),
             observer: OnceLock::new(),
         })
@@ -86,12 +93,23 @@ impl Compilers {
     }
 
     /// The artifact of a module that passed inspection, once there is a process for it within `wait`. Dropping the future
-    /// kills the process.
-    pub async fn compile(&self, wasm: &[u8], compiler: Compiler, wait: Duration) -> Result<Bytes, InstallError> {
+    /// kills the process. `owner`: who asks, where it is not the gateway itself.
+    pub async fn compile(
+        &self,
+        wasm: &[u8],
+        compiler: Compiler,
+        owner: Option<&OwnerId>,
+        wait: Duration,
+    ) -> Result<Bytes, InstallError> {
+        let until = tokio::time::Instant::now() + wait;
+        let turns = owner.map(|owner| self.turns_of(owner));
+        let _turn = match &turns {
+            Some(turns) => Some(in_time(until, turns.acquire()).await?),
+            None => None,
+        };
         let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
             .ok_or(InstallError::Busy)?;
-        let permit = tokio::time::timeout(wait, self.permits.acquire()).await.map_err(|_| InstallError::Busy)?;
-        let _permit = permit.map_err(|_| InstallError::Busy)?;
+        let _permit = in_time(until, self.permits.acquire()).await?;
         self.running.fetch_add(1, Ordering::Relaxed);
         let _running = Running(&self.running);
         let deadline = self.config.cpu * WALL_PER_CPU + Duration::from_secs(1);
@@ -105,6 +123,17 @@ impl Compilers {
             observe(compiler, began.elapsed());
         }
         compiled
+    }
+
+    fn turns_of(&self, owner: &OwnerId) -> Arc<Semaphore> {
+        let mut owners = self.owners.lock();
+        if let Some(turns) = owners.get(owner).and_then(Weak::upgrade) {
+            return turns;
+        }
+        owners.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new((self.config.processes / 2).max(1)));
+        owners.insert(owner.clone(), Arc::downgrade(&turns));
+        turns
     }
 
     async fn child(&self, wasm: &[u8], compiler: Compiler) -> Result<Bytes, InstallError> {
@@ -143,6 +172,10 @@ impl Compilers {
         match verdict {
             Some(DONE) if status.success() => Ok(body.into()),
             Some(REFUSED) if status.success() => Err(too_much(&String::from_utf8_lossy(&body)).into()),
+            // The time that code of its size takes is over; see `pace.rs`.
+            _ if status.signal() == Some(libc::SIGPROF) => {
+                Err(too_much("it takes longer than its size explains (`engine.compile.per_mib`)").into())
+            }
             _ => Err(too_much(&format!("the compiler ended with {status}, out of time or memory")).into()),
         }
     }
@@ -155,10 +188,19 @@ impl Compilers {
             Compiler::Optimising => 1,
         });
         header.extend_from_slice(&self.config.cpu.as_secs().max(1).to_le_bytes());
+        let per_mib = u64::try_from(self.config.per_mib.as_nanos()).unwrap_or(u64::MAX);
+        header.extend_from_slice(&per_mib.to_le_bytes());
         header.extend_from_slice(&self.config.memory_bytes.to_le_bytes());
         header.extend_from_slice(&(wasm.len() as u64).to_le_bytes());
         header
     }
+}
+
+async fn in_time<T>(
+    until: tokio::time::Instant,
+    permit: impl Future<Output = Result<T, tokio::sync::AcquireError>>,
+) -> Result<T, InstallError> {
+    tokio::time::timeout_at(until, permit).await.ok().and_then(Result::ok).ok_or(InstallError::Busy)
 }
 
 fn too_much(why: &str) -> NotLoadable {
@@ -192,8 +234,8 @@ impl Drop for Running<'_> {
 pub fn child_main() -> i32 {
     sys::close_inherited();
     let answer = match read_request() {
-        Ok((compiler, wasm)) => {
-            let compiled = std::panic::catch_unwind(|| compile(&wasm, compiler));
+        Ok(Request { compiler, per_mib, wasm }) => {
+            let compiled = std::panic::catch_unwind(|| compile(&wasm, compiler, per_mib));
             compiled.unwrap_or_else(|_| Err("the compiler panicked".into()))
         }
         Err(e) => {
@@ -212,7 +254,14 @@ pub fn child_main() -> i32 {
     }
 }
 
-fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
+struct Request {
+    compiler: Compiler,
+    /// CPU time for a MiB of code.
+    per_mib: Duration,
+    wasm: Vec<u8>,
+}
+
+fn read_request() -> std::io::Result<Request> {
     let bad = || std::io::Error::new(std::io::ErrorKind::InvalidData, "this verb is the gateway's own");
     let mut input = std::io::stdin().lock();
     let mut header = [0u8; HEADER];
@@ -223,7 +272,7 @@ fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
         (true, 1) => Compiler::Optimising,
         _ => return Err(bad()),
     };
-    let (cpu, memory, len) = (number(5)?, number(13)?, number(21)?);
+    let (cpu, per_mib, memory, len) = (number(5)?, number(13)?, number(21)?, number(29)?);
     // Before the first byte of the module: nothing of it is looked at without limits.
     sys::set_limit(libc::RLIMIT_CPU, cpu)?;
     // On top of what the program itself occupies.
@@ -235,11 +284,11 @@ fn read_request() -> std::io::Result<(Compiler, Vec<u8>)> {
     if wasm.len() as u64 != len {
         return Err(bad());
     }
-    Ok((compiler, wasm))
+    Ok(Request { compiler, per_mib: Duration::from_nanos(per_mib), wasm })
 }
 
-fn compile(wasm: &[u8], compiler: Compiler) -> Result<Vec<u8>, String> {
-    let wasm = instrument(wasm).map_err(|e| e.to_string())?;
+fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>, String> {
+    let instrumented = instrument(wasm).map_err(|e| e.to_string())?;
     let mut cranelift = Cranelift::new();
     cranelift.opt_level(match compiler {
         Compiler::Fast => CraneliftOptLevel::None,
@@ -247,10 +296,13 @@ fn compile(wasm: &[u8], compiler: Compiler) -> Result<Vec<u8>, String> {
     });
     // One thread: how many compile at once is the parent's choice.
     cranelift.num_threads(NonZero::<usize>::MIN);
+    if compiler == Compiler::Fast {
+        cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
+    }
     let config: Box<dyn CompilerConfig> = Box::new(cranelift);
     let mut engine: wasmer::Engine = EngineBuilder::new(config).set_features(Some(features())).engine().into();
     engine.set_tunables(GuestTunables);
-    let module = wasmer::Module::new(&engine, wasm).map_err(|e| e.to_string())?;
+    let module = wasmer::Module::new(&engine, instrumented).map_err(|e| e.to_string())?;
     module.serialize().map(|bytes| bytes.to_vec()).map_err(|e| e.to_string())
 }
 

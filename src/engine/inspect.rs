@@ -49,7 +49,7 @@ const REFUSED: &[(WasmFeatures, &str)] = &[
 /// Sizes beyond which compilers need more time or memory than an upload is worth. Large real modules (Go, Python,
 /// JavaScript engines) stay well below.
 const MAX_FUNCTIONS: u32 = 100_000;
-const MAX_BODY_BYTES: u64 = 1 << 20;
+const MAX_BODY_BYTES: u64 = 512 << 10;
 const MAX_LOCALS: u64 = 10_000;
 const MAX_BR_TABLE: u32 = 16_384;
 const MAX_NESTING: u32 = 4_096;

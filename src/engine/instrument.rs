@@ -3,7 +3,7 @@
 //! A private counter (a mutable i64 global) goes down at charge points: function entries, loop headers, and inside
 //! long functions at further places. Below zero, the code calls an imported function that gives a new slice or traps.
 //! Bulk memory instructions go through functions of ours that work in pieces, each charged by its length, so that one
-//! instruction over a gigabyte can't outrun the clock.
+//! instruction over a gigabyte can't outrun the clock. The counter begins below zero by what making an instance copies.
 //!
 //! Invariant: every cycle of control passes a charge of at least 1, and what executes has been charged for: a charge
 //! point covers only instructions that it dominates.
@@ -14,7 +14,7 @@ use wasm_encoder::{
     ExportSection, Function, FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection,
     Module, NameSection, StartSection, TableSection, TypeSection, ValType,
 };
-use wasmparser::{FunctionBody, KnownCustom, Operator, Parser, Payload};
+use wasmparser::{DataKind, ElementItems, ElementKind, FunctionBody, KnownCustom, Operator, Parser, Payload};
 
 mod plan;
 
@@ -28,6 +28,8 @@ const BULK_BYTES_SHIFT: i32 = 6;
 const PIECE: i32 = 1 << 20;
 /// Table elements for one unit, as a shift.
 const TABLE_ELEMENTS_SHIFT: i32 = 2;
+/// For each segment that is copied when an instance is made, beside its length.
+const SEGMENT_WEIGHT: u64 = 8;
 /// Function names are kept for backtraces up to this many bytes of them.
 const NAMES_BYTES: usize = 1 << 20;
 
@@ -102,6 +104,8 @@ struct Counts {
     globals: u32,
     params: Vec<u32>,
     types_of_functions: Vec<u32>,
+    /// What the segments weigh that are copied when an instance is made.
+    segments: u64,
 }
 
 /// The module with fuel. The input must be valid under the features that `inspect` allows.
@@ -124,7 +128,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
             copy_section(&mut indices, &mut sections, payload)?;
         }
     }
-    add_ours(&indices, &mut sections, &helpers);
+    add_ours(&indices, &mut sections, &helpers, counts.segments);
     Ok(sections.finish())
 }
 
@@ -151,6 +155,26 @@ fn count(wasm: &[u8]) -> Result<Counts, InstrumentError> {
                 }
             }
             Payload::GlobalSection(section) => counts.globals = section.count(),
+            Payload::ElementSection(section) => {
+                for element in section {
+                    let element = element?;
+                    if matches!(element.kind, ElementKind::Active { .. }) {
+                        let items = match element.items {
+                            ElementItems::Functions(items) => items.count(),
+                            ElementItems::Expressions(_, items) => items.count(),
+                        };
+                        counts.segments += SEGMENT_WEIGHT + u64::from(items >> TABLE_ELEMENTS_SHIFT);
+                    }
+                }
+            }
+            Payload::DataSection(section) => {
+                for data in section {
+                    let data = data?;
+                    if matches!(data.kind, DataKind::Active { .. }) {
+                        counts.segments += SEGMENT_WEIGHT + (data.data.len() as u64 >> BULK_BYTES_SHIFT);
+                    }
+                }
+            }
             _ => {}
         }
     }
@@ -199,13 +223,14 @@ fn function_names(indices: &mut Indices, section: wasmparser::NameSectionReader<
 }
 
 /// Our types, import, counter, export and helper functions, each behind the module's own.
-fn add_ours(indices: &Indices, to: &mut Sections, helpers: &Helpers) {
+fn add_ours(indices: &Indices, to: &mut Sections, helpers: &Helpers, spent: u64) {
     let expire_type = to.types.len();
     to.types.ty().function([ValType::I64], [ValType::I64]);
     to.types.ty().function([ValType::I32; 3], []);
     to.imports.import(FUEL_MODULE, FUEL_EXPIRE, EntityType::Function(expire_type));
     let counter = GlobalType { val_type: ValType::I64, mutable: true, shared: false };
-    to.globals.global(counter, &ConstExpr::i64_const(0));
+    let spent = i64::try_from(spent).unwrap_or(i64::MAX);
+    to.globals.global(counter, &ConstExpr::i64_const(-spent));
     to.exports.export(FUEL_GLOBAL, ExportKind::Global, indices.fuel_global);
     for bulk in &helpers.made {
         to.functions.function(expire_type + 1);

@@ -25,6 +25,7 @@ mod instrument;
 pub mod lane;
 mod loaded;
 pub mod memory;
+mod pace;
 mod permits;
 pub mod pool;
 mod run;
@@ -227,29 +228,30 @@ impl Engine {
         Ok(Inspected { digest: Digest::of(bytes), abi, shape })
     }
 
-    /// [`Engine::compile`] and [`Engine::store`].
+    /// [`Engine::compile`] and [`Engine::store`], for the gateway itself.
     pub async fn install(
         self: &Arc<Self>,
         bytes: Bytes,
         inspected: &Inspected,
         compiler: Compiler,
     ) -> Result<(), InstallError> {
-        let compiled = self.compile(bytes, inspected, compiler).await?;
+        let compiled = self.compile(bytes, inspected, compiler, None).await?;
         self.store(compiled).await
     }
 
-    /// Compiles, and writes nothing; an artifact that is stored is taken as it is.
+    /// Compiles, and writes nothing; an artifact that is stored is taken as it is. `owner`: who asks for it.
     pub async fn compile(
         &self,
         bytes: Bytes,
         inspected: &Inspected,
         compiler: Compiler,
+        owner: Option<&OwnerId>,
     ) -> Result<Compiled, InstallError> {
         let digest = inspected.digest;
         let artifact = match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
             Stored::Good(artifact) => artifact.into(),
             Stored::Missing | Stored::Rejected => {
-                self.compilers.compile(&bytes, compiler, compile::CALLER_WAIT).await?
+                self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?
             }
         };
         Ok(Compiled { digest, bytes, compiler, artifact })
@@ -300,6 +302,7 @@ impl Engine {
         self: &Arc<Self>,
         bytes: Bytes,
         inspected: &Inspected,
+        owner: Option<&OwnerId>,
     ) -> Result<Arc<LoadedModule>, InstallError> {
         let Inspected { digest, abi, shape } = inspected;
         let known = || self.modules.get(*digest, *abi).or_else(|| self.modules.get_inline(*digest, *abi));
@@ -310,7 +313,7 @@ impl Engine {
         if let Some(module) = known() {
             return Ok(module);
         }
-        let artifact = self.compilers.compile(&bytes, Compiler::Fast, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile(&bytes, Compiler::Fast, owner, compile::CALLER_WAIT).await?;
         let module = load_blocking(Trusted(artifact), *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
         self.modules.put_inline(module.clone());
         Ok(module)
@@ -434,7 +437,7 @@ impl Engine {
     async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Optimising;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = self.compilers.compile(&bytes, compiler, compile::STORED_WAIT).await?;
+        let artifact = self.compilers.compile(&bytes, compiler, None, compile::STORED_WAIT).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
         if let Err(e) = written {

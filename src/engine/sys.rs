@@ -20,6 +20,29 @@ pub fn thread_cpu_time() -> Duration {
     Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32)
 }
 
+/// CPU time of the process.
+pub fn process_cpu_time() -> Duration {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `ts` is valid for writes and outlives the call.
+    let rc = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut ts) };
+    if rc != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32)
+}
+
+/// Ends the process by SIGPROF once it has used so much more CPU time; a later call takes the place of this one.
+pub fn end_after_cpu_time(left: Duration) {
+    let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let micros = left.as_micros().max(1);
+    let value = libc::timeval { tv_sec: (micros / 1_000_000) as _, tv_usec: (micros % 1_000_000) as _ };
+    let timer = libc::itimerval { it_interval: zero, it_value: value };
+    // SAFETY: `timer` is valid for reads and outlives the call; the old value is not asked for.
+    unsafe {
+        libc::setitimer(libc::ITIMER_PROF, &timer, std::ptr::null_mut());
+    }
+}
+
 /// Lowers the calling thread's priority, so that guests give way to the proxy's own threads. Best effort.
 pub fn nice_this_thread(by: i32) {
     // SAFETY: `setpriority` reads its arguments only; on Linux id 0 of PRIO_PROCESS is the calling thread.

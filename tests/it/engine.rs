@@ -2,6 +2,7 @@
 //! real compiler process, memory pool and guest threads; what owners do to each other is asked of the running server.
 
 mod artifacts;
+mod bombs;
 mod commands;
 mod compiler;
 mod core;
@@ -36,7 +37,12 @@ fn config() -> wasmgate::config::Engine {
         vms_per_handler: 4,
         vm_requests: 1_000,
         artifact_cache_bytes: 64 * MIB,
-        compile: wasmgate::config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        compile: wasmgate::config::Compile {
+            processes: 2,
+            cpu: Duration::from_secs(20),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 1 << 30,
+        },
         breaker: wasmgate::config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     }
 }
@@ -87,7 +93,7 @@ impl Kit {
     ) -> Result<Arc<LoadedModule>, NotLoadable> {
         let inspected = self.engine.inspect(&bytes, abi, 64 * MIB, &limits())?;
         match compiler {
-            Compiler::Fast => match self.engine.load_inline(bytes, &inspected).await {
+            Compiler::Fast => match self.engine.load_inline(bytes, &inspected, None).await {
                 Ok(module) => Ok(module),
                 Err(InstallError::NotLoadable(e)) => Err(e),
                 Err(e) => panic!("{e}"),

@@ -63,7 +63,7 @@ async fn loads_are_coalesced() {
     let kit = Kit::new();
     let bytes = Bytes::from(wat::parse_str(SIEVE).unwrap());
     let inspected = kit.engine.inspect(&bytes, None, MIB, &limits()).unwrap();
-    let loads = (0..16).map(|_| kit.engine.load_inline(bytes.clone(), &inspected));
+    let loads = (0..16).map(|_| kit.engine.load_inline(bytes.clone(), &inspected, None));
     let modules = futures_util::future::join_all(loads).await;
     let first = modules[0].as_ref().unwrap();
     assert!(modules.iter().all(|m| Arc::ptr_eq(m.as_ref().unwrap(), first)));

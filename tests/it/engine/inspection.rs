@@ -113,8 +113,18 @@ async fn a_compiler_without_time_or_memory_refuses_the_module() {
     let functions = format!("(func (param i64 i64) (result i64) {work} (local.get 0))").repeat(40);
     let bytes = Bytes::from(wat::parse_str(format!(r#"(module (func (export "run")) {functions})"#)).unwrap());
     for compile in [
-        wasmgate::config::Compile { processes: 1, cpu: Duration::from_secs(1), memory_bytes: 4 << 30 },
-        wasmgate::config::Compile { processes: 1, cpu: Duration::from_secs(60), memory_bytes: 64 * MIB },
+        wasmgate::config::Compile {
+            processes: 1,
+            cpu: Duration::from_secs(1),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 4 << 30,
+        },
+        wasmgate::config::Compile {
+            processes: 1,
+            cpu: Duration::from_secs(60),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 64 * MIB,
+        },
     ] {
         let kit = Kit::with(wasmgate::config::Engine { compile, ..config() });
         let inspected = kit.engine.inspect(&bytes, None, 64 * MIB, &limits()).unwrap();

@@ -1,4 +1,5 @@
-//! What owners do to each other, asked of the running server: guest memory, places and run permits.
+//! What owners do to each other, asked of the running server: guest memory, places, run permits, and that all work is
+//! charged for.
 //!
 //! Invariant: whatever others hold or burn, an owner within its own limits gets an answer, and never a 502.
 
@@ -135,4 +136,28 @@ fn loops_of_many_owners_leave_turns_to_others() {
     let (median, p99) = (took[SHORT_RUNS / 2], took[SHORT_RUNS * 99 / 100 - 1]);
     println!("{SHORT_RUNS} short runs beside {LOOPS} loops: median {median:?}, p99 {p99:?}");
     assert!(p99 < Duration::from_secs(1), "within the queue's time: {took:?}");
+}
+
+/// What making an instance copies is work like any other.
+#[test]
+fn segments_are_charged_by_their_length() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let fuel = |module: &str| {
+        let wasm = wat(&format!(r#"(module (func $f) {module} (func (export "run")))"#));
+        run(&gw, &key, &wasm, "").expect(200).json()["fuel"].as_u64().expect("a number")
+    };
+    let bytes = "x".repeat(1 << 20);
+    let elements = "$f ".repeat(40_000);
+    let none = fuel("(memory 20) (table 40000 funcref)");
+    assert!(none < 100, "{none}");
+    let data = fuel(&format!(r#"(memory 20) (data (i32.const 0) "{bytes}")"#));
+    assert!((16_384..17_000).contains(&data), "a MiB is as much as a `memory.init` of it: {data}");
+    let passive = fuel(&format!(r#"(memory 20) (data "{bytes}")"#));
+    assert!(passive < 100, "nothing of it was copied: {passive}");
+    let table = fuel(&format!("(table 40000 funcref) (elem (i32.const 0) {elements})"));
+    assert!((10_000..11_000).contains(&table), "{table}");
+    let small = r#"(data (i32.const 0) "x")"#.repeat(10_000);
+    let segments = fuel(&format!("(memory 20) {small}"));
+    assert!((80_000..90_000).contains(&segments), "each segment costs something: {segments}");
 }

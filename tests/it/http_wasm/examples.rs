@@ -35,7 +35,7 @@ async fn the_rewriter_writes_text_in_upper_case() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let wasm = std::fs::read(&wasm).expect("it was just built");
     let inspected = engine().inspect(&wasm, None, 1 << 20, &limits()).expect("a handler");
-    let module = engine().load_inline(wasm.into(), &inspected).await.expect("it loads");
+    let module = engine().load_inline(wasm.into(), &inspected, None).await.expect("it loads");
     let handler = handler(&module, "");
     for (content_type, is_error, expected) in [
         ("text/plain", false, Some(&b"MIXED CASE 1\xe9"[..])),

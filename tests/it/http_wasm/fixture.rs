@@ -31,7 +31,12 @@ pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)
         vms_per_handler: 1,
         vm_requests: 1_000_000,
         artifact_cache_bytes: 64 << 20,
-        compile: config::Compile { processes: 2, cpu: Duration::from_secs(20), memory_bytes: 1 << 30 },
+        compile: config::Compile {
+            processes: 2,
+            cpu: Duration::from_secs(20),
+            per_mib: Duration::from_secs(2),
+            memory_bytes: 1 << 30,
+        },
         breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
     };
     edit(&mut config);
@@ -111,7 +116,7 @@ pub fn limits() -> Limits {
 pub async fn load(engine: &Arc<Engine>, wat: &str) -> Arc<LoadedModule> {
     let bytes = wat::parse_str(wat).unwrap_or_else(|e| panic!("{e}\n{wat}"));
     let inspected = engine.inspect(&bytes, None, 1 << 20, &limits()).unwrap_or_else(|e| panic!("{e}\n{wat}"));
-    engine.load_inline(bytes.into(), &inspected).await.unwrap_or_else(|e| panic!("{e}\n{wat}"))
+    engine.load_inline(bytes.into(), &inspected, None).await.unwrap_or_else(|e| panic!("{e}\n{wat}"))
 }
 
 pub fn handler_config() -> config::Handler {

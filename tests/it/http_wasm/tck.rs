@@ -21,7 +21,7 @@ fn request(id: &str, method: &str, uri: &str, headers: &[(&'static str, &'static
 async fn the_guest_has_nothing_to_object_to() {
     let wasm = c_guest("tck");
     let inspected = engine().inspect(&wasm, None, 1 << 20, &limits()).expect("a handler");
-    let module = engine().load_inline(wasm.into(), &inspected).await.expect("it loads");
+    let module = engine().load_inline(wasm.into(), &inspected, None).await.expect("it loads");
     let handler = handler(&module, "");
     let mut exchanges = vec![
         request("get_protocol_version", "GET", "/", &[]),

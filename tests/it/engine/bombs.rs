@@ -1,0 +1,138 @@
+//! Modules made to keep a compiler busy, sent to the running server: each is refused within about two seconds of
+//! processor time, while ordinary code of many times the size compiles.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use crate::support::api::{self, Form};
+use crate::support::{Gateway, Response, wat};
+
+fn validate(gw: &Gateway, key: &str, wasm: &[u8]) -> Response {
+    gw.request("POST", "/api/wasm/validate").key(key).form(Form::default().file("wasm", wasm).end()).send()
+}
+
+/// Processor seconds of the gateway's children that have ended (proc(5), `cutime` and `cstime`).
+fn compilers_time(gw: &Gateway) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", gw.pid())).expect("it runs");
+    let fields: Vec<_> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().expect("a number");
+    (ticks(13) + ticks(14)) / 100.0
+}
+
+fn function(locals: &str, body: &str) -> Vec<u8> {
+    wat(&format!(
+        r#"(module (memory 1) (global $g (mut i32) (i32.const 0)) (func (export "run"))
+        (func $bomb (local {locals}) {body}))"#
+    ))
+}
+
+fn bombs() -> Vec<(&'static str, Vec<u8>)> {
+    let i32s = |n: usize| "i32 ".repeat(n);
+    let increments = |n: usize| {
+        (0..n).fold(String::new(), |mut text, i| {
+            let _ = write!(text, "(local.set {i} (i32.add (local.get {i}) (i32.const 1)))");
+            text
+        })
+    };
+    let loops = |depth: usize, locals: usize| {
+        let (open, close) = ("(loop ".repeat(depth), "(br_if 0 (global.get $g)))".repeat(depth));
+        function(&i32s(locals), &format!("{open}{}{close}", increments(locals)))
+    };
+    // Each operand is any of many, all of them alive to the end.
+    let mixed = |locals: usize, steps: usize, around: &dyn Fn(String) -> String| {
+        let mut text = increments(locals);
+        let mut at = 1usize;
+        let mut any = || {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (at >> 33) % locals
+        };
+        for _ in 0..steps {
+            let step = format!("(local.set {} (i32.mul (local.get {}) (local.get {})))", any(), any(), any());
+            text += &around(step);
+        }
+        (0..locals).for_each(|i| text += &format!("(global.set $g (local.get {i}))"));
+        function(&i32s(locals), &text)
+    };
+    let plain = |step: String| step;
+    let in_loop = |step: String| format!("(loop (block (br_if 1 (global.get $g)) (br_if 0 (global.get $g)) {step}))");
+    let mut tables = String::new();
+    for _ in 0..20 {
+        let targets: String = (0..1_000).map(|n| format!("{n} ")).collect();
+        let arms: String =
+            (0..1_000).map(|n| format!(") (local.set {0} (i32.add (local.get {0}) (i32.const 1)))", n % 500)).collect();
+        tables += &format!("{}(br_table {targets} (global.get $g)){arms}", "(block ".repeat(1_000));
+    }
+    let signatures: String = (0..9_900usize)
+        .map(|n| {
+            let params: String = (0..100).map(|bit| if n >> (bit % 14) & 1 == 0 { "i32 " } else { "i64 " }).collect();
+            format!("(type (func (param {params})))")
+        })
+        .collect();
+    vec![
+        ("loops around many locals", loops(1_000, 100)),
+        ("deep loops around many locals", loops(4_000, 4_000)),
+        ("blocks", function("i32", &"(block (br_if 0 (global.get $g)))".repeat(60_000))),
+        (
+            "blocks that set a local",
+            function(
+                "i32 i32",
+                &"(block (br_if 0 (local.get 0)) (local.set 1 (i32.add (local.get 0) (i32.const 1))))".repeat(35_000),
+            ),
+        ),
+        ("jump tables", function(&i32s(500), &tables)),
+        ("many values alive", mixed(1_000, 45_000, &plain)),
+        ("values alive across loops", mixed(500, 12_000, &in_loop)),
+        ("functions", wat(&format!(r#"(module (func (export "run")) {})"#, "(func)".repeat(99_000)))),
+        ("signatures", wat(&format!(r#"(module {signatures} (func (export "run")))"#))),
+    ]
+}
+
+#[test]
+fn compile_bombs_are_refused_at_once() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    for (name, wasm) in bombs() {
+        let (before, begun) = (compilers_time(&gw), Instant::now());
+        let answer = validate(&gw, &key, &wasm);
+        let (cpu, wall) = (compilers_time(&gw) - before, begun.elapsed());
+        println!("{name}, {} bytes: {cpu:.2} s of a processor, answered after {wall:.1?}", wasm.len());
+        answer.problem(422, "compile-limit");
+        // A debug build is slow before the compiler begins.
+        assert!(cpu < 3.0, "{name}: {cpu} s");
+    }
+    gw.execute(&key, &wat(r#"(module (func (export "run")))"#), b"").expect(200);
+}
+
+#[test]
+fn ordinary_code_of_megabytes_compiles() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let body = "(local.set 1 (i32.add (i32.load (local.get 0)) (local.get 1)))
+        (if (i32.gt_u (local.get 1) (i32.const 100)) (then (i32.store (local.get 0) (local.get 1))))
+        (loop (local.set 0 (i32.sub (local.get 0) (i32.const 4))) (br_if 0 (local.get 0)))"
+        .repeat(8);
+    let functions = format!("(func (param i32 i32) (result i32) {body} (local.get 1))").repeat(4_000);
+    let wasm = wat(&format!(r#"(module (memory 1) (func (export "run") (result i32) (i32.const 7)) {functions})"#));
+    assert!(wasm.len() > 1 << 20, "{} bytes", wasm.len());
+    assert_eq!(gw.execute(&key, &wasm, b"").expect(200).json()["result"], 7);
+}
+
+/// One owner's compiles take turns among themselves, so that another's begin at once.
+#[test]
+fn one_owner_does_not_hold_every_compiler() {
+    let gw = Gateway::start(&api::config("[engine.compile]\nprocesses = 2\nper_mib = \"1h\"\ncpu = \"3s\"\n"));
+    let (evil, acme) = (gw.key(), gw.new_key(&crate::support::admin::NewKey { owner: "other", ..Default::default() }));
+    let slow = bombs().swap_remove(4).1;
+    std::thread::scope(|scope| {
+        for n in 0..4u8 {
+            // A custom section makes the bytes differ.
+            let wasm = [slow.as_slice(), &[0, 3, 1, b'n', n]].concat();
+            let (gw, evil) = (&gw, &evil);
+            scope.spawn(move || validate(gw, evil, &wasm));
+        }
+        let state = || gw.admin("GET", "/api/state").send().expect(200).json()["engine"]["compiling"].as_u64();
+        crate::support::eventually("one compiles", || state() == Some(1));
+        gw.execute(&acme.text, &wat(r#"(module (func (export "run")))"#), b"").expect(200);
+        assert_eq!(state(), Some(1), "and still only one of that owner");
+    });
+}
