@@ -357,7 +357,7 @@ fn a_module_that_a_route_cannot_use_is_refused_before_a_request_meets_it() {
     let answers = "match.path = \"/odd\"\nauth = \"none\"\ntarget.handler = { module = \"acme/odd\" }";
     refused(
         &(open_proxy(up.addr, "") + &route("odd", answers)),
-        &["`odd`", "routes[1].target.handler", "name the function"],
+        &["`odd`", "routes[1].target.handler", "without arguments"],
     );
 
     gw.signal("TERM");

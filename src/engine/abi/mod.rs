@@ -21,8 +21,8 @@ use wasmer::{Function, FunctionEnv, Store};
 use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Abi, ModuleShape, NotLoadable};
 
+use super::Input;
 use super::host::HostState;
-use super::{Input, RunError};
 
 pub trait AbiHost: Send + Sync {
     fn abi(&self) -> Abi;
@@ -109,16 +109,14 @@ pub fn detect(shape: &ModuleShape, declared: Option<Abi>) -> Result<Abi, NotLoad
 
 /// Whether a route can have a module transform its requests, or answer them (`answers`); else why not.
 pub fn serves(abi: Abi, shape: &ModuleShape, answers: bool) -> Result<(), String> {
-    let call = match abi {
-        Abi::HttpWasm => return Ok(()),
+    let callable = match abi {
+        Abi::HttpWasm => true,
         _ if !answers => return Err(format!("its ABI is `{abi}`, and a handler has to be `http-wasm`")),
-        Abi::Core => core::prepare(shape, &Input::default()).map(drop),
-        Abi::Command | Abi::Cgi => command::prepare(shape, &Input::default()).map(drop),
+        Abi::Core => core::prepare(shape, &Input::default()).is_ok(),
+        Abi::Command | Abi::Cgi => command::prepare(shape, &Input::default()).is_ok(),
     };
-    call.map_err(|error| match error {
-        RunError::BadCall(why) => why,
-        other => format!("{other:?}"),
-    })
+    let why = "a route calls `_start`, `main` or `run`, without arguments, and it exports no such function";
+    if callable { Ok(()) } else { Err(why.to_owned()) }
 }
 
 /// The function behind an import, if this ABI may have it.
