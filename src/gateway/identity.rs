@@ -1,6 +1,5 @@
 //! Who and what a request is before anybody authenticates it: its id, its trace, the address it comes from.
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -135,8 +134,7 @@ pub fn address_text(address: IpAddr) -> SmallVec<[u8; 46]> {
                 text.extend_from_slice(digits.format(octet).as_bytes());
             }
         }
-        // Writing to a vector does not fail.
-        IpAddr::V6(v6) => drop(write!(text, "{v6}")),
+        IpAddr::V6(v6) => text.extend_from_slice(v6.to_string().as_bytes()),
     }
     text
 }

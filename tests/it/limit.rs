@@ -569,11 +569,19 @@ fn failures_are_limited_by_address_and_good_keys_cost_nothing() {
 }
 
 #[test]
-fn attempts_at_once_are_counted_before_they_are_known_to_fail() {
+fn attempts_at_once_are_bounded_and_each_failure_is_paid_for() {
     let gate = FailureGate::new(3);
     let now = Instant::now();
-    let open: Vec<_> = (0..10).filter_map(|_| gate.attempt("192.0.2.1".parse().unwrap(), now).ok()).collect();
-    assert_eq!(open.len(), 3);
+    let attempt = |now| gate.attempt("192.0.2.1".parse().unwrap(), now);
+    // Good keys that the cache does not know yet may come together.
+    let mut open: Vec<_> = (0..1000).filter_map(|_| attempt(now).ok()).collect();
+    assert_eq!(open.len(), 256);
+    open.drain(10..).for_each(|good| good.forgive());
+    drop(open);
+    // Ten failures at three a minute: seven more than at once, so the next after eight times 20 s.
+    let Err(Rejection::TooManyFailures { retry_after }) = attempt(now) else { panic!("not refused") };
+    assert_eq!(retry_after, Duration::from_secs(160));
+    attempt(now + retry_after).unwrap().forgive();
 }
 
 #[test]
