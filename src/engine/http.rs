@@ -159,7 +159,7 @@ impl HttpHandler {
         let start = move |memory| (handler.start_vm(memory), permit);
         let started = self.engine.pool().run(&self.owner, self.need(false), start).await;
         let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
-        self.vms.give_back(Leased { vm: vm?, permit });
+        self.vms.give_back(Leased { vm: vm?, permit }, &self.module);
         Ok(())
     }
 
@@ -231,7 +231,7 @@ impl HttpHandler {
                 HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: Some(pinned) }
             }
             Ok(Handled { verdict, .. }) => {
-                self.vms.give_back(leased);
+                self.vms.give_back(leased, &self.module);
                 HttpOutcome { exchange, result: Ok(verdict), meter, vm: None }
             }
             Err(failure) => {
@@ -342,7 +342,7 @@ impl HttpHandler {
         match result {
             Ok(()) => {
                 self.responses.record(took(&meter));
-                self.vms.give_back(leased);
+                self.vms.give_back(leased, &self.module);
                 HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: None }
             }
             Err(failure) => {

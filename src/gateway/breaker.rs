@@ -138,6 +138,7 @@ mod tests {
         for n in 0..10 {
             assert!(!breaker.failed(now + n * Duration::from_secs(16), &CONFIG));
         }
+        breaker.reset();
         for _ in 0..10 {
             assert!(!breaker.failed(now, &CONFIG));
             breaker.passed();
