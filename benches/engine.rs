@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use wasmgate::domain::{Abi, Limits};
-use wasmgate::engine::{Compiler, Engine, Input, Job, LoadedModule, Settings};
+use wasmgate::engine::{Cancel, Compiler, Engine, Input, Job, LoadedModule, Settings};
 
 const MIB: u64 = 1 << 20;
 
@@ -114,6 +114,7 @@ fn job(module: &Arc<LoadedModule>, args: &[&str], stdin: &'static [u8]) -> Job {
             stdin: Bytes::from_static(stdin),
             ..Input::default()
         },
+        cancel: Cancel::default(),
     }
 }
 

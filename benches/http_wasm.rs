@@ -11,7 +11,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use wasmgate::config;
 use wasmgate::domain::Limits;
-use wasmgate::engine::{Compiler, Engine, HttpExchange, HttpHandler, Settings};
+use wasmgate::engine::{Cancel, Compiler, Engine, HttpExchange, HttpHandler, Settings};
 
 fn engine(dir: &Path) -> Arc<Engine> {
     let config = config::Engine {
@@ -96,6 +96,7 @@ fn exchange(headers: &HeaderMap) -> Box<HttpExchange> {
         response_body_replaced: None,
         peer: "127.0.0.1:4711".parse().expect("an address"),
         request_id: "bench".into(),
+        cancel: Cancel::default(),
     })
 }
 

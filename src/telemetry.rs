@@ -47,7 +47,7 @@ pub struct Metrics {
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
-    module_labels: Mutex<HashMap<Arc<str>, Arc<str>>>,
+    modules: Mutex<HashMap<(Arc<str>, Abi), Arc<ModuleMetrics>>>,
 }
 
 /// The handles of one route, resolved once so that a request touches no label map.
@@ -82,6 +82,26 @@ pub enum AuthResult {
 impl AuthResult {
     /// The labels, in the order of the variants.
     const NAMES: [&str; 5] = ["ok", "invalid", "anonymous", "store_unavailable", "too_many_failures"];
+}
+
+/// The handles of one tier.
+pub struct TierMetrics {
+    checks: IntCounter,
+}
+
+impl TierMetrics {
+    /// A request was checked against the tier's limits.
+    pub fn checked(&self) {
+        self.checks.inc();
+    }
+}
+
+/// The handles of one module under one ABI; a counter is there from the first run that it counts.
+struct ModuleMetrics {
+    label: Arc<str>,
+    /// By phase, and whether the run failed.
+    runs: [[OnceLock<IntCounter>; 2]; Phase::COUNT],
+    duration: Histogram,
 }
 
 /// The handles of one upstream.
@@ -167,7 +187,7 @@ impl Metrics {
                 &["upstream", "status_class"],
             ),
             artifacts_rejected: gauge("wasm_artifacts_rejected", "artifacts whose MAC did not verify, since start"),
-            module_labels: Mutex::default(),
+            modules: Mutex::default(),
             registry,
         })
     }
@@ -181,40 +201,49 @@ impl Metrics {
         }
     }
 
-    fn module_label(&self, module: &Arc<str>) -> Arc<str> {
-        let mut labels = self.module_labels.lock();
-        if let Some(label) = labels.get(module) {
-            return label.clone();
+    fn module(&self, module: &Arc<str>, abi: Abi) -> Arc<ModuleMetrics> {
+        let mut modules = self.modules.lock();
+        let key = (module.clone(), abi);
+        if let Some(known) = modules.get(&key) {
+            return known.clone();
         }
-        if labels.len() >= MAX_MODULE_LABELS {
-            return "other".into();
+        let named = modules.len() < MAX_MODULE_LABELS;
+        let label = if named { module.clone() } else { "other".into() };
+        let metrics = Arc::new(ModuleMetrics {
+            runs: Default::default(),
+            duration: self.wasm_duration.with_label_values(&[&*label, abi.as_str()]),
+            label,
+        });
+        if named {
+            modules.insert(key, metrics.clone());
         }
-        labels.insert(module.clone(), module.clone());
-        module.clone()
+        metrics
     }
 
     /// One run of a guest, however it ended.
     pub fn execution(&self, module: &Arc<str>, abi: Abi, phase: Phase, failure: Option<&GuestFailure>, meter: &Meter) {
-        let module = self.module_label(module);
-        let outcome = if failure.is_some() { "error" } else { "ok" };
-        self.wasm_executions.with_label_values(&[&*module, abi.as_str(), phase.as_str(), outcome]).inc();
-        self.wasm_duration.with_label_values(&[&*module, abi.as_str()]).observe(meter.wall.as_secs_f64());
+        let module = self.module(module, abi);
+        let outcome = usize::from(failure.is_some());
+        let labels = || [&*module.label, abi.as_str(), phase.as_str(), ["ok", "error"][outcome]];
+        let runs = &module.runs[phase as usize][outcome];
+        runs.get_or_init(|| self.wasm_executions.with_label_values(&labels())).inc();
+        module.duration.observe(meter.wall.as_secs_f64());
         self.wasm_fuel.inc_by(meter.fuel);
         if let Some(failure) = failure {
             self.wasm_errors.with_label_values(&[failure.kind()]).inc();
         }
     }
 
-    pub fn breaker_opened(&self, module: &Arc<str>) {
-        self.wasm_breakers.with_label_values(&[&*self.module_label(module)]).inc();
+    pub fn breaker_opened(&self, module: &Arc<str>, abi: Abi) {
+        self.wasm_breakers.with_label_values(&[&*self.module(module, abi).label]).inc();
     }
 
     pub fn compiled(&self, compiler: &str, took: Duration) {
         self.wasm_compile.with_label_values(&[compiler]).observe(took.as_secs_f64());
     }
 
-    pub fn limit_checked(&self, tier: &str) {
-        self.rate_limit_hits.with_label_values(&[tier]).inc();
+    pub fn tier(&self, tier: &str) -> TierMetrics {
+        TierMetrics { checks: self.rate_limit_hits.with_label_values(&[tier]) }
     }
 
     pub fn limit_violated(&self, tier: &str, policy: &str) {
@@ -286,15 +315,8 @@ impl LogControl {
 }
 
 fn parse_filter(filter: &str) -> Result<tracing_subscriber::EnvFilter, String> {
-    let bad = |e: &dyn std::fmt::Display| {
-        format!("`{filter}` is not a log filter ({e}): use a level such as `info`, or `wasmgate=debug,info`")
-    };
-    // A word alone would be taken for a target, so that a misspelt level silences everything else.
-    let word = |d: &&str| !d.is_empty() && d.chars().all(char::is_alphanumeric);
-    for level in filter.split(',').map(str::trim).filter(word) {
-        level.parse::<tracing_subscriber::filter::LevelFilter>().map_err(|_| bad(&"no such level"))?;
-    }
-    tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| bad(&e))
+    let filter = config::log_filter(filter)?;
+    tracing_subscriber::EnvFilter::builder().parse(&filter).map_err(|e| e.to_string())
 }
 
 /// Logs to standard error. Called once, by the serve command.

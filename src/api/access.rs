@@ -13,8 +13,11 @@ use subtle::ConstantTimeEq as _;
 
 use super::Api;
 use crate::auth::cache::AuthError;
-use crate::domain::{KeyId, OwnerId, Principal, Rejection, Scope, Tier};
+use crate::domain::{KeyId, ModuleRef, OwnerId, Principal, Rejection, Scope, Tier};
 use crate::store::Role;
+
+/// The id and name of the token in `admin.token_file`, which is not in the store.
+pub(super) const BOOTSTRAP: &str = "bootstrap";
 
 /// Owner of what an operator makes without naming another one.
 pub(super) const OPERATOR: &str = "wasmgate";
@@ -65,6 +68,17 @@ impl Actor {
         }
     }
 
+    /// As [`Self::owner`], for a module: a reference may name its owner.
+    pub(super) fn owner_of(&self, reference: &ModuleRef, asked: Option<&OwnerId>) -> Result<OwnerId, Rejection> {
+        match (&reference.owner, asked) {
+            (Some(named), Some(asked)) if named != asked => Err(Rejection::BadRequest(format!(
+                "`owner`: `{asked}` is not the owner that `{reference}` names; leave one of them out"
+            ))),
+            (Some(named), _) => Ok(named.clone()),
+            (None, asked) => self.owner(asked),
+        }
+    }
+
     /// As [`Self::owner`], for listings: `None` is every owner.
     pub(super) fn owners(&self, asked: Option<&OwnerId>) -> Result<Option<OwnerId>, Rejection> {
         match self {
@@ -97,9 +111,12 @@ impl Actor {
         }
     }
 
-    pub(super) fn key(&self) -> Option<(&OwnerId, &KeyId)> {
-        let principal = self.principal()?;
-        Some((principal.owner()?, principal.key_id()?))
+    /// Where the caller's usage is counted; an operator's with that of [`OPERATOR`], by token. `None` for anonymous callers.
+    pub(super) fn usage_of(&self) -> Option<(OwnerId, KeyId)> {
+        match self {
+            Actor::Key(principal) => Some((principal.owner()?.clone(), principal.key_id()?.clone())),
+            Actor::Token { name, .. } => Some((OPERATOR.parse().ok()?, format!("token:{name}").into())),
+        }
     }
 
     /// The bounds of what the caller sends and runs; an operator has those of the highest tier.
@@ -149,8 +166,8 @@ pub(super) async fn token_actor(api: &Api, headers: &http::HeaderMap, peer: IpAd
     let presented = shared.auth.hash_token(token);
     // Hashes, and in constant time: how long it takes tells nothing of the token. It needs no look-up and so no
     // attempt: another's failures behind the same address never shut its holder out.
-    if bool::from(presented.0.ct_eq(&api.app.bootstrap_token.0)) {
-        return Ok(Actor::Token { name: "bootstrap".into(), role: Role::Admin });
+    if bool::from(presented.0.ct_eq(&api.app.bootstrap_token.hash.0)) {
+        return Ok(Actor::Token { name: BOOTSTRAP.into(), role: Role::Admin });
     }
     let attempt = shared.failures.attempt(peer, Instant::now())?;
     match shared.auth.admin_token(token).await {

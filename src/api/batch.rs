@@ -34,24 +34,30 @@ pub(super) struct BatchQuery {
     owner: Option<OwnerId>,
 }
 
-/// What came of one execution: its figures when it ran, a problem when not.
+/// What came of one execution.
 #[derive(Serialize, utoipa::ToSchema)]
-pub(super) struct BatchItem {
-    /// As of an execution on its own: 200 when it ran, whatever its exit code.
-    status: u16,
-    #[serde(flatten)]
-    figures: Option<Figures>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Problem>)]
-    problem: Option<serde_json::Value>,
+#[serde(untagged)]
+pub(super) enum BatchItem {
+    /// It ran, whatever its exit code.
+    Ran {
+        /// 200.
+        status: u16,
+        #[serde(flatten)]
+        figures: Figures,
+    },
+    Refused {
+        /// As of an execution on its own.
+        status: u16,
+        #[schema(value_type = Problem)]
+        problem: serde_json::Value,
+    },
 }
 
 /// Runs up to 32 executions in order; each counts as a request and has a status of its own.
 #[utoipa::path(post, path = "/api/wasm/batch", tag = "wasm", params(BatchQuery), request_body = Vec<ExecuteRequest>,
     responses(
         (status = 200, description = "as many items as executions, in their order", body = Vec<BatchItem>),
-        (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "the quota does not hold all of them; none ran", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "the quota does not hold all of them; none ran"),
     ))]
 pub(super) async fn batch(
     State(api): State<Arc<Api>>,
@@ -84,14 +90,16 @@ pub(super) async fn batch(
     let mut items = Vec::with_capacity(requests.len());
     for request in requests {
         let outcome = match request.into_call(&api, &tier) {
-            Ok(call) => execute::run(&api, &actor, query.owner.as_ref(), call, limits.clone(), false).await,
+            Ok(call) => {
+                execute::run(&api, &actor, query.owner.as_ref(), call, limits.clone(), false, &caller.gone).await
+            }
             Err(rejection) => Err(rejection.into()),
         };
         items.push(match outcome {
             Ok(ran) => {
                 limits.output_bytes = limits.output_bytes.saturating_sub(ran.output.stdout.len() as u64);
-                let figures = Some(Figures::new(ran, &caller.request_id));
-                BatchItem { status: StatusCode::OK.as_u16(), figures, problem: None }
+                let figures = Figures::new(ran, &caller.request_id);
+                BatchItem::Ran { status: StatusCode::OK.as_u16(), figures }
             }
             Err(failure) => refused(&api, &actor, failure, &caller.request_id),
         });
@@ -102,10 +110,10 @@ pub(super) async fn batch(
 /// The answer as a whole is a 200, so the gateway can't count this one.
 fn refused(api: &Api, actor: &Actor, failure: Failure, request_id: &str) -> BatchItem {
     let rejection = failure.rejection;
-    if let Some((owner, key)) = actor.key() {
+    if let Some((owner, key)) = actor.usage_of() {
         let errors = [(rejection.code().to_owned(), 1)].into();
         let add = UsageRecord { errors, ..UsageRecord::default() };
-        api.app.shared.usage.record(owner, key, Now::read().wall.day(), &add);
+        api.app.shared.usage.record(&owner, &key, Now::read().wall.day(), &add);
     }
-    BatchItem { status: rejection.status(), figures: None, problem: Some(rejection.problem(request_id)) }
+    BatchItem::Refused { status: rejection.status(), problem: rejection.problem(request_id) }
 }

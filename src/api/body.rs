@@ -140,6 +140,14 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Rejecti
     Json::from_bytes(bytes).map(|Json(value)| value).map_err(|e| Rejection::BadRequest(cause(&e)))
 }
 
+/// As [`parse_json`], for what is documented as an object: serde takes an array of a struct's fields as well.
+pub(super) fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Rejection> {
+    match bytes.trim_ascii_start().first() {
+        Some(b'{') => parse_json(bytes),
+        _ => Err(Rejection::BadRequest("the body is not a JSON object".into())),
+    }
+}
+
 /// A JSON body of at most [`JSON_BYTES`].
 pub(super) struct JsonBody<T>(pub T);
 
@@ -153,7 +161,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for JsonBody<T> {
             return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `application/json`".into()));
         }
         let over = |_| Rejection::PayloadTooLarge { limit: JSON_BYTES };
-        parse_json(&gather(api, &parts.headers, body, JSON_BYTES, over).await?).map(Self)
+        parse_object(&gather(api, &parts.headers, body, JSON_BYTES, over).await?).map(Self)
     }
 }
 

@@ -8,6 +8,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// At most `MAX` elements.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +23,14 @@ pub(super) struct BoundedMap<const MAX: usize>(pub BTreeMap<String, String>);
 /// A string, or a number as text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Word(pub String);
+
+impl PartialSchema for Word {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Number])).into()
+    }
+}
+
+impl ToSchema for Word {}
 
 impl<T, const MAX: usize> Default for BoundedVec<T, MAX> {
     fn default() -> Self {

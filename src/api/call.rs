@@ -9,9 +9,10 @@ use http::request::Parts;
 use serde::Deserialize;
 
 use super::access::Actor;
-use super::body::{self, parse_json};
+use super::body::{self, parse_json, parse_object};
 use super::bounded::{BoundedMap, BoundedVec, Word};
 use super::multipart::{self, Field};
+use super::openapi::{Binary, Wasm};
 use super::{Api, upload};
 use crate::domain::{Abi, ModuleRef, Rejection, Tier};
 
@@ -54,7 +55,7 @@ pub(super) struct ExecuteRequest {
     entry: Option<String>,
     /// Strings or numbers: `argv[1..]` of a command, arguments of a core function.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<Word>, max_items = 256)]
     args: Args,
     /// Standard input.
     #[serde(alias = "input_data")]
@@ -66,12 +67,41 @@ pub(super) struct ExecuteRequest {
     abi: Option<Abi>,
 }
 
+/// The form. The older service's `wasm_file` and `input_data` are taken as well.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "a schema only: the form is read field by field")]
+pub(super) struct ExecuteForm {
+    /// `[owner/]name[@version]`; or give `wasm`.
+    #[schema(nullable = false)]
+    module: Option<String>,
+    /// The module itself.
+    #[schema(nullable = false)]
+    wasm: Option<Wasm>,
+    /// Standard input.
+    #[schema(nullable = false)]
+    input: Option<Binary>,
+    /// Words between white space, or a JSON array of strings and numbers.
+    #[schema(nullable = false)]
+    args: Option<String>,
+    /// Lines `NAME=value`, or a JSON object of strings.
+    #[schema(nullable = false)]
+    env: Option<String>,
+    /// Export to call; default: `_start`, `main` or `run`.
+    #[schema(nullable = false)]
+    function: Option<String>,
+    /// The same as `function`.
+    #[schema(nullable = false)]
+    entry: Option<String>,
+    #[schema(nullable = false)]
+    abi: Option<Abi>,
+}
+
 /// What the query may hold beside a raw module.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ExecuteQuery {
-    /// `1`: a failed run's backtrace and error output, for the module's owner.
+    /// `1` or `true`: a failed run's backtrace and error output, for the module's owner.
     pub trace: Option<String>,
     /// Whose modules bare names mean (admin).
     #[param(value_type = Option<String>)]
@@ -90,10 +120,6 @@ pub(super) struct ExecuteQuery {
 }
 
 impl ExecuteQuery {
-    pub(super) fn wants_trace(&self) -> bool {
-        self.trace.as_deref().is_some_and(|t| t == "1" || t == "true")
-    }
-
     /// Parameters that only the raw form has.
     fn stray(&self) -> Option<&'static str> {
         let given = [
@@ -130,7 +156,7 @@ pub(super) async fn read(
             let limit = json_limit(&tier);
             let over = |_| Rejection::PayloadTooLarge { limit };
             let bytes = body::gather(api, &parts.headers, body, limit, over).await?;
-            parse_json::<ExecuteRequest>(&bytes)?.into_call(api, &tier)
+            parse_object::<ExecuteRequest>(&bytes)?.into_call(api, &tier)
         }
         "application/wasm" => {
             let over = |size| upload::module_too_large(api, &tier, size);
@@ -225,7 +251,9 @@ impl Call {
             return Err(Rejection::BadRequest("`args`: has a NUL".into()));
         }
         match self.env.iter().find(|(n, v)| n.is_empty() || n.contains(['=', '\0']) || v.contains('\0')) {
-            Some((name, _)) => Err(Rejection::BadRequest(format!("`env`: `{name}` is not a variable"))),
+            Some((name, _)) => Err(Rejection::BadRequest(format!(
+                "`env`: `{name}` is not the name of a variable, or its value has a NUL"
+            ))),
             None => Ok(self),
         }
     }
@@ -289,11 +317,14 @@ fn variables(text: &str) -> Result<Vec<(String, String)>, Rejection> {
     if text.trim_start().starts_with('{') {
         return parse_field("env", text).map(|BoundedMap(map): Variables| map.into_iter().collect());
     }
+    if text.trim_start().starts_with('[') {
+        return Err(bad("env", "is an array; send a JSON object, or lines `NAME=value`"));
+    }
     text.lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| match line.split_once('=') {
             Some((name, value)) => Ok((name.trim().to_owned(), value.to_owned())),
-            None => Err(bad("env", format_args!("`{line}` has no `=`"))),
+            None => Err(bad("env", format_args!("`{line}` has no `=`; send lines `NAME=value`, or a JSON object"))),
         })
         .collect()
 }

@@ -76,7 +76,7 @@ impl Edge {
         let (router, document) = openapi::routes(face).split_for_parts();
         let router = router
             .fallback(|| async { Rejection::NotFound("there is nothing at this path".into()) })
-            .layer(axum::Extension(openapi::Document::new(document)))
+            .layer(axum::Extension(openapi::Document::new(document, face)))
             .with_state(api.clone());
         Self { api, face, router }
     }

@@ -14,12 +14,12 @@ use serde::Serialize;
 
 use super::access::Actor;
 use super::body::Params;
-use super::call::{self, Call, ExecuteQuery, ExecuteRequest, Source};
+use super::call::{self, Call, ExecuteForm, ExecuteQuery, ExecuteRequest, Source};
 use super::edge::Members;
-use super::openapi::{Problem, json};
+use super::openapi::{Binary, Wasm, json};
 use super::{Api, modules, upload};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, UsageRecord};
-use crate::engine::{Input, Job, LoadedModule, Output, RunError};
+use crate::engine::{Cancel, Input, Job, LoadedModule, Output, RunError};
 use crate::gateway::Caller;
 use crate::limit::limiter::Now;
 use crate::store::Role;
@@ -44,7 +44,6 @@ pub(super) struct Figures {
     stderr: String,
     exit_code: i32,
     /// What a core function returned: a number, or an array of several.
-    #[schema(value_type = Option<Object>)]
     result: Option<serde_json::Value>,
     execution_time_ms: f64,
     cpu_ms: f64,
@@ -86,19 +85,27 @@ impl IntoResponse for Failure {
 #[utoipa::path(post, path = "/api/wasm/execute", tag = "wasm", params(ExecuteQuery),
     request_body(content(
         (ExecuteRequest = "application/json"),
-        (ExecuteRequest = "multipart/form-data"),
-        (Vec<u8> = "application/wasm"),
+        (ExecuteForm = "multipart/form-data"),
+        (Wasm = "application/wasm"),
     )),
     responses(
-        (status = 200, description = "it ran, whatever its exit code", body = Execution),
-        (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
-        (status = 402, description = "the module is over the caller's tier", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "no such module", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "the input is too large", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "over a quota", body = Problem, content_type = "application/problem+json"),
-        (status = 502, description = "the module trapped", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "the module ran out of time or fuel", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "it ran, whatever its exit code",
+            content((Execution = "application/json"), (Binary = "application/octet-stream")),
+            headers(
+                ("x-wasmgate-exit-code" = i32, description = "of the raw answer, as all that follow"),
+                ("x-wasmgate-execution-time-ms" = f64),
+                ("x-wasmgate-cpu-ms" = f64),
+                ("x-wasmgate-fuel" = u64),
+                ("x-wasmgate-memory-peak-bytes" = u64),
+                ("x-wasmgate-result" = String, description = "JSON; what a core function returned"),
+            )),
+        (status = 402, description = "the module is over the caller's tier"),
+        (status = 404, description = "no such module"),
+        (status = 413, description = "the input is too large"),
+        (status = 422, description = "the module can't be loaded"),
+        (status = 500, description = "a stored module can't be loaded, or the gateway failed"),
+        (status = 502, description = "the module trapped, or broke a limit of memory or output"),
+        (status = 504, description = "the module ran out of time or fuel"),
     ))]
 pub(super) async fn execute(
     State(api): State<Arc<Api>>,
@@ -109,10 +116,11 @@ pub(super) async fn execute(
 ) -> Result<Response, Failure> {
     actor.need(Scope::Execute, Role::Operator)?;
     let (parts, body) = request.into_parts();
-    let (trace, owner) = (query.wants_trace(), query.owner.clone());
+    let trace = upload::flag("trace", query.trace.clone())?.unwrap_or(false);
+    let owner = query.owner.clone();
     let call = call::read(&api, &actor, &parts, query, body).await?;
     let limits = actor.tier(&api)?.limits.clone();
-    let ran = run(&api, &actor, owner.as_ref(), call, limits, trace).await?;
+    let ran = run(&api, &actor, owner.as_ref(), call, limits, trace, &caller.gone).await?;
     if wants_raw(&parts.headers) {
         Ok(raw_answer(ran))
     } else {
@@ -134,24 +142,27 @@ impl Figures {
             Ok(text) => (Some(text.to_owned()), None),
             Err(_) => (None, Some(base64::engine::general_purpose::STANDARD.encode(&output.stdout))),
         };
-        let mut values = output.values;
-        let result = match values.len() {
-            0 => None,
-            1 => values.pop(),
-            _ => Some(values.into()),
-        };
         Self {
             output: text,
             output_base64: base64,
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
             exit_code: output.exit_code,
-            result,
+            result: result(output.values),
             execution_time_ms: meter.wall_ms(),
             cpu_ms: meter.cpu_ms(),
             fuel: meter.fuel,
             memory_peak_bytes: meter.memory_peak_bytes,
             request_id: request_id.to_owned(),
         }
+    }
+}
+
+/// One value stands alone, several are an array.
+fn result(mut values: Vec<serde_json::Value>) -> Option<serde_json::Value> {
+    match values.len() {
+        0 => None,
+        1 => values.pop(),
+        _ => Some(values.into()),
     }
 }
 
@@ -180,10 +191,12 @@ fn raw_answer(ran: Ran) -> Response {
         ("x-wasmgate-fuel", ran.meter.fuel.to_string()),
         ("x-wasmgate-memory-peak-bytes", ran.meter.memory_peak_bytes.to_string()),
     ];
+    let result = result(ran.output.values);
     let mut response = ran.output.stdout.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    for (name, figure) in figures {
+    let result = result.map(|result| ("x-wasmgate-result", result.to_string()));
+    for (name, figure) in figures.into_iter().chain(result) {
         if let Ok(value) = HeaderValue::from_str(&figure) {
             headers.insert(HeaderName::from_static(name), value);
         }
@@ -209,10 +222,11 @@ pub(super) async fn run(
     call: Call,
     limits: Limits,
     trace: bool,
+    gone: &Cancel,
 ) -> Result<Ran, Failure> {
     let ready = match call.source {
         Source::Stored(reference) => stored(api, actor, asked, reference, call.abi, &limits).await?,
-        Source::Inline(wasm) => inline(api, actor, wasm, call.abi).await?,
+        Source::Inline(wasm) => inline(api, actor, wasm, call.abi, gone).await?,
     };
     let abi = ready.module.abi();
     if abi == Abi::HttpWasm {
@@ -221,7 +235,14 @@ pub(super) async fn run(
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
     let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args };
-    let job = Job { module: ready.module, owner: ready.owner, label: ready.label.clone(), limits, input };
+    let job = Job {
+        module: ready.module,
+        owner: ready.owner,
+        label: ready.label.clone(),
+        limits,
+        input,
+        cancel: gone.clone(),
+    };
     let finished = api.app.shared.engine.run(job).await;
 
     let failure = match &finished.result {
@@ -249,13 +270,13 @@ fn charge(api: &Api, actor: &Actor, meter: &Meter, stored: Option<&(OwnerId, Nam
     if let Some(principal) = actor.principal() {
         shared.limiter.charge_fuel(&principal.subject, meter.fuel, now);
     }
-    if let Some((owner, key)) = actor.key() {
+    if let Some((owner, key)) = actor.usage_of() {
         let cpu_us = u64::try_from(meter.cpu.as_micros()).unwrap_or(u64::MAX);
         let add = UsageRecord { executions: 1, fuel: meter.fuel, cpu_us, ..UsageRecord::default() };
-        shared.usage.record(owner, key, now.wall.day(), &add);
+        shared.usage.record(&owner, &key, now.wall.day(), &add);
     }
     if let Some((owner, name)) = stored {
-        api.app.count_execution(owner, name);
+        shared.usage.record_runs(owner, name, 1);
     }
 }
 
@@ -275,19 +296,16 @@ async fn stored(
     abi: Option<Abi>,
     limits: &Limits,
 ) -> Result<Ready, Failure> {
-    let owner = match &reference.owner {
-        Some(owner) => owner.clone(),
-        None => actor.owner(asked)?,
-    };
-    let unknown = || Rejection::NotFound(format!("`{reference}` is not a module"));
+    let owner = actor.owner_of(&reference, asked)?;
+    let unknown = || Rejection::NotFound(format!("`{owner}/{}` is not a module", reference.name));
     let module = api.module(&owner, &reference.name).await?.ok_or_else(unknown)?;
     let own = modules::is_own(actor, &module);
     if !own && !module.public {
         return Err(unknown().into());
     }
-    let version = module.select(reference.selector).ok_or_else(unknown)?;
+    let version = modules::version(&module, reference.selector)?;
     if abi.is_some_and(|abi| abi != version.abi) {
-        return Err(Rejection::BadRequest(format!("`abi`: the module's is `{}`", version.abi)).into());
+        return Err(Rejection::BadRequest(format!("`abi`: the module's is `{}`; leave it out", version.abi)).into());
     }
     let tier = actor.tier(api)?;
     if version.size_bytes > tier.module_bytes {
@@ -309,12 +327,12 @@ async fn stored(
     Ok(Ready { module: loaded, owner: actor.own().cloned().unwrap_or(owner), label, own, stored })
 }
 
-async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>) -> Result<Ready, Failure> {
+async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>, gone: &Cancel) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
     let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
     let owner = actor.owner(None)?;
-    let loaded = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner)).await;
-    let module = loaded.map_err(upload::not_installed)?;
+    let load = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner));
+    let module = upload::compiled(gone, load).await?;
     Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None })
 }
 

@@ -14,7 +14,7 @@ use super::Api;
 use super::access::Actor;
 use super::openapi::json;
 use crate::domain::{Rejection, Timestamp};
-use crate::gateway::Snapshot;
+use crate::gateway::{EndpointState, Snapshot};
 use crate::store::Role;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -35,15 +35,27 @@ pub struct EndpointHealth {
     pub healthy: bool,
     /// Out for a while after failures (passive ejection).
     pub ejected: bool,
+    /// Of the last request or check that did not reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<EndpointError>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct EndpointError {
+    #[schema(value_type = String)]
+    pub at: Timestamp,
+    /// With what to do about it, where that is known.
+    pub error: String,
 }
 
 /// The state of every upstream's endpoints.
 pub(super) fn upstream_health(snapshot: &Snapshot) -> Vec<UpstreamHealth> {
     let now = Instant::now();
-    let endpoint = |(address, healthy, ejected): (&str, bool, bool)| EndpointHealth {
-        address: address.to_owned(),
-        healthy,
-        ejected,
+    let endpoint = |state: EndpointState<'_>| EndpointHealth {
+        address: state.address.to_owned(),
+        healthy: state.is_alive,
+        ejected: state.is_ejected,
+        last_error: state.last_error.map(|e| EndpointError { at: e.at, error: e.error }),
     };
     snapshot
         .upstreams()

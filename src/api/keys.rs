@@ -11,8 +11,8 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::access::Actor;
-use super::body::{self, JsonBody, Params, parse_json};
-use super::openapi::{Problem, json};
+use super::body::{self, JsonBody, Params, parse_object};
+use super::openapi::json;
 use super::{Api, refused};
 use crate::auth::manage;
 use crate::domain::{ApiKey, KeyId, Name, OwnerId, Rejection, Scope, ScopeSet, Tier, Timestamp};
@@ -44,8 +44,10 @@ pub(super) struct NewKey {
 #[into_params(parameter_in = Query)]
 pub(super) struct KeysQuery {
     /// From 1.
+    #[param(minimum = 1)]
     page: Option<usize>,
     /// 1 to 100; default 50.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// Whose (admin; default: every owner's).
     #[param(value_type = Option<String>)]
@@ -143,8 +145,8 @@ impl Api {
 #[utoipa::path(post, path = "/api/auth/keys", tag = "keys", request_body = NewKey,
     responses(
         (status = 201, description = "the key, this once", body = CreatedKey),
-        (status = 403, description = "above the caller's own tier or scopes", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "the owner has all the keys that the tier allows", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "above the caller's own tier or scopes"),
+        (status = 409, description = "the owner has all the keys that the tier allows"),
     ))]
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
@@ -189,7 +191,7 @@ pub(super) async fn list(
     params(("id" = String, Path, description = "`key_...`")),
     responses(
         (status = 200, description = "the key", body = KeyView),
-        (status = 404, description = "no such key", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such key"),
     ))]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
@@ -208,7 +210,7 @@ pub(super) async fn get(
     params(("id" = String, Path, description = "`key_...`")),
     responses(
         (status = 204, description = "revoked"),
-        (status = 404, description = "no such key", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such key"),
     ))]
 pub(super) async fn revoke(
     State(api): State<Arc<Api>>,
@@ -227,9 +229,9 @@ pub(super) async fn revoke(
     params(("id" = String, Path, description = "`key_...`")), request_body = Option<Rotate>,
     responses(
         (status = 201, description = "the new key, this once", body = CreatedKey),
-        (status = 403, description = "it is above the caller's own tier or scopes", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "no such key", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "revoked, expired or rotated already", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "it is above the caller's own tier or scopes"),
+        (status = 404, description = "no such key"),
+        (status = 409, description = "revoked, expired or rotated already"),
     ))]
 pub(super) async fn rotate(
     State(api): State<Arc<Api>>,
@@ -241,7 +243,7 @@ pub(super) async fn rotate(
     let (parts, sent) = request.into_parts();
     let over = |_| Rejection::PayloadTooLarge { limit: body::JSON_BYTES };
     let sent = body::gather(&api, &parts.headers, sent, body::JSON_BYTES, over).await?;
-    let rotate: Rotate = if sent.is_empty() { Rotate::default() } else { parse_json(&sent)? };
+    let rotate: Rotate = if sent.is_empty() { Rotate::default() } else { parse_object(&sent)? };
     let grace = rotate.grace_seconds.map(Duration::from_secs);
 
     let (tiers, now, id) = (api.tier_of(), Timestamp::now(), KeyId::from(id));

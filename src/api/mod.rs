@@ -27,10 +27,10 @@ use std::time::Duration;
 
 use tokio::sync::{RwLock, Semaphore};
 
-use crate::app::App;
-use crate::domain::{Module, Name, OwnerId, Rejection, Tier, Timestamp};
+use crate::app::{App, AppError};
+use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp};
 use crate::gateway::ApiService;
-use crate::store::{AuditEntry, StoreError};
+use crate::store::StoreError;
 
 pub use edge::Probe;
 
@@ -98,7 +98,7 @@ impl Api {
     async fn module_changed(&self, owner: &OwnerId, name: &Name) -> Result<(), Rejection> {
         self.changes.fetch_add(1, Ordering::AcqRel);
         self.resolved.invalidate(&(owner.clone(), name.clone()));
-        if self.app.route_using(owner, name).is_some() { self.refresh().await } else { Ok(()) }
+        if self.app.route_using(owner, name, |_| true).is_some() { self.refresh().await } else { Ok(()) }
     }
 
     async fn refresh(&self) -> Result<(), Rejection> {
@@ -119,19 +119,18 @@ impl Api {
         self.app.snapshot().tiers.values().max_by_key(|t| t.rank).cloned().ok_or(Rejection::Internal)
     }
 
-    /// One line of the audit log. The change has been made by now, so a failed write is logged whole instead.
+    /// One line of the audit log.
     async fn audit(&self, actor: &access::Actor, action: &str, subject: impl Into<String>, detail: impl Into<String>) {
-        let entry = AuditEntry {
-            at: Timestamp::now(),
-            actor: actor.audit_name(),
-            action: action.to_owned(),
-            subject: subject.into(),
-            detail: detail.into(),
-        };
-        if let Err(error) = self.app.store.append_audit(&entry).await {
-            tracing::error!(%error, actor = entry.actor, action = entry.action, subject = entry.subject,
-                detail = entry.detail, "a change is missing in the audit log");
-        }
+        self.app.audit(actor.audit_name(), action, subject.into(), detail.into()).await;
+    }
+
+    /// Refuses a version that a route would take up and can't use.
+    async fn fits(&self, owner: &OwnerId, name: &Name, new: &ModuleVersion, activate: bool) -> Result<(), Rejection> {
+        self.app.fits(owner, name, new, activate).await.map_err(|error| match error {
+            AppError::Setting { message, .. } => Rejection::Conflict(message),
+            AppError::Store(error) => refused(error),
+            AppError::Config(_) => Rejection::Internal,
+        })
     }
 }
 

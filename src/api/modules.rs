@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access::Actor;
 use super::body::{JsonBody, Params};
-use super::openapi::{Problem, json};
+use super::openapi::json;
 use super::upload::OwnerQuery;
 use super::{Api, refused};
 use crate::domain::module::{ExportShape, ImportShape};
@@ -30,8 +30,10 @@ const SCAN: u64 = 500;
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
     /// From 1.
+    #[param(minimum = 1)]
     page: Option<u64>,
     /// 1 to 100; default 20.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u64>,
     /// Also the public modules of others.
     include_public: Option<bool>,
@@ -161,7 +163,7 @@ pub(super) async fn list(
     params(("module" = String, Path, description = "its id, or name[@version]"), OwnerQuery),
     responses(
         (status = 200, description = "the module", body = ModuleDetails),
-        (status = 404, description = "no such module", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such module"),
     ))]
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
@@ -174,9 +176,17 @@ pub(super) async fn get(
     Ok(json(StatusCode::OK, details(&module, selector)?))
 }
 
+pub(super) fn version(module: &Module, selector: Selector) -> Result<&ModuleVersion, Rejection> {
+    let missing = || match selector {
+        Selector::Version(number) => Rejection::NotFound(format!("`{}` has no version {number}", module.name)),
+        // A module's active version is one that it has.
+        Selector::Active => Rejection::Internal,
+    };
+    module.select(selector).ok_or_else(missing)
+}
+
 fn details(module: &Module, selector: Selector) -> Result<ModuleDetails, Rejection> {
-    let shown =
-        module.select(selector).ok_or_else(|| Rejection::NotFound(format!("`{}` has no such version", module.name)))?;
+    let shown = version(module, selector)?;
     Ok(ModuleDetails {
         module: ModuleView::new(module, shown),
         active_version: module.active,
@@ -199,24 +209,20 @@ fn details(module: &Module, selector: Selector) -> Result<ModuleDetails, Rejecti
 
 /// By name with or without version (of the owner asked for), else by id. What the caller may not see is not found.
 async fn find(api: &Api, actor: &Actor, asked: Option<&OwnerId>, text: &str) -> Result<(Module, Selector), Rejection> {
-    let mut found = None;
+    let (mut found, mut sought) = (None, text.chars().take(128).collect::<String>());
     if let Ok(reference) = text.parse::<ModuleRef>() {
-        let owner = match reference.owner {
-            Some(owner) => owner,
-            None => actor.owner(asked)?,
-        };
+        let owner = actor.owner_of(&reference, asked)?;
         let module = api.app.store.module(&owner, &reference.name).await.map_err(refused)?;
+        sought = format!("{owner}/{}", reference.name);
         found = module.map(|m| (m, reference.selector));
     }
     if found.is_none() {
-        found = api.app.store.module_by_id(text).await.map_err(refused)?.map(|m| (m, Selector::Active));
+        let by_id = api.app.store.module_by_id(text).await.map_err(refused)?;
+        found = by_id.filter(|m| asked.is_none_or(|owner| m.owner == *owner)).map(|m| (m, Selector::Active));
     }
     match found {
         Some((module, selector)) if module.public || is_own(actor, &module) => Ok((module, selector)),
-        _ => {
-            let text: String = text.chars().take(128).collect();
-            Err(Rejection::NotFound(format!("`{text}` is not a module")))
-        }
+        _ => Err(Rejection::NotFound(format!("`{sought}` is not a module"))),
     }
 }
 
@@ -240,9 +246,9 @@ async fn find_own(
     params(("module" = String, Path, description = "its id, or name[@version]"), OwnerQuery),
     responses(
         (status = 204, description = "deleted"),
-        (status = 403, description = "somebody else's", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "no such module", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "in use", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "somebody else's"),
+        (status = 404, description = "no such module"),
+        (status = 409, description = "in use"),
     ))]
 pub(super) async fn delete(
     State(api): State<Arc<Api>>,
@@ -253,8 +259,22 @@ pub(super) async fn delete(
     actor.need(Scope::Modules, Role::Operator)?;
     let (module, selector) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
     let (owner, name) = (&module.owner, &module.name);
-    if let Some(route) = api.app.route_using(owner, name) {
-        return Err(Rejection::Conflict(format!("the route `{route}` uses `{name}`")));
+    // A route holds the version that it pins, or the active one.
+    let meant = |by: Selector| match (selector, by) {
+        (Selector::Version(version), Selector::Version(pinned)) => version == pinned,
+        (Selector::Version(version), Selector::Active) => version == module.active,
+        (Selector::Active, _) => true,
+    };
+    let named = match selector {
+        Selector::Active => format!("{owner}/{name}"),
+        Selector::Version(version) => format!("{owner}/{name}@{version}"),
+    };
+    if let Some(route) = api.app.route_using(owner, name, meant) {
+        let remedy = match selector {
+            Selector::Version(version) if version == module.active => "activate another version first",
+            _ => "change the route first",
+        };
+        return Err(Rejection::Conflict(format!("the route `{route}` uses `{named}`; {remedy}")));
     }
     let alone = api.catalogue.write().await;
     let digests: Vec<Digest> = match selector {
@@ -270,11 +290,7 @@ pub(super) async fn delete(
     api.module_changed(owner, name).await?;
     remove_unused(&api, digests).await;
     drop(alone);
-    let subject = match selector {
-        Selector::Active => format!("{owner}/{name}"),
-        Selector::Version(version) => format!("{owner}/{name}@{version}"),
-    };
-    api.audit(&actor, "module.delete", subject, "").await;
+    api.audit(&actor, "module.delete", named, "").await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -310,7 +326,7 @@ async fn remove_unused(api: &Api, digests: Vec<Digest>) {
     params(("module" = String, Path, description = "its id or name"), OwnerQuery), request_body = ActivateRequest,
     responses(
         (status = 200, description = "the module", body = ModuleDetails),
-        (status = 404, description = "no such module or version", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such module or version"),
     ))]
 pub(super) async fn activate(
     State(api): State<Arc<Api>>,
@@ -321,9 +337,8 @@ pub(super) async fn activate(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let (module, _) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
-    if module.select(Selector::Version(body.version)).is_none() {
-        return Err(Rejection::NotFound(format!("`{}` has no version {}", module.name, body.version)));
-    }
+    let wanted = version(&module, Selector::Version(body.version))?;
+    api.fits(&module.owner, &module.name, wanted, true).await?;
     let before = module.active;
     let module = api.app.store.activate(&module.owner, &module.name, body.version).await.map_err(refused)?;
     api.module_changed(&module.owner, &module.name).await?;

@@ -83,7 +83,7 @@ pub(super) async fn read(
                 .ok_or_else(|| Rejection::BadRequest(unknown(name, fields)))?,
         };
         if form.0.contains_key(field.name) {
-            return Err(Rejection::BadRequest(format!("`{}`: comes more than once", field.name)));
+            return Err(Rejection::BadRequest(format!("`{}`: comes more than once; send it once", field.name)));
         }
         let mut buffer = api.bodies.buffer();
         while let Some(chunk) = part.chunk().await.map_err(|e| broken(&e, field.name))? {

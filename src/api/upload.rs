@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
@@ -13,11 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::access::Actor;
 use super::body::{self, Params};
 use super::multipart::{self, Field};
-use super::openapi::{Problem, json};
+use super::openapi::{Wasm, json};
 use super::{Api, INSPECTION_WAIT, refused};
 use crate::domain::module::{ExportShape, ImportShape};
-use crate::domain::{Abi, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp};
-use crate::engine::{Compiler, Inspected, InstallError};
+use crate::domain::{
+    Abi, GuestFailure, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp,
+};
+use crate::engine::{Cancel, Compiler, Inspected, InstallError};
+use crate::gateway::Caller;
 use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
 
 const MAX_DESCRIPTION: u64 = 1024;
@@ -53,13 +57,27 @@ pub(super) struct OwnerQuery {
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "a schema only: the form is read field by field")]
 pub(super) struct UploadForm {
-    #[schema(value_type = String, format = Binary)]
-    wasm: Vec<u8>,
+    wasm: Wasm,
     name: String,
+    #[schema(nullable = false)]
     description: Option<String>,
+    /// Anyone with the scope `execute` may run it.
+    #[schema(nullable = false)]
     public: Option<bool>,
+    /// Needed when the module's shape fits more than one.
+    #[schema(nullable = false)]
     abi: Option<Abi>,
+    /// Make this version the one that the name means.
+    #[schema(nullable = false)]
     activate: Option<bool>,
+}
+
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "a schema only: the form is read field by field")]
+pub(super) struct ValidateForm {
+    wasm: Wasm,
+    #[schema(nullable = false)]
+    abi: Option<Abi>,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -104,15 +122,15 @@ pub(super) struct Validated {
     responses(
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
-        (status = 400, description = "a field is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
-        (status = 402, description = "over the caller's tier", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "no more modules or versions", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "over the caller's tier"),
+        (status = 409, description = "no more modules or versions"),
+        (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn upload(
     State(api): State<Arc<Api>>,
     actor: Actor,
     Params(query): Params<OwnerQuery>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
@@ -144,30 +162,31 @@ pub(super) async fn upload(
         abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?,
         activate: flag("activate", form.text("activate")?)?,
     };
-    store(&api, &actor, &tier, &name, wasm, extra).await
+    store(&api, &actor, &tier, &name, wasm, extra, &caller.gone).await
 }
 
 /// Stores a module from a raw body.
 #[utoipa::path(put, path = "/api/wasm/modules/{module}", tag = "wasm",
     params(("module" = String, Path, description = "its name"), UploadQuery),
-    request_body(content = Vec<u8>, content_type = "application/wasm"),
+    request_body(content = Wasm, content_type = "application/wasm"),
     responses(
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
-        (status = 402, description = "over the caller's tier", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "the module can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 402, description = "over the caller's tier"),
+        (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn put(
     State(api): State<Arc<Api>>,
     actor: Actor,
     Path(name): Path<String>,
     Params(query): Params<UploadQuery>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
     let wasm = raw_wasm(&api, &tier, request).await?;
-    store(&api, &actor, &tier, &name, wasm, query).await
+    store(&api, &actor, &tier, &name, wasm, query, &caller.gone).await
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -181,15 +200,16 @@ pub(super) struct ValidateQuery {
 
 /// Makes all checks of an upload, and stores nothing.
 #[utoipa::path(post, path = "/api/wasm/validate", tag = "wasm", params(ValidateQuery),
-    request_body(content((UploadForm = "multipart/form-data"), (Vec<u8> = "application/wasm"))),
+    request_body(content((ValidateForm = "multipart/form-data"), (Wasm = "application/wasm"))),
     responses(
         (status = 200, description = "it can be uploaded", body = Validated),
-        (status = 422, description = "it can't be loaded", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "it can't be loaded"),
     ))]
 pub(super) async fn validate(
     State(api): State<Arc<Api>>,
     actor: Actor,
     Params(query): Params<ValidateQuery>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
@@ -211,7 +231,7 @@ pub(super) async fn validate(
     let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
     let size_bytes = wasm.len() as u64;
     // That it compiles within its bounds is one of the checks.
-    api.app.shared.engine.load_inline(wasm, &inspected, actor.own()).await.map_err(not_installed)?;
+    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
     let shape = inspected.shape;
     let found = Validated {
         digest: inspected.digest,
@@ -240,7 +260,7 @@ fn bad(field: &str, message: String) -> Rejection {
     Rejection::BadRequest(format!("`{field}`: {message}"))
 }
 
-fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
+pub(super) fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
     match text.as_deref() {
         None => Ok(None),
         Some("true" | "1") => Ok(Some(true)),
@@ -286,6 +306,17 @@ pub(super) fn not_installed(error: InstallError) -> Rejection {
     }
 }
 
+/// What the compiler makes, unless the client goes first: then the compile ends, and nobody reads the refusal.
+pub(super) async fn compiled<T>(
+    gone: &Cancel,
+    compile: impl Future<Output = Result<T, InstallError>>,
+) -> Result<T, Rejection> {
+    match gone.or_cancelled(compile).await {
+        Some(done) => done.map_err(not_installed),
+        None => Err(Rejection::Guest(GuestFailure::Cancelled)),
+    }
+}
+
 async fn store(
     api: &Arc<Api>,
     actor: &Actor,
@@ -293,6 +324,7 @@ async fn store(
     name: &str,
     wasm: Bytes,
     extra: UploadQuery,
+    gone: &Cancel,
 ) -> Result<Response, Rejection> {
     let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e.to_string()))?;
     if wasm.is_empty() {
@@ -307,7 +339,7 @@ async fn store(
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     let size_bytes = wasm.len() as u64;
     let engine = &api.app.shared.engine;
-    let compiled = engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner)).await.map_err(not_installed)?;
+    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.catalogue.read().await;
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
@@ -321,6 +353,7 @@ async fn store(
         shape: inspected.shape,
     };
     let activate = extra.activate.unwrap_or(false);
+    api.fits(&owner, &name, &version, activate).await?;
     let new = NewVersion { owner, name, description: extra.description, public: extra.public, version, activate };
     let (module, version, is_new) = match api.app.store.add_version(new, max_modules).await {
         Err(StoreError::Limit(detail)) => return Err(over_cap(api, tier, detail)),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access::Actor;
 use super::body::Params;
-use super::openapi::{Problem, json};
+use super::openapi::json;
 use super::{Api, refused};
 use crate::domain::{OwnerId, Rejection, Scope, Timestamp, UsageRecord};
 use crate::store::Role;
@@ -70,10 +70,7 @@ enum Group {
 
 /// Sums requests, executions, refusals, fuel, CPU time and bytes.
 #[utoipa::path(get, path = "/api/usage", tag = "usage", params(UsageQuery),
-    responses(
-        (status = 200, description = "sums by day, or by key", body = UsageReport),
-        (status = 400, description = "a parameter is wrong; the detail names it", body = Problem, content_type = "application/problem+json"),
-    ))]
+    responses((status = 200, description = "sums by day, or by key", body = UsageReport)))]
 pub(super) async fn usage(
     State(api): State<Arc<Api>>,
     actor: Actor,

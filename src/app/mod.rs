@@ -2,26 +2,28 @@
 //!
 //! Invariant: a new snapshot is taken whole or not at all; requests under way keep theirs.
 
+pub mod files;
+mod reload;
 pub mod secrets;
 pub mod tickers;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
-use crate::domain::{KeyHash, Name, OwnerId, Tier};
+use crate::domain::{Name, OwnerId, Selector, Tier, Timestamp};
 use crate::engine::{self, Engine};
-use crate::gateway::snapshot::{self, Parts};
-use crate::gateway::{Shared, Snapshot};
+use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::{Store, StoreError};
+use crate::store::{AuditEntry, Store, StoreError};
 use crate::telemetry::{LogControl, Metrics};
+use reload::{build_snapshot, warm_later};
+use secrets::BootstrapToken;
+
+pub use reload::Reloaded;
 
 /// Callers whose limit state is kept at once; the longest idle go first.
 const MAX_SUBJECTS: usize = 200_000;
@@ -44,35 +46,33 @@ impl AppError {
     }
 }
 
+/// Everything that the data directory holds, opened; there is no snapshot yet.
+pub struct Opened {
+    pub config: Arc<Config>,
+    pub store: Arc<dyn Store>,
+    pub auth: Arc<Authenticator>,
+    pub engine: Arc<Engine>,
+    limiter: Arc<Limiter>,
+    bootstrap_token: BootstrapToken,
+}
+
 pub struct App {
     pub shared: Arc<Shared>,
     pub store: Arc<dyn Store>,
     pub logs: LogControl,
-    /// Hash of the bootstrap admin token's text, which its file holds.
-    pub bootstrap_token: KeyHash,
+    pub bootstrap_token: BootstrapToken,
     /// `None`: the quickstart, which has no file.
     pub config_file: Option<PathBuf>,
+    /// What the process was started with, for the settings that a reload does not change.
+    started: Arc<Config>,
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
-    /// Executions not yet counted in the store.
-    executions: Mutex<Executions>,
     drain: tokio::sync::Notify,
 }
 
-type Executions = HashMap<(OwnerId, Name), u64>;
-
-/// Modules whose executions are gathered between two flushes.
-const MAX_COUNTED_MODULES: usize = 10_000;
-
-impl App {
-    /// Opens everything that the data directory holds and builds the first snapshot. Listens to nothing yet.
+impl Opened {
     /// `compiler_exe`: the wasmgate binary whose hidden verb compiles modules.
-    pub async fn open(
-        config: Config,
-        config_file: Option<PathBuf>,
-        logs: LogControl,
-        compiler_exe: PathBuf,
-    ) -> Result<Arc<App>, AppError> {
+    pub async fn open(config: Config, compiler_exe: PathBuf) -> Result<Opened, AppError> {
         let data_dir = &config.data_dir;
         secrets::private_dir(data_dir)
             .map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", data_dir.display())))?;
@@ -98,22 +98,41 @@ impl App {
         .map_err(|e| AppError::setting("engine", e))?;
         let limiter = Limiter::new(MAX_SUBJECTS);
         limiter.restore(store.load_counters().await?, Now::read());
+        Ok(Opened { config: Arc::new(config), store, auth, engine, limiter, bootstrap_token })
+    }
+
+    /// Builds the first snapshot. Listens to nothing yet.
+    pub async fn start(self, config_file: Option<PathBuf>, logs: LogControl) -> Result<Arc<App>, AppError> {
+        let Opened { config, store, auth, engine, limiter, bootstrap_token } = self;
         let metrics = Metrics::new();
         metrics.store_up.set(1);
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
-        let snapshot = build_snapshot(Arc::new(config), &*store, None, &metrics).await?;
-        let shared = Shared::new(snapshot, auth, limiter, engine, metrics, Arc::new(UsageRecorder::default()));
+        let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?;
+        let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, Arc::new(UsageRecorder::default()));
+        warm_later(&shared, snapshot, None);
         Ok(Arc::new(App {
             shared,
             store,
             logs,
             bootstrap_token,
             config_file,
+            started: config,
             swapping: tokio::sync::Mutex::new(()),
-            executions: Mutex::default(),
             drain: tokio::sync::Notify::new(),
         }))
+    }
+}
+
+impl App {
+    /// See [`Opened`]; both of its steps.
+    pub async fn open(
+        config: Config,
+        config_file: Option<PathBuf>,
+        logs: LogControl,
+        compiler_exe: PathBuf,
+    ) -> Result<Arc<App>, AppError> {
+        Opened::open(config, compiler_exe).await?.start(config_file, logs).await
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -128,56 +147,23 @@ impl App {
         self.snapshot().tier(name).cloned()
     }
 
-    /// Reads the configuration file again and swaps the snapshot; on an error nothing changes.
-    pub async fn reload(&self) -> Result<(), AppError> {
-        let Some(file) = &self.config_file else {
-            return self.refresh().await;
-        };
-        let config = Arc::new(config::load_file(file)?);
-        let _turn = self.swapping.lock().await;
-        self.check_unchanged(&config)?;
-        self.shared.reload_certificates().map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
-        self.swap(config).await
-    }
-
-    /// Builds the snapshot anew from the same configuration: after a module was activated or a tier changed.
-    pub async fn refresh(&self) -> Result<(), AppError> {
-        let _turn = self.swapping.lock().await;
-        self.swap(self.config()).await
-    }
-
-    async fn swap(&self, config: Arc<Config>) -> Result<(), AppError> {
-        let before = self.snapshot();
-        let next = build_snapshot(config, &*self.store, Some(&before), &self.shared.metrics).await?;
-        self.shared.snapshot.store(next);
-        Ok(())
-    }
-
-    /// What is opened once at start cannot change under a running process; saying so beats ignoring it.
-    fn check_unchanged(&self, new: &Config) -> Result<(), AppError> {
-        let old = self.config();
-        let addresses = |c: &Config| c.server.listeners.iter().map(|l| (l.address, l.h2c)).collect::<Vec<_>>();
-        let restart = "this needs a restart; nothing was changed";
-        if addresses(&old) != addresses(new) {
-            return Err(AppError::setting("server.listeners", restart));
-        }
-        if old.admin.address != new.admin.address {
-            return Err(AppError::setting("admin.address", restart));
-        }
-        if old.data_dir != new.data_dir {
-            return Err(AppError::setting("data_dir", restart));
-        }
-        Ok(())
-    }
-
-    /// The route that uses a module, if one does.
-    pub fn route_using(&self, owner: &OwnerId, name: &Name) -> Option<Name> {
+    /// The route that uses a module by one of these selectors, if one does.
+    pub fn route_using(&self, owner: &OwnerId, name: &Name, by: impl Fn(Selector) -> bool) -> Option<Name> {
         let snapshot = self.snapshot();
         let uses = |handler: &config::Handler| {
-            handler.module.name == *name && handler.module.owner.as_ref().unwrap_or(&handler.owner) == owner
+            handler.owner == *owner && handler.module.name == *name && by(handler.module.selector)
         };
         let of_route = |route: &&config::Route| snapshot::handlers(route).any(uses);
         snapshot.config.routes.iter().find(of_route).map(|route| route.name.clone())
+    }
+
+    /// One line of the audit log. The change has been made by now, so a failed write is logged whole instead.
+    pub async fn audit(&self, actor: String, action: &str, subject: String, detail: String) {
+        let entry = AuditEntry { at: Timestamp::now(), actor, action: action.to_owned(), subject, detail };
+        if let Err(error) = self.store.append_audit(&entry).await {
+            tracing::error!(%error, actor = entry.actor, action = entry.action, subject = entry.subject,
+                detail = entry.detail, "a change is missing in the audit log");
+        }
     }
 
     /// Asks the serve command to drain and stop, as SIGTERM does.
@@ -188,44 +174,4 @@ impl App {
     pub async fn drain_asked(&self) {
         self.drain.notified().await;
     }
-
-    /// Counts an execution of a stored module; written with the next flush.
-    pub fn count_execution(&self, owner: &OwnerId, name: &Name) {
-        let mut executions = self.executions.lock();
-        if executions.len() < MAX_COUNTED_MODULES || executions.contains_key(&(owner.clone(), name.clone())) {
-            *executions.entry((owner.clone(), name.clone())).or_default() += 1;
-        }
-    }
-}
-
-/// Configured tiers under the store's overrides; each handler's selector resolved to a version.
-async fn build_snapshot(
-    config: Arc<Config>,
-    store: &dyn Store,
-    before: Option<&Snapshot>,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<Snapshot>, AppError> {
-    let mut tiers: HashMap<Name, Arc<Tier>> =
-        config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
-    for tier in store.tiers().await? {
-        if tiers.get(&tier.name).is_some_and(|configured| **configured != tier) {
-            tracing::warn!(tier = %tier.name, "the tier is as it was set through the admin API, not as configured");
-        }
-        tiers.insert(tier.name.clone(), Arc::new(tier));
-    }
-    let mut modules = HashMap::new();
-    for handler in config.routes.iter().flat_map(snapshot::handlers) {
-        let key = snapshot::module_key(handler);
-        let found = store.module(&key.0, &handler.module.name).await?;
-        let version = found.as_ref().and_then(|m| m.select(handler.module.selector)).cloned();
-        if version.is_none() {
-            tracing::warn!(
-                owner = %key.0, module = %key.1,
-                "a route's handler is not stored yet; upload it with `wasmgate module push`"
-            );
-        }
-        modules.insert(key, version);
-    }
-    let parts = Parts { config, tiers, modules: &modules, previous: before, metrics };
-    Snapshot::build(parts).await.map_err(|e| AppError::Setting { key: e.key, message: e.message })
 }

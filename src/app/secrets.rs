@@ -1,14 +1,14 @@
 //! The secrets of a data directory.
 
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::AppError;
 use crate::auth::cache::Authenticator;
 use crate::auth::pepper::Peppers;
 use crate::auth::secret_file;
 use crate::config::SecretSource;
-use crate::domain::{Digest, KeyHash};
+use crate::domain::{Digest, KeyHash, Timestamp};
 
 /// Fewer characters than this can be guessed.
 const MIN_TOKEN_BYTES: usize = 32;
@@ -40,16 +40,31 @@ pub fn artifact_key(data_dir: &Path) -> Result<[u8; 32], AppError> {
     })
 }
 
-/// The token that the admin API always knows, in its file.
-pub fn bootstrap_token(file: &Path, auth: &Authenticator) -> Result<KeyHash, AppError> {
+/// The token that the admin API always knows.
+pub struct BootstrapToken {
+    /// Of its text, which is in its file alone.
+    pub hash: KeyHash,
+    pub file: PathBuf,
+    /// When the file was made.
+    pub since: Timestamp,
+}
+
+pub fn bootstrap_token(file: &Path, auth: &Authenticator) -> Result<BootstrapToken, AppError> {
     const KEY: &str = "admin.token_file";
     let make = || auth.mint_token().map(|minted| minted.secret).map_err(std::io::Error::other);
     let text = secret_file::read_or_make(file, make).map_err(|e| AppError::setting(KEY, e))?;
-    let token = text.trim_end();
-    if token.len() < MIN_TOKEN_BYTES {
-        let message =
-            format!("`{}` holds fewer than {MIN_TOKEN_BYTES} characters: remove it to get a new one", file.display());
-        return Err(AppError::setting(KEY, message));
+    check_token(&text, file).map_err(|e| AppError::setting(KEY, e))?;
+    let modified = std::fs::metadata(file).and_then(|m| m.modified()).ok();
+    let age = modified.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+    let millis = i64::try_from(age.as_millis()).unwrap_or_default();
+    let now = Timestamp::now();
+    let since = Timestamp::from_unix_millis(now.unix_millis().saturating_sub(millis)).unwrap_or(now);
+    Ok(BootstrapToken { hash: auth.hash_token(text.trim_end()), file: file.to_owned(), since })
+}
+
+pub fn check_token(text: &str, file: &Path) -> Result<(), String> {
+    if text.trim_end().len() >= MIN_TOKEN_BYTES {
+        return Ok(());
     }
-    Ok(auth.hash_token(token))
+    Err(format!("`{}` holds fewer than {MIN_TOKEN_BYTES} characters: remove it to get a new one", file.display()))
 }

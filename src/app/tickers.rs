@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::App;
 use crate::domain::{Timestamp, UsageDelta};
 use crate::limit::limiter::Now;
+use crate::store::Retention;
 
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -23,7 +24,10 @@ pub async fn run(app: Arc<App>) {
     evict.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = flush.tick() => app.flush().await,
+            _ = flush.tick() => {
+                app.flush().await;
+                app.prune().await;
+            }
             _ = evict.tick() => {
                 app.shared.limiter.evict_idle(Now::read());
                 app.shared.failures.evict_idle(Instant::now());
@@ -33,6 +37,31 @@ pub async fn run(app: Arc<App>) {
 }
 
 impl App {
+    /// Deletes what is older, or more, than `store` says to keep.
+    async fn prune(&self) {
+        let keep = self.config().store.clone();
+        let now = Timestamp::now();
+        let before = |age: Duration| {
+            let millis = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+            Timestamp::from_unix_millis(now.unix_millis().saturating_sub(millis)).unwrap_or(now)
+        };
+        let keep = Retention {
+            audit_from: before(keep.audit_keep),
+            audit_entries: keep.audit_entries,
+            usage_from_day: before(keep.usage_keep).day(),
+        };
+        loop {
+            match self.store.prune(keep).await {
+                Ok(0) => return,
+                Ok(gone) => tracing::debug!(gone, "old audit lines and usage rows deleted"),
+                Err(error) => {
+                    tracing::warn!(%error, "old audit lines and usage rows stay for now");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Writes usage, execution counts and calendar counters.
     pub async fn flush(&self) {
         let began = Instant::now();
@@ -46,15 +75,14 @@ impl App {
             }
             failed = Some(e);
         }
-        let executions = std::mem::take(&mut *self.executions.lock());
         let at = Timestamp::now();
-        let counts: Vec<_> = executions.into_iter().map(|((owner, name), n)| (owner, name, n, at)).collect();
+        let ran = self.shared.usage.drain_runs();
+        let counts: Vec<_> = ran.into_iter().map(|((owner, name), n)| (owner, name, n, at)).collect();
         if !counts.is_empty()
             && let Err(e) = self.store.count_executions(&counts).await
         {
-            let mut waiting = self.executions.lock();
-            for (owner, name, n, _) in counts {
-                *waiting.entry((owner, name)).or_default() += n;
+            for (owner, name, n, _) in &counts {
+                self.shared.usage.record_runs(owner, name, *n);
             }
             failed = Some(e);
         }

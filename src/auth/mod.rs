@@ -5,6 +5,7 @@
 pub mod cache;
 pub mod credential;
 pub mod format;
+mod front;
 pub mod manage;
 pub mod pepper;
 pub mod secret_file;

@@ -1,14 +1,15 @@
-//! `wasmgate check`: every error of a configuration file.
+//! `wasmgate check`: every error of a configuration file and of the files that it names.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use super::{Outcome, output};
-use crate::config;
+use crate::app::files;
 
+/// What `serve` would only warn of is an error here: who checks wants to know.
 pub(super) fn run(file: &Path, json: bool) -> Outcome {
-    let errors = match config::load_file(file) {
-        Ok(_) => Vec::new(),
+    let errors = match files::load(file) {
+        Ok(config) => config.warnings,
         Err(errors) => errors.errors,
     };
     if json {
@@ -19,20 +20,8 @@ pub(super) fn run(file: &Path, json: bool) -> Outcome {
         output::line("ok")?;
     } else {
         for error in &errors {
-            output::line(&render(file, error))?;
+            output::line(&error.in_file(&file.display().to_string()))?;
         }
     }
     Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
-}
-
-/// `file:line: key: message`, as editors jump to.
-fn render(file: &Path, error: &config::ConfigError) -> String {
-    let mut text = file.display().to_string();
-    if error.line > 0 {
-        text.push_str(&format!(":{}", error.line));
-    }
-    if !error.key.is_empty() {
-        text.push_str(&format!(": {}", error.key));
-    }
-    format!("{text}: {}", error.message)
 }

@@ -14,12 +14,17 @@ use serde_json::json;
 use super::{Failure, Outcome, modules, output};
 use crate::config;
 use crate::domain::{Abi, Limits};
-use crate::engine::{Engine, Finished, Input, Job, Settings};
+use crate::engine::{Cancel, Engine, Finished, Input, Job, RunError, Settings};
 
 const MAX_MODULE: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
 
+const EXIT_CODES: &str = "\
+Exit code: 0 when the module ended with 0; 1 when it ended with another code (the message and --json's `exit_code`
+tell which), failed or can't be loaded; 2 for a mistake in the arguments.";
+
 #[derive(clap::Args)]
+#[command(after_help = EXIT_CODES)]
 pub(super) struct ExecArgs {
     /// WebAssembly, binary or text.
     module: PathBuf,
@@ -44,11 +49,13 @@ pub(super) struct ExecArgs {
     /// Fuel units, about one per instruction.
     #[arg(long, default_value_t = 1_000_000_000_000)]
     fuel: u64,
+    /// Linear memory.
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
     memory: u64,
     /// Wall time.
     #[arg(long, default_value_t = 60_000, value_name = "MS")]
     timeout: u64,
+    /// Standard output.
     #[arg(long, default_value_t = 64, value_name = "MIB")]
     output: u64,
 }
@@ -116,7 +123,7 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
     };
     let input = Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args };
     let owner = "wasmgate".parse().map_err(|e: crate::domain::InvalidName| anyhow!(e))?;
-    let job = Job { module, owner, label: Arc::from("exec"), limits, input };
+    let job = Job { module, owner, label: Arc::from("exec"), limits, input, cancel: Cancel::default() };
     let finished = engine.run(job).await;
     engine.shutdown();
     Ok(finished)
@@ -165,6 +172,7 @@ fn report(finished: Finished, as_json: bool) -> Outcome {
                     }
                 }
                 value["exit_code"] = json!(out.exit_code);
+                value["status"] = json!(if out.exit_code == 0 { "ok" } else { "failed" });
                 // As the execute endpoint has it: one value stands alone.
                 value["result"] = match out.values.as_slice() {
                     [] => json!(null),
@@ -175,14 +183,14 @@ fn report(finished: Finished, as_json: bool) -> Outcome {
             }
             Err(error) => {
                 value["error"] = json!(error.to_string());
-                1
+                code_of(error)
             }
         };
         output::json(&value)?;
         return Ok(ExitCode::from(code));
     }
     std::io::Write::write_all(&mut std::io::stderr(), &stderr)?;
-    let out = result?;
+    let out = result.map_err(|error| Failure { code: code_of(&error), error: error.into() })?;
     output::raw(&out.stdout)?;
     for value in &out.values {
         output::line(&value.to_string())?;
@@ -191,6 +199,13 @@ fn report(finished: Finished, as_json: bool) -> Outcome {
         Ok(ExitCode::SUCCESS)
     } else {
         Err(anyhow!("the module exited with code {}", out.exit_code).into())
+    }
+}
+
+fn code_of(error: &RunError) -> u8 {
+    match error {
+        RunError::BadCall(_) => 2,
+        RunError::Guest(_) | RunError::Busy { .. } => 1,
     }
 }
 

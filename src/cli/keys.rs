@@ -33,7 +33,7 @@ enum KeyVerb {
         #[arg(long, default_value = "")]
         label: String,
         /// RFC 3339, as `2027-01-31T00:00:00Z`.
-        #[arg(long)]
+        #[arg(long, value_parser = moment)]
         expires_at: Option<Timestamp>,
     },
     /// List keys, without their text.
@@ -54,6 +54,10 @@ enum KeyVerb {
         #[arg(long)]
         grace_seconds: Option<u64>,
     },
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| "use a date and time as in `2027-01-31T00:00:00Z`".into())
 }
 
 pub(super) fn run(args: KeyArgs, as_json: bool) -> Outcome {
@@ -83,7 +87,8 @@ pub(super) fn run(args: KeyArgs, as_json: bool) -> Outcome {
                     ("EXPIRES", "/expires_at"),
                     ("LABEL", "/label"),
                 ];
-                output::objects(&list["keys"], &columns)
+                output::objects(&list["keys"], &columns)?;
+                output::more(list)
             })
         }
         KeyVerb::Revoke { id } => {

@@ -99,11 +99,15 @@ pub fn run() -> ExitCode {
         Some(Command::Routes(args)) => operate::routes(&args, json),
         Some(Command::Logs(args)) => operate::logs(args, json),
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "wasmgate", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wasmgate", &mut script);
+            output::raw(&script).map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }
     };
     outcome.unwrap_or_else(|failure| {
+        if output::reader_is_gone(&failure.error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("wasmgate: {:#}", failure.error);
         ExitCode::from(failure.code)
     })

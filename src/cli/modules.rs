@@ -73,7 +73,7 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
                 Some(module) => unversioned(module)?,
                 None => name_of(&file)?,
             };
-            let (path, [owner]) = place(&module, owner);
+            let (path, [owner]) = place(&module, owner)?;
             let query = [
                 owner,
                 ("description", description),
@@ -85,8 +85,11 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
             let stored = client.call(Method::PUT, &path, &query, body)?;
             print(&stored, as_json, |m| {
                 let at = |at: &str| output::cell(m, at);
-                let state = if m["active"] == json!(true) { "active" } else { "not active" };
                 let module = format!("{}/{}@{}", at("/owner"), at("/name"), at("/version"));
+                let state = match m["active"] == json!(true) {
+                    true => "active".to_owned(),
+                    false => format!("not active; to switch: wasmgate module activate {module}"),
+                };
                 output::line(&format!("{module} {} {} {state}", at("/abi"), at("/digest")))
             })
         }
@@ -103,11 +106,12 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
                     ("RUNS", "/execution_count"),
                     ("UPLOADED", "/upload_time"),
                 ];
-                output::objects(&list["modules"], &columns)
+                output::objects(&list["modules"], &columns)?;
+                output::more(list)
             })
         }
         Verb::Show { module } => {
-            let (path, query) = place(&module, owner);
+            let (path, query) = place(&module, owner)?;
             print(&client.get(&path, &query)?, as_json, show)
         }
         Verb::Activate { module } => match module.selector {
@@ -116,7 +120,7 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
         },
         Verb::Rollback { module } => {
             let module = unversioned(module)?;
-            let (path, query) = place(&module, owner.clone());
+            let (path, query) = place(&module, owner.clone())?;
             let shown = client.get(&path, &query)?;
             let active = shown["active_version"].as_u64().unwrap_or(0);
             let versions = shown["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -125,23 +129,32 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
             print(&activate(&client, &module, owner, u32::try_from(before)?)?, as_json, show)
         }
         Verb::Rm { module } => {
-            let (path, query) = place(&module, owner);
+            let (path, query) = place(&module, owner)?;
             client.call(Method::DELETE, &path, &query, Body::None)?;
             print(&json!({"deleted": module.to_string()}), as_json, |_| output::line(&format!("deleted {module}")))
         }
     }
 }
 
-/// Where a reference is in the API. An owner in it has precedence over `--owner`.
-fn place(module: &ModuleRef, owner: Option<String>) -> (String, [(&'static str, Option<String>); 1]) {
+type Place = (String, [(&'static str, Option<String>); 1]);
+
+/// Where a reference is in the API. Its owner is the one that it names, or `--owner`.
+fn place(module: &ModuleRef, owner: Option<String>) -> Result<Place, Failure> {
+    let named = module.owner.as_ref().map(ToString::to_string);
+    if let (Some(named), Some(owner)) = (&named, &owner)
+        && named != owner
+    {
+        return Err(Failure::usage(format!(
+            "`{module}` is of `{named}`, `--owner` says `{owner}`: leave `--owner` out"
+        )));
+    }
     let bare = ModuleRef { owner: None, ..module.clone() };
-    let owner = module.owner.as_ref().map(ToString::to_string).or(owner);
-    (format!("/api/wasm/modules/{}", encoded(&bare.to_string())), [("owner", owner)])
+    Ok((format!("/api/wasm/modules/{}", encoded(&bare.to_string())), [("owner", named.or(owner))]))
 }
 
-fn activate(client: &Client, module: &ModuleRef, owner: Option<String>, version: u32) -> anyhow::Result<Value> {
-    let (path, query) = place(&ModuleRef { selector: Selector::Active, ..module.clone() }, owner);
-    client.call(Method::POST, &format!("{path}/activate"), &query, Body::Json(json!({"version": version})))
+fn activate(client: &Client, module: &ModuleRef, owner: Option<String>, version: u32) -> Result<Value, Failure> {
+    let (path, query) = place(&ModuleRef { selector: Selector::Active, ..module.clone() }, owner)?;
+    Ok(client.call(Method::POST, &format!("{path}/activate"), &query, Body::Json(json!({"version": version})))?)
 }
 
 fn unversioned(module: ModuleRef) -> Result<ModuleRef, Failure> {
@@ -195,6 +208,9 @@ fn name_of(file: &Path) -> Result<ModuleRef, Failure> {
 /// A module's bytes; text is turned into binary.
 pub(super) fn read_module(file: &Path) -> Result<Vec<u8>, Failure> {
     let bytes = std::fs::read(file).map_err(|e| Failure::usage(format!("`{}`: {e}", file.display())))?;
+    if !bytes.starts_with(b"\0asm") && std::str::from_utf8(&bytes).is_err() {
+        return Err(anyhow!("`{}` is not WebAssembly, neither binary nor text", file.display()).into());
+    }
     wat::parse_bytes(&bytes).map(|wasm| wasm.into_owned()).map_err(|mut e| {
         e.set_path(file);
         anyhow!("{e}").into()
@@ -206,9 +222,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_in_the_reference_wins() {
-        let at = |text: &str| place(&text.parse().unwrap(), Some("o".into()));
-        assert_eq!(at("m@3"), ("/api/wasm/modules/m%403".into(), [("owner", Some("o".into()))]));
-        assert_eq!(at("p/m"), ("/api/wasm/modules/m".into(), [("owner", Some("p".into()))]));
+    fn a_reference_has_one_owner() {
+        let at = |text: &str, owner: &str| place(&text.parse().unwrap(), Some(owner.into())).ok();
+        let of = |path: &str, owner: &str| Some((format!("/api/wasm/modules/{path}"), [("owner", Some(owner.into()))]));
+        assert_eq!(at("m@3", "o"), of("m%403", "o"));
+        assert_eq!(at("p/m", "p"), of("m", "p"));
+        assert_eq!(at("p/m", "o"), None);
     }
 }

@@ -53,6 +53,11 @@ pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
                 };
                 let upstream = output::cell(upstream, "/upstream");
                 output::line(&format!("upstream {upstream} {} {state}", output::cell(endpoint, "/address")))?;
+                if !endpoint["last_error"].is_null() {
+                    let (at, error) = ("/last_error/at", "/last_error/error");
+                    let (at, error) = (output::cell(endpoint, at), output::cell(endpoint, error));
+                    output::line(&format!("  last error, {at}: {error}"))?;
+                }
             }
         }
         Ok(())
@@ -125,6 +130,8 @@ enum TierVerb {
     List,
     /// Change a tier for all its keys at once; what isn't named stays.
     Set(Box<TierChange>),
+    /// Go back to a tier as the configuration file has it.
+    Reset { name: Name },
 }
 
 #[derive(clap::Args)]
@@ -220,18 +227,24 @@ pub(super) fn tier(args: TierArgs, as_json: bool) -> Outcome {
             let tier = args.connect.client()?.call(Method::PUT, &path, &[], Body::Json(body))?;
             print(&tier, as_json, |tier| show_tiers(std::slice::from_ref(tier)))
         }
+        TierVerb::Reset { name } => {
+            let path = format!("/api/tiers/{name}");
+            let tier = args.connect.client()?.call(Method::DELETE, &path, &[], Body::None)?;
+            print(&tier, as_json, |tier| show_tiers(std::slice::from_ref(tier)))
+        }
     }
 }
 
 fn show_tiers(tiers: &[Value]) -> std::io::Result<()> {
-    let head = ["NAME", "QUOTAS", "CONCURRENT", "MODULE_BYTES", "MODULES", "KEYS", "MEMORY", "WALL_MS"];
+    let head = ["NAME", "QUOTAS", "CONCURRENT", "MODULE_BYTES", "MODULES", "KEYS", "MEMORY", "WALL_MS", "FROM"];
     let row = |tier: &Value| {
         let quotas = tier["quotas"].as_array().map(Vec::as_slice).unwrap_or_default();
         let quotas: Vec<String> =
             quotas.iter().map(|q| format!("{}/{}", output::cell(q, "/requests"), output::cell(q, "/window"))).collect();
         let mut cells =
             vec![output::cell(tier, "/name"), if quotas.is_empty() { "none".to_owned() } else { quotas.join(",") }];
-        let places = ["/concurrent", "/module_bytes", "/modules", "/keys", "/limits/memory_bytes", "/limits/wall_ms"];
+        let places =
+            ["/concurrent", "/module_bytes", "/modules", "/keys", "/limits/memory_bytes", "/limits/wall_ms", "/source"];
         cells.extend(places.iter().map(|at| output::cell(tier, at)));
         cells
     };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 
-use crate::app::App;
+use crate::app::Opened;
 use crate::config::{self, Config};
 use crate::domain::{Abi, ApiKey, KeyId, ModuleVersion, Name, Scope, Timestamp};
 use crate::engine::{Compiler, Engine};
@@ -27,31 +27,46 @@ const MODULES: [(&str, Abi, &str); 3] = [
     ("header", Abi::HttpWasm, include_str!("../../examples/http-wasm-header/header.wat")),
 ];
 
-/// `demo_upstream`: where the demo upstream will listen.
-pub fn config(demo_upstream: SocketAddr, folder: &Path) -> Result<Config, config::ConfigErrors> {
-    let text = CONFIG.replace("127.0.0.1:1", &demo_upstream.to_string());
-    config::parse(&text, "quickstart", folder)
+/// Where the proxy and the admin API listen, unless something else does; then a free port is taken.
+const PROXY: &str = "127.0.0.1:8080";
+const ADMIN: &str = "127.0.0.1:9090";
+
+/// `demo_upstream`: where the demo upstream will listen. The ports come with what holds them until the gateway does.
+pub fn config(
+    demo_upstream: SocketAddr,
+    folder: &Path,
+) -> Result<(Config, Vec<std::net::TcpListener>), config::ConfigErrors> {
+    let mut text = CONFIG.replace("127.0.0.1:1\"", &format!("{demo_upstream}\""));
+    let mut held = Vec::new();
+    for usual in [PROXY, ADMIN] {
+        match std::net::TcpListener::bind(usual) {
+            Ok(listener) => held.push(listener),
+            Err(_) => text = text.replace(usual, "127.0.0.1:0"),
+        }
+    }
+    Ok((config::parse(&text, "quickstart", folder)?, held))
 }
 
 /// Stores the demo modules (again is harmless) and mints the demo key, revoking that of the last start.
-pub async fn prepare(app: &App) -> anyhow::Result<String> {
+pub async fn prepare(opened: &Opened) -> anyhow::Result<String> {
     let owner: Name = OWNER.parse()?;
-    let tier = app.tier(&"free".parse()?).ok_or_else(|| anyhow!("the quickstart needs the tier `free`"))?;
+    let tier = opened.config.tiers.iter().find(|tier| tier.name.as_str() == "free");
+    let tier = tier.ok_or_else(|| anyhow!("the quickstart needs the tier `free`"))?;
     for (name, abi, wat) in MODULES {
         let bytes = Bytes::from(wat::parse_str(wat).with_context(|| format!("the demo module `{name}`"))?);
-        store_module(&app.shared.engine, &*app.store, &owner, name, abi, bytes, &tier.limits)
+        store_module(&opened.engine, &*opened.store, &owner, name, abi, bytes, &tier.limits)
             .await
             .with_context(|| format!("the demo module `{name}`"))?;
     }
     let now = Timestamp::now();
-    for mut key in app.store.keys(Some(&owner)).await? {
+    for mut key in opened.store.keys(Some(&owner)).await? {
         if key.label == KEY_LABEL && key.revoked_at.is_none() {
             key.revoked_at = Some(now);
-            let hash = app.store.update_key(&key).await?;
-            app.shared.auth.invalidate(&hash);
+            let hash = opened.store.update_key(&key).await?;
+            opened.auth.invalidate(&hash);
         }
     }
-    let minted = app.shared.auth.mint()?;
+    let minted = opened.auth.mint()?;
     let key = ApiKey {
         id: KeyId::random()?,
         owner,
@@ -64,7 +79,7 @@ pub async fn prepare(app: &App) -> anyhow::Result<String> {
         revoked_at: None,
         rotated_to: None,
     };
-    app.store.put_key(minted.hash, &key, None).await?;
+    opened.store.put_key(minted.hash, &key, None).await?;
     Ok(minted.secret)
 }
 
@@ -101,14 +116,21 @@ async fn store_module(
 
 /// What is printed once everything listens.
 pub fn welcome(proxy: SocketAddr, admin: SocketAddr, key: &str, token_file: &Path) -> String {
-    let mut out = String::new();
-    // Writing to a String cannot fail.
+    let mut out = String::from("\nwasmgate is running.\n\n");
+    for (usual, taken) in [(PROXY, proxy), (ADMIN, admin)] {
+        if usual != taken.to_string() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "  {usual} is in use, so this is on {taken}:");
+        }
+        let what = if usual == PROXY { "proxy  " } else { "admin  " };
+        let _ = writeln!(out, "  {what}      http://{taken}");
+    }
+    if admin.to_string() != ADMIN {
+        let _ = writeln!(out, "\n  For wasmgate's other commands:\n\n  export WASMGATE_ADMIN=http://{admin}\n");
+    }
     let _ = write!(
         out,
-        "\nwasmgate is running.
-
-  proxy        http://{proxy}
-  admin        http://{admin}   (token in {token})
+        "  token        in {token}
   demo key     {key}   (tier `free`: 10 requests a minute)
 
 1. A request to the demo upstream, transformed on its way by the http-wasm module `header`:

@@ -11,8 +11,8 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::quickstart;
-use crate::app::{App, AppError, tickers};
-use crate::config::{self, Config};
+use crate::app::{App, AppError, Opened, files, tickers};
+use crate::config::Config;
 use crate::gateway::server::{self, Running};
 use crate::{api, telemetry};
 
@@ -74,7 +74,9 @@ async fn serve(args: ServeArgs) -> ExitCode {
     started.app.shared.set_ready();
     if let Some(key) = &started.demo_key {
         let admin_token_file = &started.app.config().admin.token_file;
-        print!("{}", quickstart::welcome(started.running.proxy[0], started.running.admin, key, admin_token_file));
+        let text = quickstart::welcome(started.running.proxy[0], started.running.admin, key, admin_token_file);
+        // Nobody may be reading, and the gateway serves all the same.
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
     }
     until_stopped(started, signals).await
 }
@@ -94,8 +96,12 @@ fn parent_exists(path: &Path) -> bool {
 }
 
 async fn start(file: &Path) -> anyhow::Result<Started> {
-    let config = config::load_file(file).map_err(AppError::from)?;
-    let app = open(config, Some(file.to_owned())).await?;
+    let config = files::load(file).map_err(AppError::from)?;
+    let logs = logs(&config)?;
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.in_file(&file.display().to_string()));
+    }
+    let app = App::open(config, Some(file.to_owned()), logs, std::env::current_exe()?).await?;
     let running = listen(&app)?;
     tracing::info!(proxy = ?running.proxy, admin = %running.admin, "listening");
     Ok(Started { app, running, demo_key: None })
@@ -103,24 +109,24 @@ async fn start(file: &Path) -> anyhow::Result<Started> {
 
 async fn start_quickstart() -> anyhow::Result<Started> {
     let demo = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    let config = quickstart::config(demo.local_addr()?, &std::env::current_dir()?).map_err(AppError::from)?;
-    let app = open(config, None).await?;
-    let key = quickstart::prepare(&app).await?;
-    // The modules of the routes are stored only now.
-    app.refresh().await?;
+    let (config, held) = quickstart::config(demo.local_addr()?, &std::env::current_dir()?).map_err(AppError::from)?;
+    let logs = logs(&config)?;
+    let opened = Opened::open(config, std::env::current_exe()?).await?;
+    let key = quickstart::prepare(&opened).await?;
+    let app = opened.start(None, logs).await?;
+    drop(held);
     let running = listen(&app)?;
     tokio::spawn(quickstart::serve_demo_upstream(demo));
     Ok(Started { app, running, demo_key: Some(key) })
 }
 
-async fn open(config: Config, file: Option<PathBuf>) -> anyhow::Result<Arc<App>> {
-    let logs = telemetry::init_logs(&config.log).map_err(|e| AppError::setting("log.level", e))?;
-    Ok(App::open(config, file, logs, std::env::current_exe()?).await?)
+fn logs(config: &Config) -> Result<telemetry::LogControl, AppError> {
+    telemetry::init_logs(&config.log).map_err(|e| AppError::setting("log.level", e))
 }
 
 fn listen(app: &Arc<App>) -> Result<Running, AppError> {
     let services = api::services(app.clone());
-    server::start(app.shared.clone(), services.tenant, services.admin, &app.config())
+    server::start(app.shared.clone(), services.tenant, services.admin)
         .map_err(|e| AppError::Setting { key: e.key, message: e.message })
 }
 
@@ -165,7 +171,8 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
             () = app.drain_asked() => break,
-            _ = signals.hangup.recv() => reload(&app, &running).await,
+            // The outcome is logged and audited there.
+            _ = signals.hangup.recv() => drop(app.reload("SIGHUP").await),
         }
     }
     tracing::info!("draining");
@@ -179,15 +186,4 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
         tracing::warn!("stopped; requests that ran past `server.drain` were cut off");
     }
     ExitCode::SUCCESS
-}
-
-async fn reload(app: &App, running: &Running) {
-    match app.reload().await {
-        Ok(()) => tracing::info!("configuration reloaded"),
-        Err(AppError::Config(errors)) => tracing::error!("nothing was changed:\n{errors}"),
-        Err(e) => tracing::error!(error = %e, "nothing was changed"),
-    }
-    for e in running.reload_certificates().err().unwrap_or_default() {
-        tracing::error!(error = %e, "the certificate stays as it was");
-    }
 }

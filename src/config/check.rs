@@ -8,6 +8,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+use super::files::{Look, unseen};
 use super::raw::{At, Doc, Table};
 use super::{Config, routes, sections, upstreams};
 
@@ -35,29 +36,30 @@ impl std::error::Error for ConfigErrors {}
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, error) in self.errors.iter().enumerate() {
-            if i > 0 {
-                f.write_str("\n")?;
-            }
-            f.write_str(&self.file)?;
-            if error.line > 0 {
-                write!(f, ":{}", error.line)?;
-            }
-            if !error.key.is_empty() {
-                write!(f, ": {}", error.key)?;
-            }
-            f.write_str(": ")?;
-            // One line an error, whatever a value holds.
-            error
-                .message
-                .chars()
-                .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_debug()) } else { write!(f, "{c}") })?;
-        }
-        Ok(())
+        let lines: Vec<_> = self.errors.iter().map(|error| error.in_file(&self.file)).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 
-pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
+impl ConfigError {
+    /// `FILE:LINE: KEY: MESSAGE`, as editors jump to: one line, whatever a value holds.
+    pub fn in_file(&self, file: &str) -> String {
+        let mut line = file.to_owned();
+        if self.line > 0 {
+            line.push_str(&format!(":{}", self.line));
+        }
+        if !self.key.is_empty() {
+            line.push_str(&format!(": {}", self.key));
+        }
+        line.push_str(": ");
+        for c in self.message.chars() {
+            if c.is_control() { line.extend(c.escape_debug()) } else { line.push(c) }
+        }
+        line
+    }
+}
+
+pub fn load_file(path: &Path, look: Look) -> Result<Config, ConfigErrors> {
     let file = path.display().to_string();
     let fail = |message: String| ConfigErrors {
         file: file.clone(),
@@ -72,17 +74,22 @@ pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
     }
     // Absolute, so that a later change of the working directory (a daemon, a reload) changes no path.
     let path = std::path::absolute(path).map_err(|e| fail(format!("the file's folder can't be found: {e}")))?;
-    parse(&text, &file, path.parent().unwrap_or(Path::new("/")))
+    check(&text, &file, path.parent().unwrap_or(Path::new("/")), look)
+}
+
+/// As [`check`], without a look at the files that the text names.
+pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors> {
+    check(text, file, base, unseen)
 }
 
 /// `file` is only for messages; relative paths in the text are taken from `base`.
-pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors> {
+pub fn check(text: &str, file: &str, base: &Path, look: Look) -> Result<Config, ConfigErrors> {
     let doc = Doc::new(text);
     let (tree, syntax) = DeTable::parse_recoverable(text);
-    let (config, errors) = if syntax.is_empty() {
+    let (config, (mut errors, warnings)) = if syntax.is_empty() {
         let root = At { key: String::new(), line: 0 };
         let config = Table::read(&doc, root, Some(tree.get_ref()), |t| read(t, base));
-        (Some(config), doc.finish())
+        (Some(config), doc.finish(look))
     } else {
         // What a broken file seems to hold is not worth checking: most of it would be after-effects.
         for error in syntax {
@@ -91,11 +98,15 @@ pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors
             let at = At { key: String::new(), line: doc.line(before.len()) };
             doc.error(&at, format!("column {column}: {}", error.message().replace('\n', " ")));
         }
-        (None, doc.finish())
+        (None, doc.finish(look))
     };
     match config {
-        Some(config) if errors.is_empty() => Ok(config),
-        _ => Err(ConfigErrors { file: file.to_owned(), errors }),
+        Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
+        _ => {
+            errors.extend(warnings);
+            errors.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
+            Err(ConfigErrors { file: file.to_owned(), errors })
+        }
     }
 }
 
@@ -103,7 +114,7 @@ fn read(t: &Table<'_>, base: &Path) -> Config {
     let data_dir = t.get("data_dir", base.join("data"), sections::file(base));
     let server = t.section("server", |t| sections::server(t, base));
     let admin = t.section("admin", |t| sections::admin(t, base, &data_dir));
-    t.section("store", sections::store);
+    let store = t.section("store", sections::store);
     Config {
         auth: t.section("auth", |t| sections::auth(t, base)),
         log: t.section("log", sections::log),
@@ -113,7 +124,9 @@ fn read(t: &Table<'_>, base: &Path) -> Config {
         routes: routes::routes(t, base),
         server,
         admin,
+        store,
         data_dir,
+        warnings: Vec::new(),
     }
 }
 

@@ -5,8 +5,10 @@
 
 pub mod check;
 mod edits;
+pub mod files;
 pub mod pattern;
 mod raw;
+pub mod restart;
 mod routes;
 mod sections;
 mod units;
@@ -23,6 +25,8 @@ use ipnet::IpNet;
 use crate::domain::{ModuleRef, Name, OwnerId, ScopeSet, Tier};
 
 pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
+pub use files::{FileUse, Finding, Look};
+pub use sections::filter as log_filter;
 
 /// Owner of the modules that a route names without an owner: the operator.
 pub const OPERATOR: &str = "wasmgate";
@@ -34,13 +38,16 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub auth: Auth,
     pub log: Log,
+    pub store: Store,
     pub engine: Engine,
     pub tiers: Vec<Tier>,
     pub upstreams: Vec<Upstream>,
     pub routes: Vec<Route>,
+    /// What the gateway runs with, and should not for long: an expired certificate.
+    pub warnings: Vec<ConfigError>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     pub listeners: Vec<Listener>,
     /// Worker threads of the proxy; 0: one a core.
@@ -59,7 +66,7 @@ pub struct Server {
     pub drain: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub address: SocketAddr,
     pub tls: Option<Tls>,
@@ -83,7 +90,7 @@ pub struct Admin {
     pub allowed_hosts: Vec<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
     /// 32 bytes or more; made in the data directory when nothing is configured.
     pub pepper: SecretSource,
@@ -112,13 +119,22 @@ pub struct Log {
     pub access: bool,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// Audit lines older than this go, and the oldest beyond so many.
+    pub audit_keep: Duration,
+    pub audit_entries: u64,
+    /// Usage of whole days (UTC) older than this goes.
+    pub usage_keep: Duration,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Json,
     Pretty,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
     /// Runs at once, each with a thread; 0: 64 a core, at least 256.
     pub threads: usize,
@@ -139,7 +155,7 @@ pub struct Engine {
 }
 
 /// When a module version that fails again and again is refused on its routes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Breaker {
     /// In a row; 0: never.
     pub failures: u32,
@@ -148,7 +164,7 @@ pub struct Breaker {
     pub cool_down: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compile {
     pub processes: usize,
     pub cpu: Duration,
@@ -345,8 +361,8 @@ impl HeaderEdits {
 /// A module version, its configuration and its failure policy on a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
-    /// Owner of a bare module name: the operator's own, `wasmgate`, unless given.
     pub module: ModuleRef,
+    /// Whose module: the one that the reference names, else the operator's own, `wasmgate`.
     pub owner: OwnerId,
     /// Handed to the guest as it is (http-wasm `get_config`).
     pub config: Vec<u8>,

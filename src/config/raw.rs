@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use super::check::ConfigError;
+use super::files::{FileUse, Finding, Look};
 use super::units::{nearest, type_of};
 
 /// A position in the file, as messages name it.
@@ -47,6 +48,7 @@ struct State {
     keys: Vec<String>,
     defined: BTreeMap<(Kind, String), At>,
     referred: Vec<(Kind, String, At)>,
+    files: Vec<(FileUse, At)>,
 }
 
 /// One file being read.
@@ -106,8 +108,24 @@ impl Doc {
         self.state.borrow_mut().referred.push((kind, name.to_owned(), at.clone()));
     }
 
-    /// Resolves the references; all errors in line order.
-    pub fn finish(self) -> Vec<ConfigError> {
+    /// Notes a file that a setting names, looked at when the whole configuration is read.
+    pub fn names_file(&self, file: FileUse, at: At) {
+        self.state.borrow_mut().files.push((file, at));
+    }
+
+    /// Resolves the references and looks at the files; all errors, and all warnings, in line order.
+    pub fn finish(self, look: Look) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        let files = std::mem::take(&mut self.state.borrow_mut().files);
+        let mut warnings = Vec::new();
+        for (file, at) in files.into_iter().filter(|(_, at)| !self.failed(&at.key)) {
+            match look(&file) {
+                Ok(()) => {}
+                Err(Finding::Error(message)) => self.error(&at, message),
+                Err(Finding::Warning(message)) => {
+                    warnings.push(ConfigError { key: at.key, line: at.line, message });
+                }
+            }
+        }
         let State { mut errors, defined, referred, .. } = self.state.into_inner();
         for (kind, name, at) in referred {
             if defined.contains_key(&(kind, name.clone())) {
@@ -122,9 +140,11 @@ impl Doc {
             let message = format!("`{name}` is not {}; {hint}", kind.noun());
             errors.push(ConfigError { key: at.key, line: at.line, message });
         }
-        errors.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
-        errors.dedup();
-        errors
+        for list in [&mut errors, &mut warnings] {
+            list.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
+            list.dedup();
+        }
+        (errors, warnings)
     }
 
     /// Every key asked for, in the order of the file's documentation.

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::files::FileUse;
 use super::raw::{Kind, Table};
 use super::units::{GIB, KIB, MIB, choice, duration, flag, from_str, int, millis, parse_as, secs, size, text_with};
-use super::{Admin, Auth, Breaker, Compile, Engine, Listener, Log, LogFormat, SecretSource, Server, Tls};
+use super::{Admin, Auth, Breaker, Compile, Engine, Listener, Log, LogFormat, SecretSource, Server, Store, Tls};
 use crate::domain::path::normalize_host;
 use crate::domain::{FailMode, Limits, Name, Quota, Tier, Window};
 
@@ -77,7 +78,11 @@ fn listener(t: &Table<'_>, base: &Path) -> Option<Listener> {
 fn tls(t: &Table<'_>, base: &Path) -> Option<Tls> {
     t.opt_section("tls", |t| {
         let (cert, key) = (t.need("cert_file", file(base)), t.need("key_file", file(base)));
-        Some(Tls { cert_file: cert?, key_file: key? })
+        let tls = Tls { cert_file: cert?, key_file: key? };
+        t.doc.names_file(FileUse::Certificate(tls.cert_file.clone()), t.at("cert_file"));
+        t.doc.names_file(FileUse::PrivateKey(tls.key_file.clone()), t.at("key_file"));
+        t.doc.names_file(FileUse::KeyPair(tls.clone()), t.at("key_file"));
+        Some(tls)
     })
     .flatten()
 }
@@ -91,10 +96,13 @@ pub fn admin(t: &Table<'_>, base: &Path, data_dir: &Path) -> Admin {
         t.error("address", format!("`{address}` would send admin tokens in the clear; {advice}"));
     }
     t.refuse("token", "a secret may not stand in this file; use `token_file`");
+    let token_file = t.get("token_file", data_dir.join("admin.token"), file(base));
+    let token = FileUse::AdminToken { file: token_file.clone(), data_dir: data_dir.to_owned() };
+    t.doc.names_file(token, t.at("token_file"));
     Admin {
         address,
         tls,
-        token_file: t.get("token_file", data_dir.join("admin.token"), file(base)),
+        token_file,
         allowed_hosts: t.list(
             "allowed_hosts",
             text_with(|s| match normalize_host(s) {
@@ -107,7 +115,11 @@ pub fn admin(t: &Table<'_>, base: &Path, data_dir: &Path) -> Admin {
 
 pub fn auth(t: &Table<'_>, base: &Path) -> Auth {
     t.refuse("pepper", "a secret may not stand in this file; use `pepper_file` or `pepper_env`");
-    let from_file = t.opt("pepper_file", file(base)).map(SecretSource::File);
+    let pepper_file = t.opt("pepper_file", file(base));
+    if let Some(file) = &pepper_file {
+        t.doc.names_file(FileUse::Pepper(file.clone()), t.at("pepper_file"));
+    }
+    let from_file = pepper_file.map(SecretSource::File);
     let from_env = t.opt("pepper_env", text_with(variable)).map(SecretSource::Env);
     if from_file.is_some() && from_env.is_some() {
         t.error("pepper_env", "`pepper_file` and `pepper_env` exclude each other; keep one");
@@ -137,7 +149,7 @@ pub fn log(t: &Table<'_>) -> Log {
 }
 
 /// `info` or `wasmgate=debug,info`. Stricter than `tracing`, which takes a mistyped level for the name of a target.
-fn filter(s: &str) -> Result<String, String> {
+pub fn filter(s: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in s.split(',') {
         let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level).trim();
@@ -148,7 +160,7 @@ fn filter(s: &str) -> Result<String, String> {
     }
     match tracing_subscriber::EnvFilter::try_new(s) {
         Ok(_) => Ok(s.to_owned()),
-        Err(e) => Err(format!("`{s}` is not a log filter: {e}")),
+        Err(e) => Err(format!("`{s}` is not a log filter ({e}); use a level such as `info`, or `wasmgate=debug,info`")),
     }
 }
 
@@ -248,8 +260,8 @@ fn read_quota(t: &Table<'_>) -> Option<Quota> {
     Some(Quota { name: name?, requests: requests?, window: window?, burst })
 }
 
-/// The embedded store is the only one; its section exists so that a file can say so.
-pub fn store(t: &Table<'_>) {
+/// The embedded store is the only one; `kind` exists so that a file can say so.
+pub fn store(t: &Table<'_>) -> Store {
     t.opt(
         "kind",
         text_with(|s| match s {
@@ -258,4 +270,10 @@ pub fn store(t: &Table<'_>) {
             _ => Err(format!("`{s}` is not a store; use `embedded`")),
         }),
     );
+    let keep = || duration(DAY..=3660 * DAY);
+    Store {
+        audit_keep: t.get("audit_keep", 400 * DAY, keep()),
+        audit_entries: t.get("audit_entries", 100_000, int(100..=100_000_000)),
+        usage_keep: t.get("usage_keep", 400 * DAY, keep()),
+    }
 }

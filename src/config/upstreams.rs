@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::HeaderName;
 use toml::de::DeValue;
 
+use super::files::FileUse;
 use super::raw::{Kind, Table};
 use super::sections::file;
 use super::units::{choice, duration, flag, from_str, int, millis, secs, text_with, type_of};
@@ -23,10 +24,12 @@ pub fn upstream(t: &Table<'_>, base: &Path) -> Option<Upstream> {
         t.doc.define(Kind::Upstream, name.as_str(), &t.at("name"));
     }
     let endpoints = endpoints(t);
-    let tls = t.opt_section("tls", |t| UpstreamTls {
-        sni: t.opt("sni", text_with(server_name)),
-        verify: t.get("verify", true, flag),
-        ca_file: t.opt("ca_file", file(base)),
+    let tls = t.opt_section("tls", |t| {
+        let ca_file = t.opt("ca_file", file(base));
+        if let Some(file) = &ca_file {
+            t.doc.names_file(FileUse::Authorities(file.clone()), t.at("ca_file"));
+        }
+        UpstreamTls { sni: t.opt("sni", text_with(server_name)), verify: t.get("verify", true, flag), ca_file }
     });
     let usual = if tls.is_some() { UpstreamHttp::Auto } else { UpstreamHttp::H1 };
     let versions = [("h1", UpstreamHttp::H1), ("h2", UpstreamHttp::H2), ("auto", UpstreamHttp::Auto)];

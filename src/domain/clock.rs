@@ -27,6 +27,11 @@ impl Timestamp {
         self.0.as_second()
     }
 
+    /// Microseconds within its second.
+    pub fn subsec_micros(self) -> u32 {
+        self.0.subsec_nanosecond().unsigned_abs() / 1000
+    }
+
     /// Whole days since 1970-01-01, UTC.
     pub fn day(self) -> i64 {
         self.0.as_second().div_euclid(86_400)

@@ -61,6 +61,8 @@ pub enum Phase {
 }
 
 impl Phase {
+    pub const COUNT: usize = 3;
+
     pub fn as_str(self) -> &'static str {
         match self {
             Phase::Execute => "execute",

@@ -50,6 +50,9 @@ pub enum GuestFailure {
     OutOfFuel,
     #[error("the module ran out of time")]
     Deadline,
+    /// Stopped, as the client that it ran for has gone. Nobody is told.
+    #[error("the client has gone")]
+    Cancelled,
     #[error("the module ran out of memory")]
     OutOfMemory,
     #[error("the module wrote more output than its limit")]
@@ -71,6 +74,7 @@ impl GuestFailure {
             GuestFailure::Trap { .. } => "handler-trap",
             GuestFailure::OutOfFuel => "handler-out-of-fuel",
             GuestFailure::Deadline => "handler-timeout",
+            GuestFailure::Cancelled => "handler-cancelled",
             GuestFailure::OutOfMemory => "handler-out-of-memory",
             GuestFailure::OutputTooLarge => "handler-output-too-large",
             GuestFailure::BadOutput(_) => "handler-invalid-response",

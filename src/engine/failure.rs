@@ -16,6 +16,9 @@ pub enum Halt {
     OutOfFuel,
     #[error("deadline")]
     Deadline,
+    /// Nobody waits for the guest any more.
+    #[error("cancelled")]
+    Cancelled,
     #[error("output too large")]
     OutputTooLarge,
     #[error("{0}")]
@@ -55,6 +58,7 @@ pub fn classify(error: &RuntimeError, growth_refused: bool) -> Ended {
         Some(Halt::Exit(code)) => return Ended::Exit(*code),
         Some(Halt::OutOfFuel) => GuestFailure::OutOfFuel,
         Some(Halt::Deadline) => GuestFailure::Deadline,
+        Some(Halt::Cancelled) => GuestFailure::Cancelled,
         Some(Halt::OutputTooLarge) => GuestFailure::OutputTooLarge,
         Some(Halt::BadOutput(why)) => GuestFailure::BadOutput(why.clone()),
         Some(Halt::Trap(why)) => GuestFailure::Trap { reason: why.clone(), backtrace: backtrace(error.trace()) },

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::cancel::Cancel;
 use super::failure::Halt;
 use super::permits;
 
@@ -32,11 +33,12 @@ pub struct Fuel {
     /// Units that fit into [`SLICE`], by what the last slice took.
     pace: u64,
     deadline: Instant,
+    cancel: Cancel,
 }
 
 impl Fuel {
-    pub fn new(limit: u64, deadline: Instant) -> Fuel {
-        Fuel { limit, base: 0, slice: 0, granted: Instant::now(), pace: FIRST_SLICE, deadline }
+    pub fn new(limit: u64, deadline: Instant, cancel: Cancel) -> Fuel {
+        Fuel { limit, base: 0, slice: 0, granted: Instant::now(), pace: FIRST_SLICE, deadline, cancel }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -89,12 +91,26 @@ impl Fuel {
         self.used(counter) > self.limit
     }
 
-    /// For host functions that take long: the deadline and the fuel, checked now.
+    /// For host functions that take long: the fuel, the caller and the deadline, checked now.
     pub fn check(&self) -> Result<(), Halt> {
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
-        if self.remaining().is_zero() { Err(Halt::Deadline) } else { Ok(()) }
+        self.time_left(Instant::now()).map(drop)
+    }
+
+    /// Sleeps, never past the deadline: a longer sleep ends the guest there.
+    pub fn sleep(&self, wanted: Duration) -> Result<(), Halt> {
+        permits::aside(self.deadline, || self.cancel.sleep(wanted.min(self.remaining())));
+        self.time_left(Instant::now()).map(drop)
+    }
+
+    fn time_left(&self, now: Instant) -> Result<Duration, Halt> {
+        if self.cancel.is_cancelled() {
+            return Err(Halt::Cancelled);
+        }
+        let left = self.deadline.saturating_duration_since(now);
+        if left.is_zero() { Err(Halt::Deadline) } else { Ok(left) }
     }
 
     fn follow_the_clock(&mut self, counter: i64, now: Instant) {
@@ -107,10 +123,7 @@ impl Fuel {
 
     fn next_slice(&mut self) -> Result<i64, Halt> {
         self.granted = Instant::now();
-        let left = self.deadline.saturating_duration_since(self.granted);
-        if left.is_zero() {
-            return Err(Halt::Deadline);
-        }
+        let left = self.time_left(self.granted)?;
         let by_time = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / WORST_NANOS_A_UNIT;
         let slice = by_time.max(MIN_SLICE).min(self.pace).min(self.limit - self.base);
         Ok(i64::try_from(slice).unwrap_or(i64::MAX))
@@ -123,7 +136,7 @@ mod tests {
 
     #[test]
     fn what_is_used_does_not_depend_on_slices() {
-        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60), Cancel::default());
         let first = fuel.expire(-7).unwrap();
         assert_eq!(fuel.used(first), 7);
         let second = fuel.expire(-3).unwrap();
@@ -135,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_last_slice_is_what_is_left() {
-        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60), Cancel::default());
         assert_eq!(fuel.expire(0).unwrap(), 100);
         assert_eq!(fuel.expire(-1), Err(Halt::OutOfFuel));
         assert_eq!(fuel.used_at_least(), 101);
@@ -144,21 +157,32 @@ mod tests {
 
     #[test]
     fn the_deadline_ends_it() {
-        let mut fuel = Fuel::new(u64::MAX, Instant::now());
+        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Cancel::default());
         assert_eq!(fuel.expire(0), Err(Halt::Deadline));
     }
 
     #[test]
+    fn a_caller_that_has_gone_ends_it() {
+        let cancel = Cancel::default();
+        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), cancel.clone());
+        assert!(fuel.expire(0).is_ok());
+        cancel.cancel();
+        assert_eq!(fuel.expire(0), Err(Halt::Cancelled));
+        assert_eq!(fuel.check(), Err(Halt::Cancelled));
+        assert_eq!(fuel.sleep(Duration::from_secs(30)), Err(Halt::Cancelled), "without sleeping");
+    }
+
+    #[test]
     fn slices_shrink_towards_the_deadline() {
-        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60));
-        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2));
+        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2), Cancel::default());
         assert_eq!(far.begin() as u64, FIRST_SLICE);
         assert!((near.begin() as u64) < 10_000);
     }
 
     #[test]
     fn slices_follow_the_clock() {
-        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60));
+        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
         fuel.begin();
         // As if the slice had taken ten times as long as it should.
         fuel.granted = Instant::now() - 10 * SLICE;

@@ -16,6 +16,7 @@ use crate::domain::{GuestFailure, Limits, Meter};
 
 use super::LoadedModule;
 use super::budget::Reserved;
+use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
@@ -34,20 +35,22 @@ pub struct Allowance {
     /// What the meter's wall time counts from, so that a run that met its deadline lasted at least its limit.
     began: Instant,
     pub deadline: Instant,
+    /// Set when nobody waits for the run any more.
+    pub cancel: Cancel,
 }
 
 impl Allowance {
     /// The limits, their wall time beginning now.
-    pub fn from_now(limits: Limits) -> Allowance {
+    pub fn from_now(limits: Limits, cancel: Cancel) -> Allowance {
         let wall = limits.wall_ms;
-        Self::lasting(limits, wall)
+        Self::lasting(limits, wall, cancel)
     }
 
     /// As `from_now`, with another wall time.
-    pub fn lasting(limits: Limits, wall: Duration) -> Allowance {
+    pub fn lasting(limits: Limits, wall: Duration, cancel: Cancel) -> Allowance {
         let began = Instant::now();
         // No run may last longer than a day, whatever a tier says.
-        Allowance { limits, began, deadline: began + wall.min(Duration::from_secs(86_400)) }
+        Allowance { limits, began, deadline: began + wall.min(Duration::from_secs(86_400)), cancel }
     }
 }
 
@@ -93,7 +96,7 @@ impl Guest {
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
-        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline), memory);
+        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
         state.output_limit = limits.output_bytes;
         state.log = BoundedLog::new(limits.log_bytes);
         prepare(&mut state);
@@ -124,7 +127,7 @@ impl Guest {
         self.started = if may_block { Started::of(allowance) } else { Started { wall: allowance.began, cpu: None } };
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
-        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline);
+        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline, allowance.cancel.clone());
         state.clock = RunClock::since(self.started.wall);
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;

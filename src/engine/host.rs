@@ -15,7 +15,6 @@ use super::failure::Halt;
 use super::fuel::Fuel;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
-use super::permits;
 
 /// Bytes written by a guest, up to a limit; what is beyond is counted.
 #[derive(Debug, Default)]
@@ -134,16 +133,6 @@ impl HostState {
         if wanted.is_zero() {
             return self.fuel.check();
         }
-        let left = self.remaining();
-        if !self.may_block {
-            return Err(Halt::Deadline);
-        }
-        permits::aside(self.fuel.deadline(), || std::thread::sleep(wanted.min(left)));
-        if wanted < left { Ok(()) } else { Err(Halt::Deadline) }
-    }
-
-    /// Time left of this invocation.
-    pub fn remaining(&self) -> Duration {
-        self.fuel.remaining()
+        if self.may_block { self.fuel.sleep(wanted) } else { Err(Halt::Deadline) }
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::budget::{Account, Reserved};
+use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
 use super::lane::{INLINE_SLICE, Lane};
@@ -54,6 +55,8 @@ pub struct HttpExchange {
     pub peer: SocketAddr,
     /// For log lines.
     pub request_id: Arc<str>,
+    /// Set when the client has gone.
+    pub cancel: Cancel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,7 +160,7 @@ impl HttpHandler {
         let permit = self.vms.permit().await?;
         let handler = self.clone();
         let start = move |memory| (handler.start_vm(memory), permit);
-        let started = self.engine.pool().run(&self.owner, self.need(false), start).await;
+        let started = self.engine.pool().run(&self.owner, &Cancel::default(), self.need(false), start).await;
         let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
         self.vms.give_back(Leased { vm: vm?, permit }, &self.module);
         Ok(())
@@ -184,8 +187,9 @@ impl HttpHandler {
         exchange: Box<HttpExchange>,
         mut leased: Leased,
     ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
+        let turn = self.turn(Some(INLINE_FUEL), &exchange);
         let mut exchange = Some(exchange);
-        let (result, meter) = leased.vm.request(&mut exchange, &self.turn(Some(INLINE_FUEL)));
+        let (result, meter) = leased.vm.request(&mut exchange, &turn);
         let exchange = given_back(exchange);
         if self.overran(&result) {
             self.requests.overran();
@@ -209,8 +213,9 @@ impl HttpHandler {
                 Ok(vm) => vm,
                 Err(failure) => return HttpOutcome::failed(exchange, failure, Meter::default()),
             };
+            let turn = handler.turn(None, &exchange);
             let mut exchange = Some(exchange);
-            let (result, meter) = vm.request(&mut exchange, &handler.turn(None));
+            let (result, meter) = vm.request(&mut exchange, &turn);
             handler.requests.record(took(&meter));
             handler.settle_request(given_back(exchange), Leased { vm, permit }, result, meter)
         })
@@ -249,6 +254,7 @@ impl HttpHandler {
         need: Need,
         run: impl FnOnce(&Arc<HttpHandler>, Box<HttpExchange>, T, Reserved) -> HttpOutcome + Send + 'static,
     ) -> HttpOutcome {
+        let cancel = exchange.cancel.clone();
         let ours = Arc::new(Mutex::new(Some((exchange, with))));
         let (theirs, handler) = (ours.clone(), self.clone());
         let job = move |memory| {
@@ -256,7 +262,7 @@ impl HttpHandler {
             let work = theirs.lock().take();
             work.map(|(exchange, with)| run(&handler, exchange, with, memory))
         };
-        let busy = match self.engine.pool().run(&self.owner, need, job).await {
+        let busy = match self.engine.pool().run(&self.owner, &cancel, need, job).await {
             Ok(Some(outcome)) => return outcome,
             Ok(None) => unreachable!("only this function takes the work back, after the pool has let it go"),
             Err(busy) => RunError::Busy { retry_after: busy.retry_after },
@@ -289,13 +295,14 @@ impl HttpHandler {
     }
 
     /// A phase's limits from now on: on a guest thread, or inline with so much fuel.
-    fn turn(&self, inline: Option<u64>) -> Turn<'_> {
+    fn turn(&self, inline: Option<u64>, exchange: &HttpExchange) -> Turn<'_> {
         let mut limits = self.limits.clone();
         if let Some(fuel) = inline {
             limits.fuel = fuel;
             limits.wall_ms = limits.wall_ms.min(INLINE_WALL);
         }
-        Turn { allowance: Allowance::from_now(limits), may_block: inline.is_none(), log: &self.log }
+        let allowance = Allowance::from_now(limits, exchange.cancel.clone());
+        Turn { allowance, may_block: inline.is_none(), log: &self.log }
     }
 
     /// An inline phase met the bound of its lane, not one of the handler's.
@@ -336,8 +343,9 @@ impl HttpHandler {
         call: (i32, bool),
         inline: Option<u64>,
     ) -> HttpOutcome {
+        let turn = self.turn(inline, &exchange);
         let mut exchange = Some(exchange);
-        let (result, meter) = leased.vm.response(&mut exchange, call, &self.turn(inline));
+        let (result, meter) = leased.vm.response(&mut exchange, call, &turn);
         let exchange = given_back(exchange);
         match result {
             Ok(()) => {

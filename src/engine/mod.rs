@@ -12,6 +12,7 @@ mod artifacts;
 mod at_rest;
 mod budget;
 mod cache;
+mod cancel;
 pub mod compile;
 pub mod failure;
 pub mod fuel;
@@ -50,6 +51,7 @@ use compile::Compilers;
 use guest::Allowance;
 use pool::{Need, Pool};
 
+pub use cancel::Cancel;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
 
@@ -133,6 +135,8 @@ pub struct Job {
     pub label: Arc<str>,
     pub limits: Limits,
     pub input: Input,
+    /// Set when nobody waits for the run any more.
+    pub cancel: Cancel,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -171,7 +175,7 @@ pub enum RunError {
     /// The caller's arguments do not fit the function's signature, or there is no such export.
     #[error("{0}")]
     BadCall(String),
-    /// Pool and queue are full.
+    /// Pool and queue are full, or the caller has gone before its turn.
     #[error("no capacity to run the module now")]
     Busy { retry_after: Duration },
 }
@@ -311,14 +315,15 @@ impl Engine {
             // The run on the pool is the run: what the first try used is not charged twice.
             job.module.lane().overran();
         }
-        let Job { module, owner, label, limits, input } = job;
+        let Job { module, owner, label, limits, input, cancel } = job;
+        let token = cancel.clone();
         let work = move |memory| {
-            let allowance = Allowance::from_now(limits);
+            let allowance = Allowance::from_now(limits, token);
             let finished = run::execute(&module, &label, &input, &call, &allowance, memory, true);
             module.lane().record(finished.meter.wall);
             finished
         };
-        match self.pool.run(&owner, need, work).await {
+        match self.pool.run(&owner, &cancel, need, work).await {
             Ok(finished) => finished,
             Err(busy) => run::refused(RunError::Busy { retry_after: busy.retry_after }),
         }
@@ -333,7 +338,7 @@ impl Engine {
 
     fn run_inline(&self, job: &Job, call: &run::Call, memory: budget::Reserved) -> Finished {
         let wall_ms = job.limits.wall_ms.min(lane::INLINE_SLICE);
-        let allowance = Allowance::lasting(job.limits.clone(), wall_ms);
+        let allowance = Allowance::lasting(job.limits.clone(), wall_ms, job.cancel.clone());
         run::execute(&job.module, &job.label, &job.input, call, &allowance, memory, false)
     }
 

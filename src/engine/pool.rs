@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::domain::OwnerId;
 
 use super::budget::{Account, Budget, Reserved};
+use super::cancel::Cancel;
 use super::permits::Permits;
 use super::sys;
 
@@ -119,10 +120,11 @@ impl Pool {
     }
 
     /// Runs `work` on a guest thread with the memory that it needs. Dropping the future takes work that hasn't begun out
-    /// of the queue.
+    /// of the queue, and so does `cancel`; work that has begun looks at it by itself.
     pub async fn run<T: Send + 'static>(
         &self,
         owner: &OwnerId,
+        cancel: &Cancel,
         need: Need,
         work: impl FnOnce(Reserved) -> T + Send + 'static,
     ) -> Result<T, Busy> {
@@ -135,8 +137,8 @@ impl Pool {
         });
         let id = self.enqueue(owner, need, work)?;
         let mut place = Place { shared: &self.shared, owner, id, waiting: true };
-        let in_time = tokio::time::timeout(self.queue_timeout, has_started).await;
-        if !matches!(in_time, Ok(Ok(()))) && place.leave() {
+        let in_time = tokio::time::timeout(self.queue_timeout, cancel.or_cancelled(has_started)).await;
+        if !matches!(in_time, Ok(Some(Ok(())))) && place.leave() {
             return Err(self.busy());
         }
         place.waiting = false;

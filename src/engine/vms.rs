@@ -15,6 +15,7 @@ use wasmer::TypedFunction;
 
 use super::at_rest::AtRest;
 use super::budget::Reserved;
+use super::cancel::Cancel;
 use super::failure::Ended;
 use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
@@ -61,7 +62,8 @@ impl Vm {
         config: &Bytes,
         log: &GuestLog,
     ) -> Result<Vm, RunError> {
-        let allowance = Allowance::from_now(limits.clone());
+        // Others wait for it as well: it does not end with one client.
+        let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
         let compiler = module.code().compiler;
         let made =

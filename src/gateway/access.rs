@@ -11,7 +11,7 @@ use pingora::proxy::Session;
 use super::access_log::{Line, Sink};
 use super::connection::RefusalLog;
 use super::context::Context;
-use super::identity::Ids;
+use super::identity::{Ids, address_text};
 use super::service::Shared;
 use super::snapshot::NO_ROUTE;
 use crate::domain::{Rejection, Subject, UsageRecord};
@@ -75,7 +75,7 @@ impl Event<'_> {
 
     /// The same members as [`Self::trace`] gives, in the form of the JSON log.
     fn json(&self, ctx: &Context, line: &mut Line<'_>) {
-        line.shown("timestamp", ctx.start.wall);
+        line.time("timestamp", ctx.start.wall);
         line.plain("level", "INFO");
         line.plain("target", "access");
         line.plain("method", ctx.method.as_str());
@@ -85,7 +85,7 @@ impl Event<'_> {
         line.number("duration_us", self.micros());
         line.number("bytes_in", self.bytes_in);
         line.number("bytes_out", self.bytes_out);
-        line.shown("client", ctx.client);
+        line.plain("client", std::str::from_utf8(&address_text(ctx.client)).unwrap_or_default());
         if let Some(principal) = &ctx.principal {
             if let Some(key) = principal.key_id() {
                 line.plain("key", key.as_str());

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::domain::Timestamp;
+
 /// Lines wait this long at most.
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 /// A buffer this full is written at once.
@@ -35,6 +37,23 @@ struct Buffer {
 struct Lines {
     bytes: Vec<u8>,
     dropped: u64,
+    second: Second,
+}
+
+/// The second of the last line as text: most lines begin with the same one.
+#[derive(Default)]
+struct Second {
+    of: i64,
+    /// `2026-01-31T23:59:59`; empty at first, before any line of 1970.
+    text: String,
+}
+
+impl Second {
+    fn of(moment: Timestamp) -> Self {
+        let of = moment.unix_seconds();
+        let whole = Timestamp::from_unix_millis(of.saturating_mul(1000)).unwrap_or(moment);
+        Self { of, text: whole.to_string().trim_end_matches('Z').to_owned() }
+    }
 }
 
 /// One worker's end.
@@ -85,7 +104,7 @@ impl Drop for AccessLog {
 fn write_out(buffers: &Mutex<Vec<Weak<Buffer>>>) {
     let buffers: Vec<_> = buffers.lock().iter().filter_map(Weak::upgrade).collect();
     for buffer in buffers {
-        let Lines { bytes, dropped } = std::mem::take(&mut *buffer.lines.lock());
+        let Lines { bytes, dropped, .. } = std::mem::take(&mut *buffer.lines.lock());
         if bytes.is_empty() {
             continue;
         }
@@ -101,12 +120,13 @@ impl Sink {
     /// Adds one line: the members that `write` gives.
     pub fn line(&self, write: impl FnOnce(&mut Line<'_>)) {
         let mut lines = self.buffer.lines.lock();
+        let lines = &mut *lines;
         if lines.bytes.len() > MAX_HELD {
             lines.dropped += 1;
             return;
         }
         lines.bytes.push(b'{');
-        write(&mut Line { out: &mut lines.bytes, first: true });
+        write(&mut Line { out: &mut lines.bytes, second: &mut lines.second, first: true });
         lines.bytes.extend_from_slice(b"}\n");
         if lines.bytes.len() >= FLUSH_AT {
             // A wake-up that is already under way does.
@@ -118,6 +138,7 @@ impl Sink {
 /// The members of one JSON object.
 pub struct Line<'a> {
     out: &'a mut Vec<u8>,
+    second: &'a mut Second,
     first: bool,
 }
 
@@ -134,8 +155,7 @@ impl Line<'_> {
 
     pub fn number(&mut self, key: &str, value: u64) {
         self.key(key);
-        // Writing to a `Vec` does not fail.
-        let _ = write!(self.out, "{value}");
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// Text from outside.
@@ -154,10 +174,19 @@ impl Line<'_> {
         self.out.push(b'"');
     }
 
-    /// As [`Self::plain`], of what shows itself so.
-    pub fn shown(&mut self, key: &str, value: impl std::fmt::Display) {
+    /// A moment as RFC 3339, to the microsecond.
+    pub fn time(&mut self, key: &str, value: Timestamp) {
         self.key(key);
-        let _ = write!(self.out, "\"{value}\"");
+        if self.second.of != value.unix_seconds() {
+            *self.second = Second::of(value);
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(self.second.text.as_bytes());
+        let micros = 1_000_000 + value.subsec_micros();
+        let at = self.out.len();
+        self.out.extend_from_slice(itoa::Buffer::new().format(micros).as_bytes());
+        self.out[at] = b'.';
+        self.out.extend_from_slice(b"Z\"");
     }
 }
 
@@ -188,11 +217,13 @@ mod tests {
         sink.line(|line| {
             line.text("path", awkward);
             line.number("status", 200);
-            line.shown("client", std::net::Ipv4Addr::LOCALHOST);
+            line.time("at", "2026-02-28T23:59:59.000123Z".parse().unwrap());
+            line.time("later", "2026-03-01T00:00:00.999999999Z".parse().unwrap());
         });
         let lines = std::mem::take(&mut *sink.buffer.lines.lock());
         let doc: serde_json::Value = serde_json::from_slice(&lines.bytes).unwrap();
-        assert_eq!(doc, serde_json::json!({ "path": awkward, "status": 200, "client": "127.0.0.1" }));
+        let (at, later) = ("2026-02-28T23:59:59.000123Z", "2026-03-01T00:00:00.999999Z");
+        assert_eq!(doc, serde_json::json!({ "path": awkward, "status": 200, "at": at, "later": later }));
     }
 
     #[test]

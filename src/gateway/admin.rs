@@ -23,6 +23,7 @@ use super::identity::{self, Ids, REQUEST_ID};
 use super::pipeline::Stop;
 use super::service::{ApiService, Caller};
 use crate::domain::{Rejection, problem};
+use crate::engine::Cancel;
 
 /// The largest body an admin request may have: a module of the largest tier, as multipart.
 const MAX_BODY: u64 = 256 << 20;
@@ -50,7 +51,8 @@ impl AdminApp {
         }
         let peer = session.client_addr().and_then(|a| a.as_inet()).copied().ok_or(Rejection::Internal)?;
         let id = request_id.to_str().unwrap_or_default().into();
-        let request = bridge::request(session, Caller { principal: None, request_id: id, peer })?;
+        let caller = Caller { principal: None, request_id: id, peer, gone: Cancel::default() };
+        let request = bridge::request(session, caller)?;
         let (method, version) = (request.method().clone(), request.version());
         let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|n| n > MAX_BODY) {

@@ -3,9 +3,7 @@
 //! Invariant: every refusal of a request that has a session leaves through [`reject`].
 
 use bytes::Bytes;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE,
-};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, StatusCode};
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -13,6 +11,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 use super::context::Context;
+use super::exchange;
 use super::forward::{self, Fields};
 use super::handlers;
 use super::service::Shared;
@@ -55,15 +54,14 @@ pub async fn send(
     ctx.release();
     restore_method(session, ctx);
     forward::finish_response(&mut head, ctx)?;
-    head.drop_all(&TRANSFER_ENCODING);
-    let method_has_body = ctx.method != Method::HEAD;
-    let status_has_body = has_body(&Method::GET, head.status);
-    if status_has_body {
-        head.set(&CONTENT_LENGTH, HeaderValue::from(body.len()))?;
-    } else {
-        head.drop_all(&CONTENT_LENGTH);
+    let length = if has_body(&Method::GET, head.status) { Some(body.len()) } else { None };
+    match length {
+        Some(n) => head.set(&CONTENT_LENGTH, HeaderValue::from(n))?,
+        None => head.drop_all(&CONTENT_LENGTH),
     }
-    let end = !method_has_body || !status_has_body || body.is_empty();
+    let with_body = has_body(&ctx.method, head.status);
+    exchange::frame_answer(&mut head, session.req_header().version, with_body, 0)?;
+    let end = !with_body || body.is_empty();
     write_head(session, shared, head, end).await?;
     if end {
         session.downstream_session.finish_body().await.map_err(|e| e.into_down())

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no more than the limit is ever held, and a client that drips is cut off.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -18,6 +18,25 @@ use crate::domain::Rejection;
 const LEAST_RATE: u64 = 1024;
 /// Allocated ahead of a declared length; a lie costs no more.
 const AHEAD: u64 = 64 << 10;
+
+/// How long a body may take: one `body_timeout`, and beyond it what its bytes take at the least rate. So one that drips
+/// is cut off, and one that only takes long is not.
+pub struct Pace {
+    began: Instant,
+    per_read: Duration,
+}
+
+impl Pace {
+    pub fn since(began: Instant, per_read: Duration) -> Self {
+        Self { began, per_read }
+    }
+
+    /// For the next read, when so many bytes have come. Zero: the client is too slow.
+    pub fn left(&self, bytes: u64) -> Duration {
+        let allowed = self.per_read + Duration::from_millis(bytes.saturating_mul(1000) / LEAST_RATE);
+        allowed.saturating_sub(self.began.elapsed()).min(self.per_read)
+    }
+}
 
 /// The declared length, if there is one.
 pub fn declared(session: &Session) -> Option<u64> {
@@ -35,14 +54,13 @@ pub async fn gather(session: &mut Session, ctx: &Context, limit: u64) -> Result<
         return Ok(Bytes::new());
     }
     go_on(session).await?;
-    let per_read = ctx.snapshot.config.server.body_timeout;
-    let began = Instant::now();
+    let pace = Pace::since(Instant::now(), ctx.snapshot.config.server.body_timeout);
     let mut body = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0).min(AHEAD)).unwrap_or(0));
     loop {
-        let allowed = per_read + std::time::Duration::from_millis(body.len() as u64 * 1000 / LEAST_RATE);
-        let left = allowed.saturating_sub(began.elapsed()).min(per_read);
         let late = || Stop::Reject(Rejection::RequestTimeout);
-        let chunk = timeout(left, session.downstream_session.read_request_body()).await.map_err(|_| late())?;
+        let chunk = timeout(pace.left(body.len() as u64), session.downstream_session.read_request_body())
+            .await
+            .map_err(|_| late())?;
         match chunk {
             Ok(None) => return Ok(body.freeze()),
             Ok(Some(chunk)) => {

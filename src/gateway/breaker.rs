@@ -90,9 +90,10 @@ impl Breaker {
     }
 }
 
-/// A crash, as opposed to an answer that can't be used: what a caller asks for makes those more often than a module.
+/// A crash, as opposed to an answer that can't be used, which what a caller asks for makes more often than a module,
+/// and to a caller that leaves.
 pub fn is_crash(failure: &GuestFailure) -> bool {
-    !matches!(failure, GuestFailure::BadOutput(_) | GuestFailure::OutputTooLarge)
+    !matches!(failure, GuestFailure::BadOutput(_) | GuestFailure::OutputTooLarge | GuestFailure::Cancelled)
 }
 
 #[cfg(test)]

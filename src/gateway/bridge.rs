@@ -2,7 +2,7 @@
 //!
 //! Invariant: the API never gets more of a body than the limit, nor faster than it reads.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,14 +15,17 @@ use pingora::proxy::Session;
 use tokio::sync::mpsc;
 
 use super::answer::{self, has_body};
+use super::body::{self, Pace};
 use super::context::Context;
 use super::exchange::{content_length, frame_answer};
 use super::forward;
 use super::handlers;
 use super::pipeline::Stop;
+use super::presence;
 use super::proxy::Gateway;
 use super::service::{ApiBody, ApiService, Caller};
 use crate::domain::Rejection;
+use crate::engine::Cancel;
 
 /// Chunks of a request body between the connection and the API.
 const BODY_CHUNKS: usize = 4;
@@ -35,10 +38,15 @@ pub async fn tenant_api(
     held: Option<Bytes>,
     max_body: u64,
 ) -> Result<(), Stop> {
-    let caller = Caller { principal: ctx.principal.clone(), request_id: ctx.request_id().into(), peer: ctx.peer };
+    let caller = Caller {
+        principal: ctx.principal.clone(),
+        request_id: ctx.request_id().into(),
+        peer: ctx.peer,
+        gone: Cancel::default(),
+    };
     let request = request(&session.downstream_session, caller)?;
     if held.is_none() {
-        super::body::go_on(session).await?;
+        body::go_on(session).await?;
     }
     let body_timeout = ctx.snapshot.config.server.body_timeout;
     let answer = call(&*gateway.api, &mut session.downstream_session, request, held, max_body, body_timeout).await?;
@@ -91,7 +99,8 @@ pub fn request(session: &ServerSession, caller: Caller) -> Result<http::Request<
     Ok(request)
 }
 
-/// Calls the API while the request's body is pumped to it.
+/// Calls the API while the request's body is pumped to it. A client that goes, or whose body breaks off, has the call
+/// stopped but not dropped: what it has begun to change is changed, audited and taken up as a whole.
 pub async fn call(
     api: &dyn ApiService,
     session: &mut ServerSession,
@@ -100,30 +109,32 @@ pub async fn call(
     max_body: u64,
     body_timeout: Duration,
 ) -> Result<http::Response<ApiBody>, Stop> {
-    if let Some(body) = held {
-        let body: ApiBody = Box::pin(futures_util::stream::once(async { Ok(body) }));
-        return Ok(api.call(request.map(|()| body)).await);
-    }
-    if session.is_body_done() {
-        let body: ApiBody = Box::pin(futures_util::stream::empty());
-        return Ok(api.call(request.map(|()| body)).await);
-    }
-    let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(BODY_CHUNKS);
-    let body: ApiBody = Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)));
-    let mut answer = api.call(request.map(|()| body));
-    let pumped = {
-        let pump = pump(session, sender, max_body, body_timeout);
-        tokio::pin!(pump);
-        tokio::select! {
-            answer = &mut answer => return Ok(answer),
-            pumped = &mut pump => pumped,
+    let cancel = request.extensions().get::<Caller>().map(|caller| caller.gone.clone()).unwrap_or_default();
+    let mut to = None;
+    let body: ApiBody = match held {
+        Some(body) => Box::pin(futures_util::stream::once(async { Ok(body) })),
+        None if session.is_body_done() => Box::pin(futures_util::stream::empty()),
+        None => {
+            let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(BODY_CHUNKS);
+            to = Some(sender);
+            Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)))
         }
     };
-    match pumped {
-        Ok(()) => Ok(answer.await),
-        // The API has seen the error too; what it says about it is less than what is known here.
-        Err(stop) => Err(stop),
-    }
+    let mut answer = api.call(request.map(|()| body));
+    let present = async {
+        if let Some(to) = to {
+            pump(session, to, max_body, body_timeout).await?;
+        }
+        Err(Stop::Broken(presence::gone(session).await))
+    };
+    let stop = tokio::select! {
+        biased;
+        answer = &mut answer => return Ok(answer),
+        stop = present => stop,
+    };
+    cancel.cancel();
+    answer.await;
+    stop
 }
 
 /// Ends with the body, or when the API has stopped reading.
@@ -134,27 +145,29 @@ async fn pump(
     body_timeout: Duration,
 ) -> Result<(), Stop> {
     let mut read = 0u64;
-    loop {
+    let pace = Pace::since(Instant::now(), body_timeout);
+    let stop = loop {
         let late = || Stop::Reject(Rejection::RequestTimeout);
-        match timeout(body_timeout, session.read_request_body()).await.map_err(|_| late())? {
-            Ok(None) => return Ok(()),
-            Ok(Some(chunk)) => {
+        match timeout(pace.left(read), session.read_request_body()).await {
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(chunk))) => {
                 read += chunk.len() as u64;
                 if read > max_body {
-                    return Err(Rejection::PayloadTooLarge { limit: max_body }.into());
+                    break Rejection::PayloadTooLarge { limit: max_body }.into();
                 }
                 if to.send(Ok(chunk)).await.is_err() {
                     return Ok(());
                 }
             }
-            Err(e) if e.etype == ErrorType::ReadTimedout => return Err(late()),
-            Err(e) => {
-                // Told to the API, so that it does not take a cut body for a whole one.
-                let _ = to.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
-                return Err(Stop::Broken(e.into_down()));
-            }
+            Ok(Err(e)) if e.etype == ErrorType::ReadTimedout => break late(),
+            Ok(Err(e)) => break Stop::Broken(e.into_down()),
+            Err(_) => break late(),
         }
-    }
+    };
+    // Told to the API, so that it does not take a cut body for a whole one; what it says about it is less than what is
+    // known here.
+    let _ = to.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+    Err(stop)
 }
 
 /// Streams an answer's body as it comes. With a known length, `before_end` is called before its last chunk, which ends

@@ -34,7 +34,7 @@ pub struct Context {
     /// The connection is encrypted.
     pub tls: bool,
     pub principal: Option<Principal>,
-    /// `RateLimit-Policy` and `RateLimit`.
+    /// `RateLimit-Policy` and `RateLimit`, until the answer's head has them.
     pub rate: Option<(HeaderValue, HeaderValue)>,
     /// Given back with the context, after the answer.
     pub in_flight: Option<InFlight>,
@@ -44,6 +44,10 @@ pub struct Context {
     pub upgrade: bool,
     /// Request body bytes that went upstream as they came.
     pub streamed: u64,
+    /// Interim answers of the upstream so far, where the answer streams through Pingora's proxy.
+    pub interim: usize,
+    /// The answer has no body, whatever the upstream sends.
+    pub bodiless: bool,
     pub(super) chain: Option<Box<Chain>>,
     /// Bytes of handlers that precede the streamed body of the upstream's answer.
     pub before_body: Bytes,
@@ -89,6 +93,8 @@ impl Context {
             allow: None,
             upgrade: false,
             streamed: 0,
+            interim: 0,
+            bodiless: false,
             chain: None,
             before_body: Bytes::new(),
             lease: None,

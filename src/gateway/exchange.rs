@@ -24,13 +24,14 @@ use super::forward::{self, Fields};
 use super::handlers;
 use super::pipeline::Stop;
 use super::pool::{Client, Pool};
+use super::presence::gone_without_body;
 use super::proxy::Gateway;
 use super::service::Shared;
 use super::upstream::{Endpoint, Upstream};
 use crate::domain::Rejection;
 
 /// Interim answers (1xx) an upstream may send before the final one.
-const MAX_INTERIM: usize = 8;
+pub const MAX_INTERIM: usize = 8;
 
 /// A failed attempt.
 struct Failure {
@@ -60,10 +61,11 @@ pub async fn run(
             Ok(client) => break Connected { client: Some(client), pool, endpoint, deadline },
             Err(failure) => {
                 if !failure.stale && failure.error.esource == ErrorSource::Upstream {
-                    upstream.failed(&endpoint);
+                    upstream.failed(&endpoint, &failure.error);
+                } else {
+                    tracing::debug!(upstream = upstream.name(), endpoint = %endpoint.label, error = %failure.error,
+                        "attempt ended early");
                 }
-                let (upstream, endpoint) = (upstream.name(), &endpoint.label);
-                tracing::warn!(upstream, %endpoint, error = %failure.error, "attempt failed");
                 let free = failure.stale && std::mem::take(&mut stale_left);
                 if failure.again && (free || retries > 0) {
                     retries -= u32::from(!free);
@@ -79,7 +81,11 @@ pub async fn run(
     if let Err(stop) = &result
         && stop.is_upstreams()
     {
-        upstream.failed(&endpoint);
+        let why = match stop {
+            Stop::Reject(rejection) => rejection.detail(),
+            Stop::Broken(error) => error.to_string(),
+        };
+        upstream.failed(&endpoint, &why);
     }
     if let Some(mut client) = connected.client {
         // The answer was not read to its end.
@@ -113,15 +119,6 @@ impl Connected<'_> {
     }
 }
 
-/// Resolves when the client is gone; what it pipelines stays where it is.
-async fn gone(session: &mut ServerSession) -> Box<Error> {
-    loop {
-        if let Err(error) = session.read_body_or_idle(true).await {
-            return error.into_down();
-        }
-    }
-}
-
 /// One try: connect or reuse, send, read up to the final answer's head.
 async fn attempt(
     session: &mut Session,
@@ -147,6 +144,9 @@ async fn attempt(
         before_sending(error)
     })?;
     let idempotent = head.method.is_idempotent();
+    // Bytes went out, and none came back. Whether the upstream acted on them can't be known (it may close an idle
+    // connection just then), so only a request that may arrive twice goes out again (RFC 9110 section 9.2.2); a POST is a
+    // 502. A kept connection that had closed before is noticed when it is taken from the pool.
     let after_sending = |error: Box<Error>| {
         let broken = matches!(
             error.etype,
@@ -165,7 +165,7 @@ async fn attempt(
         tokio::select! {
             biased;
             read = client.read_response_header() => read.map_err(after_sending)?,
-            error = gone(&mut session.downstream_session) => {
+            error = gone_without_body(&mut session.downstream_session) => {
                 client.shutdown().await;
                 return Err(Failure { error, again: false, stale: false });
             }
@@ -207,8 +207,7 @@ async fn interim(session: &mut Session, answer: &ResponseHeader) -> pingora::Res
     if session.req_header().version != Version::HTTP_11 {
         return Ok(());
     }
-    let mut head = answer.clone();
-    forward::strip_response(&mut head);
+    let head = forward::strip_response(answer)?;
     session.downstream_session.write_response_header(Box::new(head)).await.map_err(|e| e.into_down())
 }
 
@@ -222,10 +221,8 @@ async fn relay(
 ) -> Result<(), Stop> {
     let client = connected.client()?;
     let head = client.response_header().ok_or(Rejection::UpstreamInvalid("it has no head"))?;
-    // Without the upstream's spelling of field names, a map of its own that would be copied as well.
-    let mut head = ResponseHeader::from(head.as_owned_parts());
+    let mut head = forward::strip_response(head)?;
     upstream.answered(&connected.endpoint, head.status.as_u16());
-    forward::strip_response(&mut head);
     if session.req_header().method == Method::HEAD && ctx.method != Method::HEAD {
         // A handler asked for the head alone: its length is not that of what the client gets.
         head.set(&CONTENT_LENGTH, HeaderValue::from(0))?;
@@ -287,7 +284,7 @@ async fn next_chunk(session: &mut Session, connected: &mut Connected<'_>) -> Res
     tokio::select! {
         biased;
         chunk = connected.client()?.read_response_body() => chunk.map_err(|e| stop(e.into_up())),
-        error = gone(&mut session.downstream_session) => Err(Stop::Broken(error)),
+        error = gone_without_body(&mut session.downstream_session) => Err(Stop::Broken(error)),
     }
 }
 
@@ -360,9 +357,12 @@ async fn copy_body(
 pub fn frame_answer(head: &mut ResponseHeader, version: Version, with_body: bool, first: usize) -> pingora::Result<()> {
     head.drop_all(&TRANSFER_ENCODING);
     if !with_body {
-        // The length of a HEAD or 304 answer speaks of the answer to a GET; a 204 has none.
-        if head.status == StatusCode::NO_CONTENT {
-            head.drop_all(&CONTENT_LENGTH);
+        // The length of a HEAD or 304 answer speaks of the answer to a GET; a 204 has none. A 205 has to say that it is
+        // empty, as its end is found like that of a 200 (RFC 9110 section 15.3.6, RFC 9112 section 6.3).
+        match head.status {
+            StatusCode::NO_CONTENT => head.drop_all(&CONTENT_LENGTH),
+            StatusCode::RESET_CONTENT => head.set(&CONTENT_LENGTH, HeaderValue::from(0))?,
+            _ => {}
         }
         return Ok(());
     }

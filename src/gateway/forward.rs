@@ -3,13 +3,13 @@
 //! Invariant: hop-by-hop fields and those that `Connection` names end here (RFC 9110 section 7.6.1); what the gateway
 //! itself says about a request can be neither forged nor stripped by a client.
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
-use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::{Error, ErrorType, Result};
 
 use super::context::Context;
-use super::identity::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Ids, REQUEST_ID, TRACEPARENT};
+use super::identity::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, Ids, REQUEST_ID, TRACEPARENT, address_text};
 use crate::auth::credential;
 use crate::config::HeaderEdits;
 
@@ -20,7 +20,8 @@ const OWN_PREFIX: &str = "x-wasmgate-";
 /// Options of `Connection` looked at.
 const MAX_NOMINATED: usize = 64;
 
-/// The part of Pingora's two header types that both have.
+/// Edits of a head. Pingora's header types copy a field's name and parse it again at every edit, so what most requests
+/// need is done on the bare map: [`take`] and [`with_fields`].
 pub trait Fields {
     fn set(&mut self, name: &HeaderName, value: HeaderValue) -> Result<()>;
     fn add(&mut self, name: &HeaderName, value: HeaderValue) -> Result<()>;
@@ -47,6 +48,24 @@ macro_rules! fields {
 
 fields!(RequestHeader);
 fields!(ResponseHeader);
+
+impl Fields for HeaderMap {
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) -> Result<()> {
+        self.try_insert(name.clone(), value).map(drop).map_err(|_| too_many())
+    }
+
+    fn add(&mut self, name: &HeaderName, value: HeaderValue) -> Result<()> {
+        self.try_append(name.clone(), value).map(drop).map_err(|_| too_many())
+    }
+
+    fn drop_all(&mut self, name: &HeaderName) {
+        self.remove(name);
+    }
+}
+
+fn too_many() -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, "more fields than a head can have")
+}
 
 /// RFC 9110 section 7.6.1, and what custom has added to it.
 fn is_hop_by_hop(name: &str) -> bool {
@@ -89,61 +108,59 @@ pub fn has_too_many_options(map: &HeaderMap) -> bool {
     map.get_all(CONNECTION).iter().map(commas).sum::<usize>() > MAX_NOMINATED
 }
 
-/// Fields that the gateway adds to a request.
+/// Fields that the gateway adds to a request or an answer, so that a map grows once.
 const ADDED: usize = 8;
 
-/// Takes the head out and leaves what a session itself asks of it in its place.
+/// Takes the head out and leaves what a session itself asks of it in its place. The record of how the client spelled
+/// each name, which Pingora keeps as a second map, is lost: names are case-insensitive (RFC 9110 section 5.1).
 pub fn take(head: &mut RequestHeader) -> http::request::Parts {
     let (mut stand_in, ()) = http::Request::new(()).into_parts();
     (stand_in.method, stand_in.version) = (head.method.clone(), head.version);
     std::mem::replace(head, stand_in.into()).into()
 }
 
-/// Drops the record of how the client spelled each field's name, which Pingora keeps as a second map: every later edit
-/// and copy costs half. Names are case-insensitive (RFC 9110 section 5.1).
-pub fn forget_case(head: &mut RequestHeader) {
-    let mut parts = take(head);
-    parts.headers.reserve(ADDED);
+/// Edits an answer's fields as a bare map; the reason phrase and the spelling of names are lost.
+pub fn with_fields<R>(head: &mut ResponseHeader, edit: impl FnOnce(&mut HeaderMap) -> R) -> R {
+    let (stand_in, ()) = http::Response::new(()).into_parts();
+    let mut parts: http::response::Parts = std::mem::replace(head, stand_in.into()).into();
+    let result = edit(&mut parts.headers);
     *head = parts.into();
+    result
 }
 
 /// Drops what does not go past this hop. Call when the body's framing is already known to the session, and after
 /// authentication: this also takes our credentials out.
-pub fn strip_request(head: &mut RequestHeader, upgrade: bool) -> Result<()> {
+pub fn strip_request(head: &mut http::request::Parts, upgrade: bool) -> Result<()> {
     let wants_trailers = head.version == Version::HTTP_2
         && head.headers.get(TE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    let mut doomed: Vec<HeaderName> = Vec::new();
-    let mut theirs: Vec<HeaderValue> = Vec::new();
-    for (name, value) in &head.headers {
+    let doomed = nominated(&head.headers);
+    let mut kept = HeaderMap::with_capacity(head.headers.len() + ADDED);
+    let mut name = None;
+    for (next, value) in std::mem::take(&mut head.headers) {
+        // A further value of the same field comes without its name.
+        name = next.or(name);
+        let Some(name) = &name else { continue };
         let text = name.as_str();
-        if is_hop_by_hop(text) || text.starts_with(OWN_PREFIX) || credential::is_ours(name, value) {
-            doomed.push(name.clone());
-        } else if *name == AUTHORIZATION {
-            theirs.push(value.clone());
+        let stays = !is_hop_by_hop(text) && !text.starts_with(OWN_PREFIX) && !credential::is_ours(name, &value);
+        if stays && !doomed.contains(name) {
+            kept.add(name, value)?;
         }
     }
-    nominated(&head.headers, &mut doomed);
-    for name in &doomed {
-        head.drop_all(name);
-    }
-    if !theirs.is_empty() && doomed.contains(&AUTHORIZATION) {
-        // A key of ours and a token for the upstream came under the same name.
-        for value in theirs {
-            head.add(&AUTHORIZATION, value)?;
-        }
-    }
+    head.headers = kept;
     if upgrade {
-        head.set(&CONNECTION, HeaderValue::from_static("upgrade"))?;
-        head.set(&UPGRADE, HeaderValue::from_static("websocket"))?;
+        head.headers.set(&CONNECTION, HeaderValue::from_static("upgrade"))?;
+        head.headers.set(&UPGRADE, HeaderValue::from_static("websocket"))?;
     }
     if wants_trailers {
         // gRPC servers insist on it; RFC 9113 section 8.2.2 allows this one value.
-        head.set(&TE, HeaderValue::from_static("trailers"))?;
+        head.headers.set(&TE, HeaderValue::from_static("trailers"))?;
     }
     Ok(())
 }
 
-fn nominated(map: &HeaderMap, doomed: &mut Vec<HeaderName>) {
+/// What `Connection` names beside its own options.
+fn nominated(map: &HeaderMap) -> Vec<HeaderName> {
+    let mut doomed = Vec::new();
     for option in connection_options(map) {
         let plain = option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive");
         if plain {
@@ -155,41 +172,60 @@ fn nominated(map: &HeaderMap, doomed: &mut Vec<HeaderName>) {
             doomed.push(name);
         }
     }
+    doomed
+}
+
+/// Joins what an HTTP/2 client may split (RFC 9113 section 8.2.3), so that guests and HTTP/1 upstreams see one `Cookie`,
+/// the only one that they have to understand (RFC 6265 section 5.4).
+pub fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
+    let mut crumbs = fields.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut joined = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(crumb.as_bytes());
+        }
+        // Of valid values' bytes; it can't fail.
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            fields.set(&COOKIE, joined)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the gateway tells the upstream. Runs last, so that neither client nor handler can say otherwise.
-pub fn compose_request(head: &mut RequestHeader, ctx: &Context, ids: &Ids) -> Result<()> {
-    if let Ok(address) = HeaderValue::from_str(&ctx.peer.ip().to_canonical().to_string()) {
-        match head.headers.get(FORWARDED_FOR) {
+pub fn compose_request(fields: &mut HeaderMap, ctx: &Context, ids: &Ids) -> Result<()> {
+    if let Ok(address) = HeaderValue::from_bytes(&address_text(ctx.peer.ip())) {
+        match fields.get(FORWARDED_FOR) {
             Some(before) if ctx.peer_is_trusted => {
                 let mut list = Vec::with_capacity(before.len() + 2 + address.len());
-                for value in head.headers.get_all(FORWARDED_FOR) {
+                for value in fields.get_all(FORWARDED_FOR) {
                     list.extend_from_slice(value.as_bytes());
                     list.extend_from_slice(b", ");
                 }
                 list.extend_from_slice(address.as_bytes());
                 if let Ok(list) = HeaderValue::from_bytes(&list) {
-                    head.set(&FORWARDED_FOR, list)?;
+                    fields.set(&FORWARDED_FOR, list)?;
                 }
             }
-            _ => head.set(&FORWARDED_FOR, address)?,
+            _ => fields.set(&FORWARDED_FOR, address)?,
         }
     }
     if !ctx.peer_is_trusted {
         // RFC 7239 says the same as the fields above; nobody vouches for a client's.
-        head.drop_all(&http::header::FORWARDED);
+        fields.drop_all(&http::header::FORWARDED);
     }
-    if !(ctx.peer_is_trusted && head.headers.contains_key(FORWARDED_PROTO)) {
-        head.set(&FORWARDED_PROTO, HeaderValue::from_static(if ctx.tls { "https" } else { "http" }))?;
+    if !(ctx.peer_is_trusted && fields.contains_key(FORWARDED_PROTO)) {
+        fields.set(&FORWARDED_PROTO, HeaderValue::from_static(if ctx.tls { "https" } else { "http" }))?;
     }
-    if !(ctx.peer_is_trusted && head.headers.contains_key(FORWARDED_HOST)) {
+    if !(ctx.peer_is_trusted && fields.contains_key(FORWARDED_HOST)) {
         match &ctx.host {
-            Some(host) => head.set(&FORWARDED_HOST, host.clone())?,
-            None => head.drop_all(&FORWARDED_HOST),
+            Some(host) => fields.set(&FORWARDED_HOST, host.clone())?,
+            None => fields.drop_all(&FORWARDED_HOST),
         }
     }
-    head.set(&REQUEST_ID, ctx.request_id.clone())?;
-    head.set(&TRACEPARENT, ctx.trace.header(ids))
+    fields.set(&REQUEST_ID, ctx.request_id.clone())?;
+    fields.set(&TRACEPARENT, ctx.trace.header(ids))
 }
 
 /// The framing of a request whose body the gateway holds (or that has none).
@@ -209,43 +245,57 @@ pub fn frame_request(head: &mut RequestHeader, body: Option<usize>) -> Result<()
     }
 }
 
-/// Drops what does not go past this hop, before handlers and edits see the answer.
-pub fn strip_response(head: &mut ResponseHeader) {
-    let mut doomed: Vec<HeaderName> = Vec::new();
-    for name in head.headers.keys() {
-        let text = name.as_str();
-        if is_hop_by_hop(text) {
-            doomed.push(name.clone());
+/// The answer's head without what does not go past this hop, before handlers and edits see it.
+pub fn strip_response(head: &ResponseHeader) -> Result<ResponseHeader> {
+    let doomed = nominated(&head.headers);
+    let (mut kept, ()) = http::Response::new(()).into_parts();
+    (kept.status, kept.version) = (head.status, head.version);
+    kept.headers = HeaderMap::with_capacity(head.headers.len() + ADDED);
+    for (name, value) in &head.headers {
+        if is_hop_by_hop(name.as_str()) || doomed.contains(name) {
+            continue;
+        }
+        if *name != CONTENT_LENGTH {
+            kept.headers.add(name, value.clone())?;
+        } else if !kept.headers.contains_key(CONTENT_LENGTH) {
+            kept.headers.set(name, one_length(value))?;
         }
     }
-    nominated(&head.headers, &mut doomed);
-    for name in &doomed {
-        head.drop_all(name);
-    }
+    Ok(kept.into())
+}
+
+/// One length instead of the same one several times in a list (RFC 9110 section 8.6). Pingora has refused lengths that
+/// differ, and dropped the length of a chunked answer.
+fn one_length(value: &HeaderValue) -> HeaderValue {
+    let first = value.as_bytes().split(|b| *b == b',').next().unwrap_or_default().trim_ascii();
+    let shorter = if first.len() < value.len() { HeaderValue::from_bytes(first).ok() } else { None };
+    shorter.unwrap_or_else(|| value.clone())
 }
 
 /// The last step of every answer's head, whoever made it.
-pub fn finish_response(head: &mut ResponseHeader, ctx: &Context) -> Result<()> {
-    if let Some(route) = ctx.route() {
-        apply(head, &route.response_headers)?;
-    }
-    if let Some((policy, state)) = &ctx.rate {
-        head.set(&RATE_LIMIT_POLICY, policy.clone())?;
-        head.set(&RATE_LIMIT, state.clone())?;
-    }
-    head.set(&REQUEST_ID, ctx.request_id.clone())
+pub fn finish_response(head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    with_fields(head, |fields| {
+        if let Some(route) = ctx.route() {
+            apply(fields, &route.response_headers)?;
+        }
+        if let Some((policy, state)) = ctx.rate.take() {
+            fields.set(&RATE_LIMIT_POLICY, policy)?;
+            fields.set(&RATE_LIMIT, state)?;
+        }
+        fields.set(&REQUEST_ID, ctx.request_id.clone())
+    })
 }
 
 /// Remove, then set, then add.
-pub fn apply(head: &mut impl Fields, edits: &HeaderEdits) -> Result<()> {
+pub fn apply(fields: &mut HeaderMap, edits: &HeaderEdits) -> Result<()> {
     for name in &edits.remove {
-        head.drop_all(name);
+        fields.drop_all(name);
     }
     for (name, value) in &edits.set {
-        head.set(name, value.clone())?;
+        fields.set(name, value.clone())?;
     }
     for (name, value) in &edits.add {
-        head.add(name, value.clone())?;
+        fields.add(name, value.clone())?;
     }
     Ok(())
 }
@@ -254,15 +304,16 @@ pub fn apply(head: &mut impl Fields, edits: &HeaderEdits) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn request(fields: &[(&'static str, &'static str)]) -> RequestHeader {
-        let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+    fn request(fields: &[(&'static str, &'static str)]) -> http::request::Parts {
+        let (mut head, ()) = http::Request::new(()).into_parts();
         for (name, value) in fields {
-            head.append_header(*name, *value).unwrap();
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            head.headers.append(name, HeaderValue::from_static(value));
         }
         head
     }
 
-    fn names(head: &RequestHeader) -> Vec<&str> {
+    fn names(head: &http::request::Parts) -> Vec<&str> {
         let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         names
@@ -292,14 +343,14 @@ mod tests {
         assert_eq!(names(&head), ["authorization"]);
         let mut head = request(&[("Authorization", "bearer  wg_live_abc"), ("Authorization", "Basic eDp5")]);
         strip_request(&mut head, false).unwrap();
-        let left: Vec<_> = head.headers.get_all(AUTHORIZATION).iter().collect();
+        let left: Vec<_> = head.headers.get_all(http::header::AUTHORIZATION).iter().collect();
         assert_eq!(left, ["Basic eDp5"]);
     }
 
     #[test]
     fn framing_follows_the_body_held() {
         let framed = |method: &str, body| {
-            let mut head = request(&[("Content-Length", "77"), ("Expect", "100-continue")]);
+            let mut head = RequestHeader::from(request(&[("Content-Length", "77"), ("Expect", "100-continue")]));
             head.set_method(method.parse().unwrap());
             frame_request(&mut head, body).unwrap();
             assert!(!head.headers.contains_key(EXPECT));

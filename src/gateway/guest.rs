@@ -14,10 +14,11 @@ use super::context::Context;
 use super::forward::Fields;
 use super::handlers::{self, Passed, RouteHandler, record, rejection_of};
 use super::pipeline::Stop;
+use super::presence::while_here;
 use super::proxy::Gateway;
 use crate::config::Segment;
 use crate::domain::{Abi, GuestFailure, Limits, Phase, Rejection};
-use crate::engine::{Engine, Finished, Input, Job, Output};
+use crate::engine::{Cancel, Engine, Finished, Input, Job, Output};
 
 /// Of an operator's handler; a tenant's tier has its own.
 const LOG_BYTES: u64 = 64 << 10;
@@ -49,15 +50,18 @@ pub async fn answer(
         Abi::Cgi => cgi_env(session, ctx, handler, stdin.len()),
         _ => command_env(session, ctx, handler),
     };
-    let owner = handler.config.module.owner.clone().unwrap_or_else(|| handler.config.owner.clone());
+    let cancel = Cancel::default();
     let job = Job {
         module,
-        owner,
+        owner: handler.config.owner.clone(),
         label: handler.label.clone(),
         limits: limits(handler),
         input: Input { env, stdin, ..Input::default() },
+        cancel: cancel.clone(),
     };
-    let Finished { result, meter, stderr } = shared.engine.run(job).await;
+    let run = shared.engine.run(job);
+    let (finished, gone) = while_here(&mut session.downstream_session, &cancel, run).await;
+    let Finished { result, meter, stderr } = finished;
     let result = result.and_then(|output| match output.exit_code {
         0 => Ok(output),
         code => Err(GuestFailure::ExitCode(code).into()),
@@ -66,6 +70,9 @@ pub async fn answer(
     if !stderr.is_empty() {
         tracing::info!(target: "guest", handler = %handler.label, request_id = ctx.request_id(),
             stderr = %String::from_utf8_lossy(&stderr));
+    }
+    if let Some(error) = gone {
+        return Err(Stop::Broken(error));
     }
     let output = result.map_err(rejection_of)?;
     let (head, body) = reply(abi, output)?;

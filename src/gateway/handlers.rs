@@ -4,9 +4,9 @@
 //! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
 //! 1), unless its VM failed or the client is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -23,11 +23,13 @@ use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
+use super::presence::while_here;
 use super::service::Shared;
+use super::snapshot::{Action, Snapshot};
 use crate::config::{self, HandlerFail};
-use crate::domain::{GuestFailure, Meter, ModuleVersion, Phase, Rejection, Reply};
+use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Rejection, Reply};
 use crate::engine::{
-    Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 
 /// A handler on a route, or the module that answers one. Its VMs live as long as it does.
@@ -48,9 +50,8 @@ impl RouteHandler {
         version: Option<ModuleVersion>,
         breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
     ) -> Self {
-        let owner = config.module.owner.as_ref().unwrap_or(&config.owner);
         let number = version.as_ref().map_or(0, |v| v.version);
-        let label: Arc<str> = format!("{owner}/{}@{number}", config.module.name).into();
+        let label: Arc<str> = format!("{}/{}@{number}", config.owner, config.module.name).into();
         let breaker = breakers.entry(label.clone()).or_default().clone();
         Self { config, version, label, breaker, module: OnceCell::new(), http: OnceCell::new() }
     }
@@ -83,6 +84,63 @@ impl RouteHandler {
         let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config);
         Ok(self.http.get_or_init(|| async { make() }).await)
     }
+}
+
+/// A handler that can't start.
+#[derive(Clone, Debug)]
+pub struct Cold {
+    pub route: Name,
+    /// `owner/name@version`.
+    pub module: Arc<str>,
+    pub reason: String,
+}
+
+/// How long the handlers of a snapshot may take to start; the rest are started by the first request.
+const WARM: Duration = Duration::from_secs(10);
+
+/// Loads the modules that `before` did not have, and starts one VM of each http-wasm handler among them, so that what
+/// is wrong with them is known before a request comes. Gives those that failed.
+pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<Engine>) -> Vec<Cold> {
+    let known: HashSet<usize> = before.into_iter().flat_map(all).map(|(_, h)| Arc::as_ptr(h) as usize).collect();
+    let mut cold = Vec::new();
+    let work = async {
+        for (route, handler) in all(snapshot) {
+            let Some(version) = handler.version().filter(|_| !known.contains(&(Arc::as_ptr(handler) as usize))) else {
+                continue;
+            };
+            let started = if version.abi == Abi::HttpWasm {
+                match handler.http(engine).await {
+                    Ok(http) => http.warm().await,
+                    Err(failure) => Err(RunError::Guest(failure)),
+                }
+            } else {
+                handler.module(engine).await.map(drop).map_err(RunError::Guest)
+            };
+            match started {
+                Ok(()) => {}
+                // Not the module's fault, and the next one would fare no better.
+                Err(RunError::Busy { .. }) => break,
+                Err(error) => {
+                    let (module, reason) = (handler.label.clone(), rejection_of(error).detail());
+                    cold.push(Cold { route: route.clone(), module, reason });
+                }
+            }
+        }
+    };
+    // Too late is no failure: it only is not known yet.
+    let _ = tokio::time::timeout(WARM, work).await;
+    cold
+}
+
+fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
+    snapshot.states.iter().flat_map(|state| {
+        let answering = match &state.action {
+            Action::Guest(handler) => Some(handler),
+            _ => None,
+        };
+        let route = &snapshot.config.routes[state.index].name;
+        state.handlers.iter().chain(answering).map(move |handler| (route, handler))
+    })
 }
 
 /// A handler that let the request pass, and the VM that waits for the answer.
@@ -153,10 +211,14 @@ pub async fn request_phase(
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
-        let outcome = http.request(exchange).await;
+        let cancel = exchange.cancel.clone();
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, http.request(exchange)).await;
         let HttpOutcome { exchange, result, meter, vm } = outcome;
         record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
         let exchange = put_back(session, ctx, exchange)?;
+        if let Some(error) = gone {
+            return Err(Stop::Broken(error));
+        }
         match result {
             Ok(Verdict::Respond(reply)) => {
                 passed(handler);
@@ -225,6 +287,7 @@ fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> 
         response_body_replaced: None,
         peer: ctx.peer,
         request_id: ctx.request_id().into(),
+        cancel: Cancel::default(),
     })
 }
 
@@ -279,7 +342,10 @@ pub fn record(
     if let Some(version) = &handler.version {
         shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
     }
-    ctx.guests.runs += u64::from(phase != Phase::Response);
+    if phase != Phase::Response {
+        ctx.guests.runs += 1;
+        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
+    }
     ctx.guests.meter = ctx.guests.meter.and(*meter);
     let outcome = ctx.guests.outcome.get_or_insert("ok");
     if let Some(failure) = failure {
@@ -309,7 +375,9 @@ pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: 
 fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
     let config = &ctx.snapshot.config.engine.breaker;
     if handler.breaker.failed(Instant::now(), config) {
-        shared.metrics.breaker_opened(&handler.label);
+        if let Some(version) = &handler.version {
+            shared.metrics.breaker_opened(&handler.label, version.abi);
+        }
         tracing::error!(
             handler = %handler.label, last = failure.kind(), failures = config.failures,
             "the module fails again and again: it is refused for a while; activate another version of it"
@@ -339,10 +407,16 @@ pub async fn respond(
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
         exchange.response_body = Some(body.clone());
-        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, is_error).await;
+        let cancel = exchange.cancel.clone();
+        let phase = vm.into_inner().response(exchange, is_error);
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+        let HttpOutcome { exchange, result, meter, .. } = outcome;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
+        if let Some(error) = gone {
+            return Err(error);
+        }
         head = exchange.response.into();
         if let Some(written) = exchange.response_body_replaced {
             body = written.into();
@@ -371,10 +445,16 @@ pub async fn respond_head(
     while let Some(Waiting { handler, vm, .. }) = passed.pop() {
         let mut exchange = take_exchange(session, ctx);
         exchange.response = head.into();
-        let HttpOutcome { exchange, result, meter, .. } = vm.into_inner().response(exchange, false).await;
+        let cancel = exchange.cancel.clone();
+        let phase = vm.into_inner().response(exchange, false);
+        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+        let HttpOutcome { exchange, result, meter, .. } = outcome;
         record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
         let exchange = *exchange;
         *session.req_header_mut() = exchange.request.into();
+        if let Some(error) = gone {
+            return Err(Stop::Broken(error));
+        }
         head = exchange.response.into();
         if let Err(error) = result
             && let Err(stop) = tolerate(ctx, &handler, rejection_of(error))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 
-use super::upstream::Endpoint;
+use super::upstream::{Endpoint, explain};
 use crate::config::HealthCheck;
 use crate::domain::Name;
 
@@ -45,6 +45,9 @@ impl Checker {
 impl Watched {
     fn observe(&mut self, upstream: &Name, check: &HealthCheck, result: Result<(), String>) {
         let alive = self.endpoint.is_alive();
+        if let Err(reason) = &result {
+            self.endpoint.note_error(reason);
+        }
         if result.is_ok() == alive {
             self.against = 0;
             return;
@@ -67,7 +70,7 @@ async fn probe(endpoint: &Endpoint, check: &HealthCheck, connector: &Connector) 
     let work = async {
         match &check.http_path {
             None => tokio::net::TcpStream::connect(endpoint.address).await.map(drop).map_err(|e| e.to_string()),
-            Some(path) => http_probe(endpoint, path, connector).await.map_err(|e| e.to_string()),
+            Some(path) => http_probe(endpoint, path, connector).await.map_err(|e| explain(&e)),
         }
     };
     tokio::time::timeout(check.timeout, work).await.unwrap_or_else(|_| Err("no answer in time".into()))

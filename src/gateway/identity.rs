@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -120,6 +121,24 @@ impl Trace {
     }
 }
 
+/// An address as text. Every request needs it for the next hop and for the log.
+pub fn address_text(address: IpAddr) -> SmallVec<[u8; 46]> {
+    let mut text = SmallVec::new();
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let mut digits = itoa::Buffer::new();
+            for (at, octet) in v4.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push(b'.');
+                }
+                text.extend_from_slice(digits.format(octet).as_bytes());
+            }
+        }
+        IpAddr::V6(v6) => text.extend_from_slice(v6.to_string().as_bytes()),
+    }
+    text
+}
+
 /// Whether a proxy of ours speaks, whose `X-Forwarded-*` is believed.
 pub fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&peer))
@@ -197,6 +216,15 @@ mod tests {
         ] {
             assert_eq!(Trace::parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_does() {
+        for text in ["0.0.0.0", "127.0.0.1", "192.0.2.255", "::", "2001:db8::1"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(address_text(address).as_slice(), text.as_bytes());
+        }
+        assert_eq!(address_text("::ffff:198.51.100.7".parse().unwrap()).as_slice(), b"198.51.100.7");
     }
 
     #[test]

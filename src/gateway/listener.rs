@@ -10,9 +10,9 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pingora::listeners::tls::Acceptor;
-use pingora::tls::{ServerConfig, load_certs_and_key_files, version};
 
-use crate::config::{Listener, Tls};
+use super::{pem, sys};
+use crate::config::{Config, Listener, Tls};
 
 /// Why the gateway can't listen.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,7 @@ impl Bound {
         // The standard library sets SO_REUSEADDR, and not SO_REUSEPORT: a second gateway on the port is an error.
         let bind = || {
             let socket = TcpListener::bind(listener.address)?;
+            sys::deepen_listen_queue(&socket)?;
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
             Ok::<_, std::io::Error>((socket, address))
@@ -56,9 +57,8 @@ impl Bound {
 
 /// A certificate and its key, read again when a file changes.
 pub struct Certificate {
-    files: Tls,
     acceptor: ArcSwap<Acceptor>,
-    read_at: Mutex<Stamp>,
+    read: Mutex<(Tls, Stamp)>,
 }
 
 type Stamp = (Option<SystemTime>, Option<SystemTime>);
@@ -66,7 +66,7 @@ type Stamp = (Option<SystemTime>, Option<SystemTime>);
 impl Certificate {
     fn load(files: &Tls) -> Result<Self, String> {
         let stamp = stamp(files);
-        Ok(Self { files: files.clone(), acceptor: ArcSwap::from_pointee(acceptor(files)?), read_at: Mutex::new(stamp) })
+        Ok(Self { acceptor: ArcSwap::from_pointee(acceptor(files)?), read: Mutex::new((files.clone(), stamp)) })
     }
 
     pub fn acceptor(&self) -> Arc<Acceptor> {
@@ -75,38 +75,57 @@ impl Certificate {
 
     /// Reads the files again when they are newer than what is in use. On an error nothing changes.
     pub fn refresh(&self) -> Result<bool, String> {
-        let now = stamp(&self.files);
-        let mut read_at = self.read_at.lock();
+        let mut read = self.read.lock();
+        let (files, read_at) = &mut *read;
+        let now = stamp(files);
         if *read_at == now {
             return Ok(false);
         }
         // Also on an error: the same broken file is reported once.
         *read_at = now;
-        self.acceptor.store(Arc::new(acceptor(&self.files)?));
+        self.acceptor.store(Arc::new(acceptor(files)?));
         Ok(true)
     }
 }
 
-/// The certificates of all listeners.
+/// The certificates of all listeners in the order of the configuration, the admin listener's last; `None`: no TLS.
+pub struct Certificates(Vec<Option<Arc<Certificate>>>);
+
+/// Read again and not in use yet.
 #[derive(Default)]
-pub struct Certificates(Vec<Arc<Certificate>>);
+pub struct Fresh(Vec<(Arc<Certificate>, Tls, Stamp, Acceptor)>);
 
 impl Certificates {
-    pub fn of(listeners: impl Iterator<Item = Arc<Certificate>>) -> Self {
-        Self(listeners.collect())
+    pub fn of<'a>(listeners: impl Iterator<Item = &'a Arc<Bound>>) -> Self {
+        Self(listeners.map(|bound| bound.tls.clone()).collect())
     }
 
-    /// Reads all files and takes all of them into use, or none.
-    pub fn reload(&self) -> Result<(), Vec<String>> {
-        let (read, errors): (Vec<_>, Vec<_>) = self.0.iter().map(|c| acceptor(&c.files)).partition(Result::is_ok);
-        if !errors.is_empty() {
-            return Err(errors.into_iter().filter_map(Result::err).collect());
+    /// Reads all files: those that `config` names, if its listeners are the ones that were bound.
+    pub fn read(&self, config: &Config) -> Result<Fresh, Vec<String>> {
+        let named = config.server.listeners.iter().map(|l| l.tls.as_ref()).chain([config.admin.tls.as_ref()]);
+        let named: Vec<_> = named.collect();
+        let same = named.len() == self.0.len() && named.iter().zip(&self.0).all(|(n, c)| n.is_some() == c.is_some());
+        let (mut fresh, mut errors) = (Vec::new(), Vec::new());
+        for (i, certificate) in self.0.iter().enumerate() {
+            let Some(certificate) = certificate else { continue };
+            let files = named.get(i).copied().flatten().filter(|_| same).cloned();
+            let files = files.unwrap_or_else(|| certificate.read.lock().0.clone());
+            let stamp = stamp(&files);
+            match acceptor(&files) {
+                Ok(acceptor) => fresh.push((certificate.clone(), files, stamp, acceptor)),
+                Err(error) => errors.push(error),
+            }
         }
-        for (certificate, acceptor) in self.0.iter().zip(read.into_iter().flatten()) {
-            *certificate.read_at.lock() = stamp(&certificate.files);
+        if errors.is_empty() { Ok(Fresh(fresh)) } else { Err(errors) }
+    }
+}
+
+impl Fresh {
+    pub fn take_up(self) {
+        for (certificate, files, stamp, acceptor) in self.0 {
+            *certificate.read.lock() = (files, stamp);
             certificate.acceptor.store(Arc::new(acceptor));
         }
-        Ok(())
     }
 }
 
@@ -115,18 +134,6 @@ fn stamp(files: &Tls) -> Stamp {
     (modified(&files.cert_file), modified(&files.key_file))
 }
 
-/// TLS 1.2 and 1.3, `h2` and `http/1.1` by ALPN.
 fn acceptor(files: &Tls) -> Result<Acceptor, String> {
-    pingora::tls::install_default_crypto_provider();
-    let (cert, key) = (files.cert_file.to_string_lossy(), files.key_file.to_string_lossy());
-    let (certs, key) = load_certs_and_key_files(&cert, &key)
-        .map_err(|e| format!("can't read the certificate `{cert}` and its key: {e}"))?
-        .filter(|(certs, _)| !certs.is_empty())
-        .ok_or_else(|| format!("`{cert}` holds no certificate, or `{key}` no private key"))?;
-    let mut config = ServerConfig::builder_with_protocol_versions(&[&version::TLS12, &version::TLS13])
-        .with_no_client_auth()
-        .with_single_cert(certs, key)
-        .map_err(|e| format!("the certificate `{cert}` and its key can't be used: {e}"))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Acceptor::from_server_config(Arc::new(config)))
+    Ok(Acceptor::from_server_config(Arc::new(pem::server_config(files)?)))
 }

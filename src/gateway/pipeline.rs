@@ -94,26 +94,11 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     }
     ctx.upgrade = matches!(state.action, Action::Upstream(_)) && forward::is_websocket(session.req_header());
     let upgrade = ctx.upgrade;
-    let head = session.req_header_mut();
-    forward::forget_case(head);
-    if forward::has_too_many_options(&head.headers) {
+    if forward::has_too_many_options(&session.req_header().headers) {
         return Err(Rejection::BadRequest("`Connection` has too many options".into()).into());
     }
-    forward::strip_request(head, upgrade)?;
-    if let Some(target) = target {
-        head.set_uri(target);
-    }
-    // HTTP/2 has `:authority` instead; handlers and HTTP/1 upstreams look for `Host`.
-    if let Some(host) = &ctx.host
-        && !head.headers.contains_key(HOST)
-    {
-        head.set(&HOST, host.clone())?;
-    }
-    // Before handlers look: a guest believes a forwarded address as an upstream does.
-    forward::compose_request(head, ctx, &gateway.ids)?;
-    if !route.request_headers.is_empty() {
-        forward::apply(head, &route.request_headers)?;
-    }
+    let head = forward::take(session.req_header_mut());
+    *session.req_header_mut() = compose(gateway, ctx, route, &state, head, target)?;
     let mut held: Option<Bytes> = None;
     if !state.handlers.is_empty() {
         let phase = handlers::request_phase(session, ctx, &gateway.shared, &state.handlers, route.max_body_bytes);
@@ -147,6 +132,41 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
         Action::Redirect | Action::Respond => respond::fixed(gateway, session, ctx, &route.target).await?,
     }
     Ok(Next::Answered)
+}
+
+/// The request's head as handlers and upstreams get it.
+fn compose(
+    gateway: &Gateway,
+    ctx: &Context,
+    route: &Route,
+    state: &RouteState,
+    mut head: http::request::Parts,
+    target: Option<Uri>,
+) -> Result<RequestHeader, Stop> {
+    forward::strip_request(&mut head, ctx.upgrade)?;
+    if let Some(target) = target {
+        head.uri = target;
+    }
+    let fields = &mut head.headers;
+    forward::join_cookies(fields)?;
+    if !fields.contains_key(HOST) {
+        // HTTP/2 has `:authority` instead; handlers and HTTP/1 upstreams look for `Host`. An HTTP/1.0 client may name
+        // none, and goes to the upstream's default.
+        let host = match (&ctx.host, &state.action) {
+            (Some(host), _) => Some(host),
+            (None, Action::Upstream(upstream)) => Some(&upstream.authority),
+            (None, _) => None,
+        };
+        if let Some(host) = host {
+            fields.set(&HOST, host.clone())?;
+        }
+    }
+    // Before handlers look: a guest believes a forwarded address as an upstream does.
+    forward::compose_request(fields, ctx, &gateway.ids)?;
+    if !route.request_headers.is_empty() {
+        forward::apply(fields, &route.request_headers)?;
+    }
+    Ok(head.into())
 }
 
 /// Addresses and ids.
@@ -326,7 +346,9 @@ fn anonymous(ctx: &Context) -> Result<Principal, Rejection> {
 fn admit(gateway: &Gateway, ctx: &mut Context, route: &Route) -> Result<(), Rejection> {
     let Some(principal) = ctx.principal.as_ref().filter(|_| route.limited) else { return Ok(()) };
     let tier = principal.tier.name.as_str();
-    gateway.shared.metrics.limit_checked(tier);
+    if let Some(metrics) = ctx.snapshot.tier_metrics(&principal.tier) {
+        metrics.checked();
+    }
     match gateway.shared.limiter.admit(principal, 1, ctx.start) {
         Decision::Allowed { states, in_flight } => {
             ctx.rate = limiter::headers(&states);

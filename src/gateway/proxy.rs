@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, TE, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Version};
+use http::header::{CONTENT_LENGTH, TE};
+use http::{HeaderValue, Method, StatusCode, Version};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -23,6 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::access;
 use super::access_log::Sink;
 use super::answer;
+use super::body::Pace;
 use super::connection::{self, Incoming};
 use super::context::Context;
 use super::exchange;
@@ -168,8 +169,7 @@ pub fn h2_options(server: &config::Server) -> H2Options {
     options
 }
 
-pub fn app(gateway: Gateway, server: &config::Server) -> Arc<ProxyApp> {
-    let gateway = Arc::new(gateway);
+pub fn app(gateway: Arc<Gateway>, server: &config::Server) -> Arc<ProxyApp> {
     let conf = ServerConf {
         threads: 1,
         max_retries: ATTEMPTS,
@@ -197,9 +197,9 @@ impl Proxy {
     }
 
     /// The endpoint of the attempt failed; whether another attempt is allowed.
-    fn attempt_failed(ctx: &Context) -> bool {
+    fn attempt_failed(ctx: &Context, error: &Error) -> bool {
         let (Some(upstream), Some(lease)) = (Self::upstream(ctx), &ctx.lease) else { return false };
-        upstream.failed(&lease.endpoint);
+        upstream.failed(&lease.endpoint, error);
         ctx.attempts <= upstream.config.retries
     }
 }
@@ -252,13 +252,21 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
         let Some(chunk) = body else { return Ok(()) };
         ctx.streamed += chunk.len() as u64;
+        // An HTTP/2 stream may be a conversation, and holds no connection of its own.
+        if !session.is_http2() && !ctx.upgrade {
+            let pace = Pace::since(ctx.start.mono, ctx.snapshot.config.server.body_timeout);
+            if pace.left(ctx.streamed).is_zero() {
+                ctx.refused = Some(Rejection::RequestTimeout);
+                return Err(Error::explain(ErrorType::ReadTimedout, "the body drips").into_down());
+            }
+        }
         // After the handshake of an upgrade the bytes are no body.
         let limit = ctx.route().map_or(0, |r| r.max_body_bytes);
         if ctx.streamed > limit && !ctx.upgrade {
@@ -279,15 +287,18 @@ impl ProxyHttp for Proxy {
             ctx.refused = Some(Rejection::UpstreamInvalid("it switches protocols unasked"));
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a 101 to a request without an upgrade").into_up());
         }
+        *head = forward::strip_response(head)?;
         if status == 101 {
             // Exactly what a WebSocket handshake needs goes back (RFC 6455 section 4.2.2).
-            forward::strip_response(head);
             head.set(&http::header::CONNECTION, HeaderValue::from_static("upgrade"))?;
             head.set(&http::header::UPGRADE, HeaderValue::from_static("websocket"))?;
-        } else {
-            forward::strip_response(head);
         }
         if head.status.is_informational() && status != 101 {
+            ctx.interim += 1;
+            if ctx.interim > exchange::MAX_INTERIM {
+                let what = "interim answers without a final one";
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, what).into_up());
+            }
             return Ok(());
         }
         if session.req_header().method == Method::HEAD && ctx.method != Method::HEAD {
@@ -322,13 +333,18 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         forward::finish_response(head, ctx)?;
-        let empty = head.headers.get(CONTENT_LENGTH).is_some_and(|v| v.as_bytes() == b"0");
-        if empty || !answer::has_body(&ctx.method, head.status) && head.status.as_u16() != 101 {
-            ctx.release();
-        }
-        if session.req_header().version == Version::HTTP_10 && head.headers.contains_key(TRANSFER_ENCODING) {
-            head.drop_all(&TRANSFER_ENCODING);
-            session.set_keepalive(None);
+        if head.status != StatusCode::SWITCHING_PROTOCOLS {
+            let version = session.req_header().version;
+            let with_body = answer::has_body(&ctx.method, head.status);
+            exchange::frame_answer(head, version, with_body, 0)?;
+            ctx.bodiless = !with_body;
+            let length = exchange::content_length(head);
+            if !with_body || length == Some(0) {
+                ctx.release();
+            }
+            if version == Version::HTTP_10 && with_body && length.is_none() {
+                session.set_keepalive(None);
+            }
         }
         if self.0.shared.is_draining() {
             session.set_keepalive(None);
@@ -346,7 +362,9 @@ impl ProxyHttp for Proxy {
         if end {
             ctx.release();
         }
-        if !ctx.before_body.is_empty() {
+        if ctx.bodiless {
+            *body = None;
+        } else if !ctx.before_body.is_empty() {
             let first = std::mem::take(&mut ctx.before_body);
             let rest = body.take().unwrap_or_default();
             *body = Some([first, rest].concat().into());
@@ -366,7 +384,7 @@ impl ProxyHttp for Proxy {
         mut error: Box<Error>,
     ) -> Box<Error> {
         // Nothing was sent yet.
-        error.set_retry(Self::attempt_failed(ctx));
+        error.set_retry(Self::attempt_failed(ctx, &error));
         error
     }
 
@@ -379,7 +397,7 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         let upstreams = error.esource == ErrorSource::Upstream;
-        let allowed = upstreams && Self::attempt_failed(ctx);
+        let allowed = upstreams && Self::attempt_failed(ctx, &error);
         let replayable = session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated()
             && !answer::written(session);

@@ -21,11 +21,12 @@ use super::connection::{self, Accepted, ConnectionLimits};
 use super::head::HeadLimits;
 use super::identity::Ids;
 use super::listener::{BindError, Bound, Certificate, Certificates};
+use super::places::Places;
 use super::pool::Pool;
 use super::proxy::{self, Gateway};
 use super::service::{ApiService, Shared};
 use super::shutdown::{Drain, OpenCount};
-use crate::config::{Config, Listener, LogFormat};
+use crate::config::{Config, Listener, LogFormat, Server};
 
 /// Connections of the admin listener, beside `server.max_connections`: it stays reachable when the proxy is full.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -45,7 +46,6 @@ pub struct Running {
     shutdown: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     open: Arc<OpenCount>,
-    drain: Duration,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Last, so that it outlives the workers: it writes what they left.
     access_log: Option<AccessLog>,
@@ -54,26 +54,64 @@ pub struct Running {
 /// What one worker accepts on.
 struct Doors<A> {
     listeners: Vec<Arc<Bound>>,
-    app: Arc<A>,
+    serving: Serving<A>,
+    make: Make<A>,
     refusals: Arc<Refusals>,
-    limits: ConnectionLimits,
     /// One permit a connection.
     free: Arc<Semaphore>,
     open: Arc<OpenCount>,
+    shared: Arc<Shared>,
     /// Proxy connections are counted in the metrics.
-    shared: Option<Arc<Shared>>,
+    counted: bool,
+}
+
+/// Makes what answers, for the settings of `server`.
+type Make<A> = Arc<dyn Fn(&Server) -> Arc<A> + Send + Sync>;
+
+/// What a new connection gets; made anew when a reload has changed `server`.
+struct Serving<A> {
+    config: Arc<Config>,
+    app: Arc<A>,
+    limits: ConnectionLimits,
+}
+
+impl<A> Serving<A> {
+    fn new(config: Arc<Config>, make: &dyn Fn(&Server) -> Arc<A>) -> Self {
+        let server = &config.server;
+        let limits = ConnectionLimits {
+            head: HeadLimits {
+                deadline: server.header_timeout,
+                idle: server.keepalive,
+                bytes: server.max_header_bytes,
+                fields: server.max_header_fields,
+            },
+            body: server.body_timeout,
+        };
+        Self { app: make(server), config, limits }
+    }
+}
+
+/// What a reload changes of the listeners beside what connections take from the snapshot.
+pub struct Listening {
+    pub certificates: Certificates,
+    pub places: Places,
 }
 
 impl<A> Clone for Doors<A> {
     fn clone(&self) -> Self {
         Self {
             listeners: self.listeners.clone(),
-            app: self.app.clone(),
+            serving: Serving {
+                config: self.serving.config.clone(),
+                app: self.serving.app.clone(),
+                limits: self.serving.limits,
+            },
+            make: self.make.clone(),
             refusals: self.refusals.clone(),
-            limits: self.limits,
             free: self.free.clone(),
             open: self.open.clone(),
             shared: self.shared.clone(),
+            counted: self.counted,
         }
     }
 }
@@ -83,8 +121,8 @@ pub fn start(
     shared: Arc<Shared>,
     tenant_api: Arc<dyn ApiService>,
     admin_api: Arc<dyn ApiService>,
-    config: &Config,
 ) -> Result<Running, BindError> {
+    let config = shared.snapshot.load().config.clone();
     match super::sys::raise_open_files() {
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
@@ -97,15 +135,6 @@ pub fn start(
     let admin_listener = Listener { address: config.admin.address, tls: config.admin.tls.clone(), h2c: false };
     let admin = Arc::new(Bound::bind(&admin_listener, "admin")?);
 
-    let limits = ConnectionLimits {
-        head: HeadLimits {
-            deadline: server.header_timeout,
-            idle: server.keepalive,
-            bytes: server.max_header_bytes,
-            fields: server.max_header_fields,
-        },
-        body: server.body_timeout,
-    };
     let threads = match server.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
@@ -117,18 +146,24 @@ pub fn start(
         .map_err(|e| BindError { key: "server".into(), message: format!("the system has no random numbers ({e})") })?;
     let ids = Arc::new(ids);
     let refusals = Arc::new(Refusals { shared: shared.clone(), ids: ids.clone() });
-    let free = Arc::new(Semaphore::new(server.max_connections));
+    let places = Places::new(server.max_connections);
+    let free = places.free.clone();
+    let admin_ids = ids.clone();
+    let make_admin = Arc::new(move |server: &Server| {
+        Arc::new(AdminApp::new(admin_api.clone(), admin_ids.clone(), server.body_timeout, proxy::h2_options(server)))
+    });
     let admin_doors = Doors {
         listeners: vec![admin.clone()],
-        app: Arc::new(AdminApp::new(admin_api, ids.clone(), server.body_timeout, proxy::h2_options(server))),
+        serving: Serving::new(config.clone(), &*make_admin),
+        make: make_admin,
         refusals: refusals.clone(),
-        limits,
         free: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
         open: Arc::new(OpenCount::default()),
-        shared: None,
+        shared: shared.clone(),
+        counted: false,
     };
-    let certificates = || proxies.iter().chain([&admin]).filter_map(|b| b.tls.clone());
-    shared.set_certificates(Certificates::of(certificates()));
+    let certificates = Certificates::of(proxies.iter().chain([&admin]));
+    shared.set_listening(Listening { certificates, places });
     let access_log = match config.log.format {
         LogFormat::Json => Some(AccessLog::start().map_err(|e| BindError {
             key: "log.format".into(),
@@ -143,26 +178,27 @@ pub fn start(
         shutdown,
         stop,
         open,
-        drain: server.drain,
         workers: Vec::with_capacity(threads),
         access_log,
     };
     for i in 0..threads {
-        let gateway = Gateway {
+        let gateway = Arc::new(Gateway {
             shared: running.shared.clone(),
             api: tenant_api.clone(),
             ids: ids.clone(),
             pool: Arc::new(Pool::new()),
             log: running.access_log.as_ref().and_then(AccessLog::sink),
-        };
+        });
+        let make = Arc::new(move |server: &Server| proxy::app(gateway.clone(), server));
         let proxy_doors = Doors {
             listeners: proxies.clone(),
-            app: proxy::app(gateway, server),
+            serving: Serving::new(config.clone(), &*make),
+            make,
             refusals: refusals.clone(),
-            limits,
             free: free.clone(),
             open: running.open.clone(),
-            shared: Some(running.shared.clone()),
+            shared: running.shared.clone(),
+            counted: true,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| BindError {
             key: "server.threads".into(),
@@ -170,7 +206,8 @@ pub fn start(
         })?;
         let admin_doors = admin_doors.clone();
         let (watch, mut stopped) = (watch.clone(), stopped.clone());
-        let watched: Vec<_> = if i == 0 { certificates().collect() } else { Vec::new() };
+        let bound = proxies.iter().chain([&admin]).filter(|_| i == 0);
+        let watched: Vec<_> = bound.filter_map(|b| b.tls.clone()).collect();
         let worker = std::thread::Builder::new().name(format!("proxy-{i}")).spawn(move || {
             runtime.block_on(async move {
                 // By value: a worker's copy of a socket must go when it stops accepting.
@@ -191,17 +228,13 @@ pub fn start(
 }
 
 impl Running {
-    /// Reads every certificate file again; all are taken into use or none.
-    pub fn reload_certificates(&self) -> Result<(), Vec<String>> {
-        self.shared.reload_certificates()
-    }
-
     /// Stops accepting, lets requests under way finish within `server.drain`, then ends the workers.
     /// `true`: nothing had to be cut off.
     pub async fn drain(mut self) -> bool {
         self.shared.set_draining();
         self.shutdown.send_replace(true);
-        let finished = tokio::time::timeout(self.drain, self.open.none_left()).await.is_ok();
+        let drain = self.shared.snapshot.load().config.server.drain;
+        let finished = tokio::time::timeout(drain, self.open.none_left()).await.is_ok();
         self.stop.send_replace(true);
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
@@ -235,7 +268,7 @@ where
         }
     }
 
-    async fn accept(self, listener: TcpListener, bound: Arc<Bound>, drain: Drain) {
+    async fn accept(mut self, listener: TcpListener, bound: Arc<Bound>, drain: Drain) {
         let mut stop = drain.0.clone();
         loop {
             let accepted = tokio::select! {
@@ -264,11 +297,19 @@ where
         }
     }
 
-    fn spawn(&self, tcp: TcpStream, peer: SocketAddr, place: Place, bound: &Arc<Bound>, drain: Drain) {
+    fn spawn(&mut self, tcp: TcpStream, peer: SocketAddr, place: Place, bound: &Arc<Bound>, drain: Drain) {
+        let snapshot = self.shared.snapshot.load();
+        if !Arc::ptr_eq(&snapshot.config, &self.serving.config) {
+            if snapshot.config.server == self.serving.config.server {
+                self.serving.config = snapshot.config.clone();
+            } else {
+                self.serving = Serving::new(snapshot.config.clone(), &*self.make);
+            }
+        }
         let open = self.open.open();
         let accepted = Accepted { tcp, peer, tls: bound.tls.as_ref().map(|c| c.acceptor()), h2c: bound.h2c };
-        let (app, limits, shared) = (self.app.clone(), self.limits, self.shared.clone());
-        let refusals = self.refusals.clone();
+        let (app, limits) = (self.serving.app.clone(), self.serving.limits);
+        let (shared, refusals) = (self.counted.then(|| self.shared.clone()), self.refusals.clone());
         tokio::spawn(async move {
             let _held = (open, place);
             let _counted = shared.as_deref().map(Counted::new);

@@ -10,10 +10,12 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use super::Snapshot;
-use super::listener::Certificates;
+use super::listener::Fresh;
+use super::server::Listening;
 use crate::auth::cache::Authenticator;
+use crate::config::Config;
 use crate::domain::Principal;
-use crate::engine::Engine;
+use crate::engine::{Cancel, Engine};
 use crate::limit::failures::FailureGate;
 use crate::limit::limiter::Limiter;
 use crate::limit::usage::UsageRecorder;
@@ -35,6 +37,8 @@ pub struct Caller {
     pub principal: Option<Principal>,
     pub request_id: Arc<str>,
     pub peer: std::net::SocketAddr,
+    /// Set when the client has gone: what runs for it stops, what changes something is finished.
+    pub gone: Cancel,
 }
 
 /// What one running gateway shares between its requests.
@@ -47,7 +51,7 @@ pub struct Shared {
     pub usage: Arc<UsageRecorder>,
     /// Failed authentications by address.
     pub failures: Arc<FailureGate>,
-    certificates: OnceLock<Certificates>,
+    listening: OnceLock<Listening>,
     ready: AtomicBool,
     draining: AtomicBool,
 }
@@ -70,21 +74,30 @@ impl Shared {
             engine,
             metrics,
             usage,
-            certificates: OnceLock::new(),
+            listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
     }
 
-    /// The listeners' certificates, once they listen.
-    pub(super) fn set_certificates(&self, certificates: Certificates) {
-        // A second server over the same state keeps its own by polling.
-        let _ = self.certificates.set(certificates);
+    /// What a reload changes of the listeners, once they listen.
+    pub(super) fn set_listening(&self, listening: Listening) {
+        // A second server over the same state keeps its own.
+        let _ = self.listening.set(listening);
     }
 
-    /// Reads every listener's certificate files again, and takes all of them into use or none.
-    pub fn reload_certificates(&self) -> Result<(), Vec<String>> {
-        self.certificates.get().map_or(Ok(()), Certificates::reload)
+    /// Reads every listener's certificate files again; nothing is changed yet.
+    pub fn read_certificates(&self, config: &Config) -> Result<Fresh, Vec<String>> {
+        self.listening.get().map_or_else(|| Ok(Fresh::default()), |listening| listening.certificates.read(config))
+    }
+
+    /// Swaps the snapshot; new connections get its `server` settings and these certificates.
+    pub fn take_up(&self, snapshot: Arc<Snapshot>, certificates: Fresh) {
+        if let Some(listening) = self.listening.get() {
+            listening.places.resize(snapshot.config.server.max_connections);
+        }
+        self.snapshot.store(snapshot);
+        certificates.take_up();
     }
 
     pub fn is_ready(&self) -> bool {

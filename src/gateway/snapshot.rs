@@ -11,7 +11,7 @@ use super::routes::Routes;
 use super::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, Target};
 use crate::domain::{ModuleRef, ModuleVersion, Name, OwnerId, Tier};
-use crate::telemetry::{Metrics, RouteMetrics};
+use crate::telemetry::{Metrics, RouteMetrics, TierMetrics};
 
 /// Resolved before a snapshot is built: which version each handler's selector means now. `None`: not stored (yet);
 /// the route answers 500 `handler-not-loadable` until a module of that name is uploaded.
@@ -33,6 +33,8 @@ pub struct Snapshot {
     prober: Arc<Connector>,
     pub(super) unmatched: RouteMetrics,
     pub(super) anonymous: Option<Arc<Tier>>,
+    /// By tier: few enough that looking at each is the quickest way.
+    tier_metrics: Vec<(Arc<Tier>, TierMetrics)>,
 }
 
 /// A route with everything that needs no request to be known.
@@ -66,9 +68,8 @@ pub struct Parts<'a> {
 
 /// Where a handler's module is found in [`ResolvedModules`]: the owner, and `name[@version]`.
 pub fn module_key(handler: &config::Handler) -> (OwnerId, String) {
-    let owner = handler.module.owner.clone().unwrap_or_else(|| handler.owner.clone());
     let bare = ModuleRef { owner: None, ..handler.module.clone() };
-    (owner, bare.to_string())
+    (handler.owner.clone(), bare.to_string())
 }
 
 /// Every handler of a route, the one that answers included.
@@ -133,7 +134,9 @@ impl Snapshot {
             }));
         }
         let anonymous = tiers.iter().find(|(name, _)| name.as_str() == Tier::ANONYMOUS).map(|(_, tier)| tier.clone());
+        let tier_metrics = tiers.values().map(|tier| (tier.clone(), metrics.tier(tier.name.as_str()))).collect();
         Ok(Arc::new(Self {
+            tier_metrics,
             routes: Routes::compile(&config.routes),
             states,
             upstreams,
@@ -148,6 +151,11 @@ impl Snapshot {
 
     pub fn tier(&self, name: &Name) -> Option<&Arc<Tier>> {
         self.tiers.get(name)
+    }
+
+    /// Of a tier that this snapshot gave out.
+    pub(super) fn tier_metrics(&self, tier: &Arc<Tier>) -> Option<&TierMetrics> {
+        self.tier_metrics.iter().find(|(known, _)| Arc::ptr_eq(known, tier)).map(|(_, metrics)| metrics)
     }
 
     fn route_handlers(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {

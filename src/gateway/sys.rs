@@ -1,6 +1,9 @@
 //! What the gateway asks of the operating system beyond the standard library.
 
-#![allow(unsafe_code)] // two system calls that std does not wrap
+#![allow(unsafe_code)] // system calls that std does not wrap
+
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 
 /// Raises the soft limit of open files to the hard one; gives the limit now in force.
 pub fn raise_open_files() -> std::io::Result<u64> {
@@ -18,4 +21,14 @@ pub fn raise_open_files() -> std::io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+/// As many connections may wait to be accepted as the system allows. The standard library asks for 128, and what comes
+/// beyond that in one burst is dropped and tries again only after a second.
+pub fn deepen_listen_queue(socket: &TcpListener) -> std::io::Result<()> {
+    // SAFETY: the descriptor is a listening socket that lives across the call, which changes nothing but its queue.
+    match unsafe { libc::listen(socket.as_raw_fd(), libc::c_int::MAX) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }

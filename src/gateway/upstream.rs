@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
+use parking_lot::Mutex;
 use pingora::connectors::http::Connector;
 use pingora::lb::Backend;
 use pingora::lb::selection::{BackendIter, BackendSelection, Consistent, RoundRobin};
@@ -17,6 +19,7 @@ use pingora::upstreams::peer::{ALPN, HttpPeer};
 
 use super::health;
 use crate::config::{self, Balance, UpstreamHttp};
+use crate::domain::Timestamp;
 use crate::telemetry::{Metrics, UpstreamMetrics};
 
 /// Streams of one HTTP/2 connection to an endpoint; Pingora's default of 1 would open a connection a request.
@@ -27,6 +30,8 @@ const PICKS: usize = 16;
 pub struct Upstream {
     pub config: config::Upstream,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// `Host` for requests that name none: the TLS server name, else the first endpoint as it is configured.
+    pub authority: HeaderValue,
     balance: Selection,
     epoch: Instant,
     metrics: UpstreamMetrics,
@@ -52,6 +57,24 @@ pub struct Endpoint {
     /// Milliseconds since the upstream's epoch; 0: not ejected.
     ejected_until: AtomicU64,
     in_flight: AtomicUsize,
+    last_error: Mutex<Option<LastError>>,
+}
+
+/// Why an endpoint was last not reached, by a request or a health check.
+#[derive(Clone, Debug)]
+pub struct LastError {
+    pub at: Timestamp,
+    pub error: String,
+}
+
+/// An endpoint as `/health` shows it.
+pub struct EndpointState<'a> {
+    pub address: &'a str,
+    /// Active checks pass, or there are none.
+    pub is_alive: bool,
+    /// Out for a while after failures.
+    pub is_ejected: bool,
+    pub last_error: Option<LastError>,
 }
 
 /// A request's use of an endpoint.
@@ -79,11 +102,16 @@ impl Endpoint {
             consecutive_failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            last_error: Mutex::new(None),
         }
     }
 
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Relaxed)
+    }
+
+    pub fn note_error(&self, error: &str) {
+        *self.last_error.lock() = Some(LastError { at: Timestamp::now(), error: error.to_owned() });
     }
 
     pub fn set_alive(&self, alive: bool) {
@@ -163,6 +191,7 @@ impl Upstream {
         Ok(Arc::new(Self {
             config: config.clone(),
             endpoints,
+            authority: authority(config, key)?,
             balance,
             epoch: previous.map_or_else(Instant::now, |p| p.epoch),
             metrics: metrics.upstream(config.name.as_str()),
@@ -226,7 +255,10 @@ impl Upstream {
     }
 
     /// An attempt failed at connecting, or its connection broke or timed out before the answer was whole.
-    pub fn failed(&self, endpoint: &Endpoint) {
+    pub fn failed(&self, endpoint: &Endpoint, error: &impl std::fmt::Display) {
+        let error = explain(error);
+        tracing::warn!(upstream = self.name(), endpoint = %endpoint.label, error, "attempt failed");
+        endpoint.note_error(&error);
         self.metrics.attempt(0);
         let Some(ejection) = &self.config.ejection else { return };
         let failures = endpoint.consecutive_failures.fetch_add(1, Ordering::Relaxed) + 1;
@@ -238,10 +270,14 @@ impl Upstream {
         }
     }
 
-    /// Address, whether active checks pass (or there are none), and whether it is out after failures.
-    pub fn endpoint_states(&self, now: Instant) -> impl Iterator<Item = (&str, bool, bool)> {
+    pub fn endpoint_states(&self, now: Instant) -> impl Iterator<Item = EndpointState<'_>> {
         let now = self.millis(now);
-        self.endpoints.iter().map(move |e| (&*e.label, e.is_alive(), e.ejected_until.load(Ordering::Relaxed) > now))
+        self.endpoints.iter().map(move |e| EndpointState {
+            address: &e.label,
+            is_alive: e.is_alive(),
+            is_ejected: e.ejected_until.load(Ordering::Relaxed) > now,
+            last_error: e.last_error.lock().clone(),
+        })
     }
 
     /// At least 1, so that 0 can mean "not ejected".
@@ -268,6 +304,36 @@ fn first(mut candidates: impl BackendIter, fits: impl Fn(usize) -> bool) -> Opti
         }
     }
     None
+}
+
+/// An error on the way to an upstream, with what to do about it where that is known.
+pub fn explain(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let hint = TLS_HINTS.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| hint);
+    match hint {
+        Some(hint) => format!("{text}; {hint}"),
+        None => text,
+    }
+}
+
+/// What rustls says of a certificate, and what an operator does about it.
+const TLS_HINTS: [(&str, &str); 4] = [
+    (
+        "CaUsedAsEndEntity",
+        "the upstream serves a certificate authority's certificate as its own, as `openssl req -x509` makes it by \
+         default: make it with `openssl req -x509 ... -addext basicConstraints=critical,CA:FALSE`, and give the new one \
+         to the upstream and to `tls.ca_file`",
+    ),
+    ("UnknownIssuer", "name the authority that issued the upstream's certificate in `tls.ca_file`"),
+    ("NotValidForName", "set `tls.sni` to a name that the upstream's certificate has"),
+    ("Expired", "renew the upstream's certificate"),
+];
+
+fn authority(config: &config::Upstream, key: &str) -> Result<HeaderValue, UpstreamError> {
+    let sni = config.tls.as_ref().and_then(|tls| tls.sni.as_deref());
+    let text = sni.or(config.endpoints.first().map(|e| e.address.as_str())).unwrap_or_default();
+    let message = || format!("`{text}` can't be a `Host`: use another name or address");
+    HeaderValue::from_str(text).map_err(|_| UpstreamError { key: format!("{key}.endpoints"), message: message() })
 }
 
 fn peer(config: &config::Upstream, key: &str, name: &str, address: SocketAddr) -> Result<HttpPeer, UpstreamError> {

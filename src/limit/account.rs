@@ -6,15 +6,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::headers::Policy;
 use super::quota::{Calendar, Cell, Tick, bounds};
-use crate::domain::{Tier, Window};
+use crate::domain::{Quota, Tier, Window};
 
 pub const FUEL_WINDOW: Window = Window::Day;
 
-/// The state of one tier's policies. `cells` are in the order of `tier.quotas`.
+/// The state of one tier's policies. `cells` and `policies` are in the order of `tier.quotas`.
 pub struct Bucket {
     pub tier: Arc<Tier>,
     pub cells: Vec<Cell>,
+    pub policies: Vec<Arc<Policy>>,
     /// Shared with the guards, which give back without the shard's lock.
     pub in_flight: Arc<AtomicU32>,
     factor: u64,
@@ -22,8 +24,9 @@ pub struct Bucket {
 
 impl Bucket {
     fn new(tier: &Arc<Tier>, factor: u64, now: Tick) -> Self {
-        let cells = tier.quotas.iter().map(|q| Cell::new(q, factor, now)).collect();
-        Self { tier: tier.clone(), cells, in_flight: Arc::default(), factor }
+        let cells: Vec<Cell> = tier.quotas.iter().map(|q| Cell::new(q, factor, now)).collect();
+        let policies = tier.quotas.iter().zip(&cells).map(|(quota, cell)| Arc::new(policy(quota, cell))).collect();
+        Self { tier: tier.clone(), cells, policies, in_flight: Arc::default(), factor }
     }
 
     pub fn concurrent(&self) -> u32 {
@@ -44,7 +47,7 @@ impl Bucket {
                     cell.inherit(&self.cells[at], now);
                 }
             }
-            self.cells = fresh.cells;
+            (self.cells, self.policies) = (fresh.cells, fresh.policies);
         }
         self.tier = tier.clone();
     }
@@ -52,6 +55,17 @@ impl Bucket {
     fn is_idle(&self, now: Tick) -> bool {
         self.in_flight.load(Ordering::Acquire) == 0 && self.cells.iter().all(|c| c.is_idle(now))
     }
+}
+
+fn policy(quota: &Quota, cell: &Cell) -> Policy {
+    let (requests, window_seconds, burst) = match (cell, quota.window) {
+        (Cell::Rolling { rate, .. }, Window::Rolling { seconds }) => {
+            (rate.requests(), u64::from(seconds), Some(cell.capacity()).filter(|b| *b != rate.requests()))
+        }
+        (Cell::Calendar { limit, count, .. }, _) => (*limit, count.seconds(), None),
+        (Cell::Rolling { rate, .. }, _) => (rate.requests(), 0, None),
+    };
+    Policy::new(quota.name.clone(), requests, window_seconds, burst)
 }
 
 /// A counter from before a restart, until its tier is seen.

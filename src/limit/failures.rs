@@ -1,7 +1,7 @@
 //! Failed authentications by address.
 //!
-//! Invariant: an attempt is charged before the look-up and given back when it turns out well, so that many at once can't
-//! pass a check that none has yet been counted in.
+//! Invariant: what an address has in look-ups at once is bounded, and each that turns out badly is charged, also beyond
+//! the rate: many at once gain no more than that bound, once, and pay for it with the time that follows.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,6 +17,9 @@ use crate::domain::Rejection;
 const SHARDS: usize = 16;
 /// Addresses, and sites, that are remembered.
 const MAX_ADDRESSES: usize = 1 << 16;
+/// Look-ups at once of one address: as many good keys may come at once from behind it that the cache does not know yet,
+/// as after a start.
+const MAX_PENDING: u32 = 256;
 
 pub struct FailureGate {
     epoch: Instant,
@@ -26,15 +29,40 @@ pub struct FailureGate {
 }
 
 struct Shard {
-    addresses: Table<IpAddr, Tat>,
-    sites: Table<Site, Tat>,
+    addresses: Table<IpAddr, Record>,
+    sites: Table<Site, Record>,
 }
 
-/// A charged attempt. Dropped, it stays charged: the credential was wrong.
-#[must_use = "an attempt that turned out well is given back with `forgive`"]
+#[derive(Default)]
+struct Record {
+    failures: Tat,
+    pending: u32,
+}
+
+impl Record {
+    fn admits(&self, rate: &Rate, max_pending: u32, at: u64) -> Result<(), Rejection> {
+        let refused = |wait: Option<Duration>| Rejection::TooManyFailures {
+            retry_after: wait.unwrap_or(Duration::from_secs(60)),
+        };
+        rate.check(self.failures, 1, at).map_err(|Refused(wait)| refused(wait))?;
+        if self.pending < max_pending { Ok(()) } else { Err(refused(Some(Duration::from_secs(1)))) }
+    }
+
+    fn settle(&mut self, rate: &Rate, failed_at: Option<u64>) {
+        self.pending = self.pending.saturating_sub(1);
+        if let Some(at) = failed_at {
+            self.failures = rate.charge(self.failures, 1, at);
+        }
+    }
+}
+
+/// An attempt under way. Dropped, it is charged: the credential was wrong.
+#[must_use = "an attempt that turned out well is told so with `forgive`"]
 pub struct Attempt {
     gate: Arc<FailureGate>,
     caller: IpAddr,
+    at: u64,
+    good: bool,
 }
 
 impl FailureGate {
@@ -58,19 +86,17 @@ impl FailureGate {
         let at = self.at(now);
         let mut shard = self.shard(caller).lock();
         let shard = &mut *shard;
-        let refused = |Refused(wait): Refused| Rejection::TooManyFailures {
-            retry_after: wait.unwrap_or(Duration::from_secs(60)),
-        };
-        let busy = |_: &Tat| false;
+        let busy = |record: &Record| record.pending > 0;
         let full = || Rejection::Busy { retry_after: Duration::from_secs(1) };
-        let own = shard.addresses.entry(&caller, Tat::default, busy).ok_or_else(full)?;
-        let own_next = self.rate.check(*own, 1, at).map_err(refused)?;
+        let own = shard.addresses.entry(&caller, Record::default, busy).ok_or_else(full)?;
+        own.admits(&self.rate, MAX_PENDING, at)?;
         if let Some(site) = network::site(caller) {
-            let wide = shard.sites.entry(&site, Tat::default, busy).ok_or_else(full)?;
-            *wide = self.site_rate.check(*wide, 1, at).map_err(refused)?;
+            let wide = shard.sites.entry(&site, Record::default, busy).ok_or_else(full)?;
+            wide.admits(&self.site_rate, MAX_PENDING * SITE_FACTOR as u32, at)?;
+            wide.pending += 1;
         }
-        *own = own_next;
-        Ok(Attempt { gate: self.clone(), caller })
+        own.pending += 1;
+        Ok(Attempt { gate: self.clone(), caller, at, good: false })
     }
 
     /// Drops addresses without recent failures; called from a ticker.
@@ -78,8 +104,8 @@ impl FailureGate {
         let at = self.at(now);
         for shard in &self.shards {
             let mut shard = shard.lock();
-            shard.addresses.retain(|tat| !self.rate.is_idle(*tat, at));
-            shard.sites.retain(|tat| !self.site_rate.is_idle(*tat, at));
+            shard.addresses.retain(|r| r.pending > 0 || !self.rate.is_idle(r.failures, at));
+            shard.sites.retain(|r| r.pending > 0 || !self.site_rate.is_idle(r.failures, at));
         }
     }
 
@@ -103,15 +129,22 @@ impl FailureGate {
 
 impl Attempt {
     /// The credential was good, or nobody could tell.
-    pub fn forgive(self) {
+    pub fn forgive(mut self) {
+        self.good = true;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let failed_at = (!self.good).then_some(self.at);
         let mut shard = self.gate.shard(self.caller).lock();
-        if let Some(tat) = shard.addresses.get(&self.caller) {
-            *tat = self.gate.rate.give_back(*tat, 1);
+        if let Some(own) = shard.addresses.get(&self.caller) {
+            own.settle(&self.gate.rate, failed_at);
         }
         if let Some(site) = network::site(self.caller)
-            && let Some(tat) = shard.sites.get(&site)
+            && let Some(wide) = shard.sites.get(&site)
         {
-            *tat = self.gate.site_rate.give_back(*tat, 1);
+            wide.settle(&self.gate.site_rate, failed_at);
         }
     }
 }

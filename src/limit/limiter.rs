@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub use super::headers::headers;
+pub use super::headers::{Policy, headers};
 
 use super::account::{Account, Bucket, FUEL_WINDOW, Restored};
 use super::network::{self, SITE_FACTOR, Site};
 use super::quota::{Calendar, Cell, Refused, Tick};
+use super::spread;
 use super::table::Table;
 use crate::domain::{Name, OwnerId, Principal, Rejection, Subject, Timestamp, Window};
 use crate::store::Counter;
@@ -42,12 +43,7 @@ impl Now {
 /// One policy after a decision, for the `RateLimit` headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyState {
-    pub name: Name,
-    /// Quota and window in seconds, as `RateLimit-Policy` shows them.
-    pub quota: u64,
-    pub window_seconds: u64,
-    /// How many may come at once, where that is not the quota.
-    pub burst: Option<u64>,
+    pub policy: Arc<Policy>,
     pub remaining: u64,
     /// Until the whole quota is there again (rolling), or the window ends (calendar). In a refusal, of a violated policy:
     /// until the request would be admitted.
@@ -239,7 +235,7 @@ impl Limiter {
 
     fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
         let spread = match subject {
-            Subject::Key { owner, .. } => spread(owner),
+            Subject::Key { owner, .. } => spread(owner.as_str()),
             Subject::Address(a) => network::spread(network::caller(*a)),
         };
         &self.shards[spread as usize & (self.shards.len() - 1)]
@@ -285,7 +281,7 @@ impl Limiter {
         let account = |factor| move || Account::new(factor, tick);
         match (kind, name.parse::<OwnerId>(), name.parse::<IpAddr>()) {
             ("o", Ok(owner), _) => {
-                let mut shard = self.shards[spread(&owner) as usize & (self.shards.len() - 1)].lock();
+                let mut shard = self.shards[spread(owner.as_str()) as usize & (self.shards.len() - 1)].lock();
                 shard.owners.entry(&owner, account(1), Account::is_busy).map(change);
             }
             ("a", _, Ok(address)) => {
@@ -345,24 +341,23 @@ impl Request<'_> {
         let mut violated: Vec<PolicyState> = Vec::new();
         let mut others = Vec::new();
         if let Some((limit, reset)) = self.fuel_refused() {
-            let name = fuel.clone();
-            violated.push(PolicyState { name, quota: limit, window_seconds: 86_400, burst: None, remaining: 0, reset });
+            let policy = Arc::new(Policy::new(fuel.clone(), limit, 86_400, None));
+            violated.push(PolicyState { policy, remaining: 0, reset });
         }
         let own = std::iter::once((true, &mut *self.own));
         for (is_own, bucket) in own.chain(self.wide.as_deref_mut().map(|b| (false, b))) {
-            let tier = bucket.tier.clone();
-            for (quota, cell) in tier.quotas.iter().zip(&mut bucket.cells) {
+            for (policy, cell) in bucket.policies.iter().zip(&mut bucket.cells) {
                 match cell.check(cost, tick) {
-                    Ok(()) if is_own => others.push(state(&quota.name, quota.window, cell, tick)),
+                    Ok(()) if is_own => others.push(state(policy, cell, tick)),
                     Ok(()) => {}
                     Err(Refused(Some(wait))) => {
-                        violated.push(PolicyState { reset: wait, ..state(&quota.name, quota.window, cell, tick) });
+                        violated.push(PolicyState { reset: wait, ..state(policy, cell, tick) });
                     }
                     Err(Refused(None)) => {
                         let most = cell.capacity();
                         let why = format!(
                             "this counts as {cost} requests, and the policy `{}` never admits more than {most} at once",
-                            quota.name
+                            policy.name
                         );
                         return (self.states(), Rejection::BadRequest(why));
                     }
@@ -373,9 +368,9 @@ impl Request<'_> {
         sort(&mut others);
         let retry_after = violated.first().map_or(Duration::ZERO, |p| p.reset);
         let mut policies: Vec<Name> = Vec::new();
-        for policy in &violated {
-            if !policies.contains(&policy.name) {
-                policies.push(policy.name.clone());
+        for state in &violated {
+            if !policies.contains(&state.policy.name) {
+                policies.push(state.policy.name.clone());
             }
         }
         violated.append(&mut others);
@@ -383,33 +378,27 @@ impl Request<'_> {
     }
 
     fn states(&self) -> Vec<PolicyState> {
-        let policies = self.own.tier.quotas.iter().zip(&self.own.cells);
-        let mut states: Vec<_> = policies.map(|(q, cell)| state(&q.name, q.window, cell, self.tick)).collect();
+        let policies = self.own.policies.iter().zip(&self.own.cells);
+        let mut states: Vec<_> = policies.map(|(policy, cell)| state(policy, cell, self.tick)).collect();
         sort(&mut states);
         states
     }
-}
-
-/// FNV-1a: whoever made owners that meet in one shard would share its lock and places among them, no more.
-fn spread(owner: &OwnerId) -> u64 {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    owner.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, fold) >> 32
 }
 
 fn sort(states: &mut [PolicyState]) {
     states.sort_unstable_by_key(|p| (p.remaining, Reverse(p.reset)));
 }
 
-fn state(name: &Name, window: Window, cell: &Cell, tick: Tick) -> PolicyState {
+fn state(policy: &Arc<Policy>, cell: &Cell, tick: Tick) -> PolicyState {
     let (remaining, reset) = cell.left(tick);
-    let (quota, window_seconds, burst) = match (cell, window) {
-        (Cell::Rolling { rate, .. }, Window::Rolling { seconds }) => {
-            (rate.requests(), u64::from(seconds), Some(cell.capacity()).filter(|b| *b != rate.requests()))
+    let policy = match cell {
+        // Months differ in length.
+        Cell::Calendar { limit, count, .. } if policy.window_seconds != count.seconds() => {
+            Arc::new(Policy::new(policy.name.clone(), *limit, count.seconds(), None))
         }
-        (Cell::Calendar { limit, count, .. }, _) => (*limit, (count.end - count.start).unsigned_abs(), None),
-        (Cell::Rolling { rate, .. }, _) => (rate.requests(), 0, None),
+        _ => policy.clone(),
     };
-    PolicyState { name: name.clone(), quota, window_seconds, burst, remaining, reset }
+    PolicyState { policy, remaining, reset }
 }
 
 fn collect(account: &Account, subject: std::fmt::Arguments<'_>, now: Tick, out: &mut Vec<Counter>) {

@@ -55,18 +55,17 @@ impl Rate {
         if cost > self.burst {
             return Err(Refused(None));
         }
-        let now = self.scale(now);
-        let next = tat.0.max(now).saturating_add(self.units(cost));
-        let latest = now.saturating_add(self.units(self.burst));
-        if next <= latest {
-            return Ok(Tat(next));
+        let next = self.charge(tat, cost, now);
+        let latest = self.scale(now).saturating_add(self.units(self.burst));
+        if next.0 <= latest {
+            return Ok(next);
         }
-        Err(Refused(Some(self.duration(next - latest))))
+        Err(Refused(Some(self.duration(next.0 - latest))))
     }
 
-    /// Takes back what a [`Self::check`] charged.
-    pub fn give_back(&self, tat: Tat, cost: u64) -> Tat {
-        Tat(tat.0.saturating_sub(self.units(cost)))
+    /// The TAT after `cost` more requests, admitted or not.
+    pub fn charge(&self, tat: Tat, cost: u64, now: u64) -> Tat {
+        Tat(tat.0.max(self.scale(now)).saturating_add(self.units(cost)))
     }
 
     /// Requests that would be admitted now.
@@ -128,6 +127,11 @@ impl Calendar {
         } else if now < self.start {
             *self = Self { used: self.used, ..Self::new(window, now) };
         }
+    }
+
+    /// The window's length.
+    pub fn seconds(&self) -> u64 {
+        (self.end - self.start).unsigned_abs()
     }
 
     pub fn until_end(&self, now: Tick) -> Duration {

@@ -1,48 +1,68 @@
 //! Usage is gathered in memory and written in batches by the app's ticker; a request only adds to a sharded map.
 //!
-//! Invariant: what [`UsageRecorder::drain`] returned is no longer here; a failed write is given back with `record`.
+//! Invariant: what a `drain` returned is no longer here; a failed write is given back with `record`.
 
 use std::collections::HashMap;
-use std::collections::hash_map::{DefaultHasher, Entry};
-use std::hash::{Hash, Hasher};
+use std::collections::hash_map::Entry;
 
 use parking_lot::Mutex;
 
-use crate::domain::{KeyId, OwnerId, UsageDelta, UsageRecord};
+use super::spread;
+use crate::domain::{KeyId, Name, OwnerId, UsageDelta, UsageRecord};
 
 const SHARDS: usize = 16;
-/// Keys a shard holds between two flushes; further ones are added to the owner's row of unnamed keys.
+/// Rows a shard holds between two flushes; further keys are added to the owner's row of unnamed keys.
 const MAX_ROWS: usize = 10_000;
 
-type Rows = HashMap<(OwnerId, KeyId, i64), UsageRecord>;
+/// Modules whose runs a shard holds between two flushes; runs of further ones are not counted.
+const MAX_MODULES: usize = 10_000;
+
+/// A key's rows: one, or two around midnight.
+type Rows = HashMap<KeyId, Vec<UsageDelta>>;
+type Runs = HashMap<(OwnerId, Name), u64>;
 
 #[derive(Default)]
 pub struct UsageRecorder {
     shards: [Mutex<Rows>; SHARDS],
+    runs: [Mutex<Runs>; SHARDS],
 }
 
 impl UsageRecorder {
     pub fn record(&self, owner: &OwnerId, key: &KeyId, day: i64, add: &UsageRecord) {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let mut rows = self.shards[hasher.finish() as usize % SHARDS].lock();
-        let full = rows.len() >= MAX_ROWS;
-        match rows.entry((owner.clone(), key.clone(), day)) {
-            Entry::Occupied(row) => row.into_mut().merge(add),
-            Entry::Vacant(row) if !full => {
-                row.insert(add.clone());
-            }
-            Entry::Vacant(_) => rows.entry((owner.clone(), "other".into(), day)).or_default().merge(add),
+        let mut shard = self.shards[spread(key.as_str()) as usize % SHARDS].lock();
+        let is_it = |row: &&mut UsageDelta| row.day == day && row.owner == *owner;
+        if let Some(row) = shard.get_mut(key).and_then(|rows| rows.iter_mut().find(is_it)) {
+            row.add.merge(add);
+            return;
+        }
+        let key = if shard.len() < MAX_ROWS { key.clone() } else { "other".into() };
+        let rows = shard.entry(key.clone()).or_default();
+        match rows.iter_mut().find(is_it) {
+            Some(row) => row.add.merge(add),
+            None => rows.push(UsageDelta { owner: owner.clone(), key, day, add: add.clone() }),
         }
     }
 
     /// Takes all that has come since the last call.
     pub fn drain(&self) -> Vec<UsageDelta> {
-        let mut out = Vec::new();
-        for shard in &self.shards {
-            let rows = std::mem::take(&mut *shard.lock());
-            out.extend(rows.into_iter().map(|((owner, key, day), add)| UsageDelta { owner, key, day, add }));
+        self.shards.iter().flat_map(|shard| std::mem::take(&mut *shard.lock()).into_values().flatten()).collect()
+    }
+
+    /// Runs of a stored module, by the execute endpoint and by routes.
+    pub fn record_runs(&self, owner: &OwnerId, name: &Name, n: u64) {
+        let mut runs = self.runs[spread(name.as_str()) as usize % SHARDS].lock();
+        let full = runs.len() >= MAX_MODULES;
+        match runs.entry((owner.clone(), name.clone())) {
+            Entry::Occupied(sum) => *sum.into_mut() += n,
+            Entry::Vacant(_) if full => {}
+            Entry::Vacant(sum) => {
+                sum.insert(n);
+            }
         }
-        out
+    }
+
+    /// As [`Self::drain`], of what `record_runs` gathered.
+    pub fn drain_runs(&self) -> Vec<((OwnerId, Name), u64)> {
+        self.runs.iter().flat_map(|shard| std::mem::take(&mut *shard.lock())).collect()
     }
 }

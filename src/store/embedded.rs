@@ -19,7 +19,9 @@ use async_trait::async_trait;
 use redb::{ReadTransaction, WriteTransaction};
 use tokio::sync::Semaphore;
 
-use super::{AdminToken, AuditEntry, Counter, NewVersion, Page, Result, Rotation, Store, StoreError, UsageRow};
+use super::{
+    AdminToken, AuditEntry, Counter, NewVersion, Page, Result, Retention, Rotation, Store, StoreError, UsageRow,
+};
 use crate::domain::{
     ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
 };
@@ -173,6 +175,20 @@ impl Store for EmbeddedStore {
     async fn revoke_token(&self, id: &TokenId, at: Timestamp) -> Result<AdminToken> {
         let id = id.clone();
         self.write(move |tx| records::revoke_token(tx, &id, at)).await
+    }
+
+    async fn delete_tier(&self, name: &Name) -> Result<bool> {
+        let name = name.clone();
+        self.write(move |tx| records::delete_tier(tx, &name)).await
+    }
+
+    async fn prune(&self, keep: Retention) -> Result<u64> {
+        // A look costs no commit, and nearly always there is nothing to do.
+        if self.scan(move |tx| records::can_prune(tx, &keep)).await? {
+            self.write(move |tx| records::prune(tx, &keep)).await
+        } else {
+            Ok(0)
+        }
     }
 
     async fn append_audit(&self, entry: &AuditEntry) -> Result<()> {

@@ -73,7 +73,7 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
     pub at: Timestamp,
-    /// A token's name, a key's id, or `system`.
+    /// A token's name, a key's id, or `SIGHUP`.
     pub actor: String,
     /// `key.create`, `module.activate` ...
     pub action: String,
@@ -116,6 +116,8 @@ pub trait Store: Send + Sync + 'static {
     /// Overrides of configured tiers.
     async fn tiers(&self) -> Result<Vec<Tier>>;
     async fn put_tier(&self, tier: &Tier) -> Result<()>;
+    /// Whether there was an override.
+    async fn delete_tier(&self, name: &Name) -> Result<bool>;
 
     /// Adds a version (the same digest again returns the version that has it and `false`), creating the module at
     /// its first one. The first version becomes active; `activate` makes this one active. `max_modules` is checked
@@ -132,6 +134,7 @@ pub trait Store: Send + Sync + 'static {
         limit: u64,
     ) -> Result<Page<Module>>;
     async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module>;
+    /// Its version numbers are not given again, should a module of that name come back.
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
     /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
     async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion>;
@@ -151,9 +154,22 @@ pub trait Store: Send + Sync + 'static {
     /// Newest first.
     async fn audit(&self, limit: u64) -> Result<Vec<AuditEntry>>;
 
+    /// Deletes the oldest audit lines and usage rows that are no longer to be kept, at most a batch of each; how many.
+    async fn prune(&self, keep: Retention) -> Result<u64>;
+
     /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds).
     async fn save_counters(&self, counters: &[Counter], expire_before: i64) -> Result<()>;
     async fn load_counters(&self) -> Result<Vec<Counter>>;
+}
+
+/// What [`Store::prune`] leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Audit lines of this moment or later, and at most so many.
+    pub audit_from: Timestamp,
+    pub audit_entries: u64,
+    /// Usage of this day or later.
+    pub usage_from_day: i64,
 }
 
 /// See [`Store::rotate_key`].

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::admin::NewKey;
+use crate::support::api::Form;
 use crate::support::toml::{keyed_proxy, open_proxy};
 use crate::support::{Gateway, Request, Upstream, eventually};
 
@@ -218,4 +219,92 @@ fn drain_and_log_level_are_operators_verbs() {
     let drained = gw.admin("POST", "/api/drain").send();
     assert!(matches!(drained.status, 200 | 202 | 204), "{drained}");
     assert!(gw.wait().success());
+}
+
+fn audit(gw: &Gateway) -> Vec<Value> {
+    let log = gw.admin("GET", "/api/audit?limit=1000").send().expect(200).json();
+    log["entries"].as_array().expect("a list").clone()
+}
+
+#[test]
+fn a_reload_is_logged_and_audited_once_whoever_asks() {
+    let (up, gw) = start();
+    let reloads = || audit(&gw).into_iter().filter(|e| e["action"] == "config.reload").collect::<Vec<_>>();
+    let logged = |what: &str| gw.log().lines().filter(|l| l.contains(what)).count();
+    gw.reload().expect(200);
+    assert_eq!((reloads().len(), logged("configuration reloaded")), (1, 1));
+    assert_eq!((&reloads()[0]["actor"], &reloads()[0]["detail"]), (&json!("bootstrap"), &json!("generation 2")));
+    gw.signal("HUP");
+    eventually("the reload by a signal is audited", || reloads().len() == 2);
+    assert_eq!((&reloads()[0]["actor"], logged("configuration reloaded")), (&json!("SIGHUP"), 2));
+    gw.write_config(&(keyed_proxy(up.addr, "") + "[server]\nheader_timout = \"1s\"\ndrain = \"soon\"\n"));
+    gw.reload().expect(400);
+    gw.signal("HUP");
+    eventually("the refusals are audited", || reloads().len() == 4);
+    for entry in &reloads()[..2] {
+        let detail = entry["detail"].as_str().unwrap_or_default();
+        assert!(
+            detail.starts_with("refused: ") && detail.contains("header_timout") && detail.contains("1 more"),
+            "{entry}"
+        );
+    }
+    assert_eq!(logged("configuration not reloaded"), 2, "{}", gw.log());
+}
+
+#[test]
+fn a_reload_takes_up_what_it_can_and_names_what_waits_for_a_restart() {
+    let up = Upstream::echo();
+    let config = |server: &str, more: &str| format!("[server]\n{server}\n{more}\n") + &open_proxy(up.addr, "");
+    let gw = Gateway::start(&config("max_connections = 1", ""));
+    let big = || gw.get("/").header("X-Big", "x".repeat(3 << 10)).send().status;
+    assert_eq!(big(), 200);
+    let mut held = crate::support::Conn::connect(gw.proxy);
+    held.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect(200);
+
+    let changed = "max_connections = 2\nmax_header = \"1KiB\"\nkeepalive = \"1s\"\nthreads = 3";
+    gw.write_config(&config(changed, "[engine]\nqueue = 5\n[auth]\nkey_fresh = \"1s\"\n[log]\nlevel = \"debug\""));
+    let answer = gw.reload().expect(200).json();
+    assert_eq!(answer["needs_restart"], json!(["server.threads", "auth.key_fresh", "engine.queue"]), "{answer}");
+    eventually("the log names them", || gw.log().contains("a restart is needed for `server.threads`"));
+    assert_eq!(gw.admin("GET", "/api/log-level").send().expect(200).json()["level"], "debug");
+    // A second place, beside the one that is held; the new bound of a head; the new idle time on the new connection.
+    assert_eq!(big(), 431);
+    let mut idle = crate::support::Conn::connect(gw.proxy);
+    idle.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect(200);
+    assert!(idle.closes(), "after a second, not after a minute");
+
+    // What waits goes on waiting, also through later reloads.
+    gw.write_config(&config(&changed.replace("threads = 3", ""), "[log]\nlevel = \"debug\""));
+    assert_eq!(gw.reload().expect(200).json()["needs_restart"], json!([]));
+    gw.write_config(&(config(changed, "") + "[[server.listeners]]\naddress = \"127.0.0.1:1\"\n"));
+    assert_eq!(gw.reload().expect(200).json()["needs_restart"], json!(["server.listeners", "server.threads"]));
+}
+
+#[test]
+fn the_audit_log_is_bounded() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&(keyed_proxy(up.addr, "") + "[store]\naudit_entries = 100\n"));
+    for i in 0..130 {
+        gw.admin("PUT", "/api/log-level").json(&json!({"level": format!("info,t{i}=off")})).send().expect(200);
+    }
+    eventually("the oldest lines are gone", || audit(&gw).len() == 100);
+    assert!(audit(&gw)[0].to_string().contains("t129=off"));
+}
+
+#[test]
+fn the_first_token_is_listed_and_its_runs_are_counted() {
+    let (_up, gw) = start();
+    let tokens = gw.admin("GET", "/api/tokens").send().expect(200).json();
+    assert_eq!((&tokens["tokens"][0]["id"], &tokens["tokens"][0]["role"]), (&json!("bootstrap"), &json!("admin")));
+    let kept = gw.admin("DELETE", "/api/tokens/bootstrap").send();
+    kept.problem(409, "conflict");
+    assert!(kept.text().contains("admin.token"), "{kept}");
+
+    let form = Form::default().file("wasm", &crate::support::c_guest("command")).field("input", b"x").end();
+    gw.admin("POST", "/api/wasm/execute").form(form).send().expect(200);
+    eventually("the run is in the usage", || {
+        let usage = gw.admin("GET", "/api/usage?by=key").send().expect(200).json();
+        let rows = usage["rows"].as_array().expect("a list");
+        rows.iter().any(|r| r["key"] == "token:bootstrap" && r["executions"] == 1 && r["owner"] == "wasmgate")
+    });
 }

@@ -14,6 +14,7 @@ use wasmgate::api::{self, Services};
 use wasmgate::app::App;
 use wasmgate::config;
 use wasmgate::domain::{Principal, Rejection, ScopeSet, Subject, Timestamp};
+use wasmgate::engine::Cancel;
 use wasmgate::gateway::{ApiBody, ApiService, Caller};
 use wasmgate::telemetry::{LogControl, log_subscriber};
 
@@ -142,6 +143,7 @@ impl Call<'_> {
             principal: self.principal,
             request_id: "test-request".into(),
             peer: "127.0.0.1:1".parse().expect("an address"),
+            gone: Cancel::default(),
         };
         let request = self.request.extension(caller).body(body).expect("a request");
         let response = self.service.call(request).await;
@@ -370,7 +372,7 @@ async fn unknown_paths_methods_and_fields_are_problems() {
     let create = |body: &'static str| kit.tenant(&key, "POST", "/api/auth/keys").body("application/json", body).send();
     for (body, named) in [
         ("{", "line"),
-        ("[]", "invalid"),
+        ("[]", "object"),
         (r#"{"surprise": 1}"#, "surprise"),
         (r#"{"scopes": ["proxy", "root"]}"#, "scopes[1]"),
         (r#"{"tier": "NOT A NAME"}"#, "tier"),

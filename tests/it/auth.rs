@@ -20,8 +20,8 @@ use wasmgate::domain::{
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, NewVersion, Page, Result as StoreResult, Role, Rotation, Store, StoreError,
-    UsageRow,
+    AdminToken, AuditEntry, Counter, NewVersion, Page, Result as StoreResult, Retention, Role, Rotation, Store,
+    StoreError, UsageRow,
 };
 
 use crate::store::{at, name};
@@ -82,6 +82,8 @@ pass_on! {
     fn rotate_key(&self, rotation: Rotation) -> StoreResult<(KeyHash, ApiKey)>;
     fn tiers(&self) -> StoreResult<Vec<Tier>>;
     fn put_tier(&self, tier: &Tier) -> StoreResult<()>;
+    fn delete_tier(&self, name: &Name) -> StoreResult<bool>;
+    fn prune(&self, keep: Retention) -> StoreResult<u64>;
     fn add_version(&self, new: NewVersion, max_modules: Option<u32>) -> StoreResult<(Module, u32, bool)>;
     fn module(&self, owner: &OwnerId, name: &Name) -> StoreResult<Option<Module>>;
     fn module_by_id(&self, id: &str) -> StoreResult<Option<Module>>;

@@ -6,9 +6,11 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::admin::NewKey;
 use crate::support::gateway::{binary, run_to_end};
+use crate::support::tls::Certificate;
 use crate::support::toml::keyed_proxy;
-use crate::support::{Gateway, Upstream, c_guest, wat};
+use crate::support::{DEADLINE, Gateway, Upstream, c_guest, poll, wat};
 
 fn wasmgate(args: &[&str]) -> Output {
     let mut command = Command::new(binary());
@@ -18,11 +20,15 @@ fn wasmgate(args: &[&str]) -> Output {
 
 /// A verb against a running gateway.
 fn verb(gw: &Gateway, args: &[&str]) -> Output {
+    run_to_end(command(gw, args))
+}
+
+fn command(gw: &Gateway, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     let token_file = gw.ready["admin_token_file"].as_str().expect("a path");
     command.args(args).env("WASMGATE_ADMIN", format!("http://{}", gw.admin));
     command.env("WASMGATE_TOKEN_FILE", gw.dir.path().join(token_file));
-    run_to_end(command)
+    command
 }
 
 #[track_caller]
@@ -92,6 +98,32 @@ fn exec_runs_a_module_offline() {
     fails(wasmgate(&["exec", "/nonexistent.wasm"]), 2, "/nonexistent.wasm");
 }
 
+/// 0, 1 and 2 are the command's own: a guest's codes are told, not passed on.
+#[test]
+fn exec_ends_with_1_whatever_code_the_guest_ends_with() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let file = dir.path().join("command.wasm");
+    std::fs::write(&file, c_guest("command")).expect("writable");
+    let file = file.to_str().expect("UTF-8");
+    for code in ["1", "2", "7", "137"] {
+        let exec = |more: &[&str]| wasmgate(&[&["exec", file, "--arg", "exit", "--arg", code], more].concat());
+        let output = exec(&[]);
+        assert_eq!(output.stdout, b"before the end\n");
+        fails(output, 1, &format!("exited with code {code}"));
+        let output = exec(&["--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        let doc: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(
+            (&doc["exit_code"], &doc["status"]),
+            (&Value::from(code.parse::<i32>().unwrap()), &"failed".into()),
+            "{doc}"
+        );
+    }
+    fails(wasmgate(&["exec", file, "--function", "nothing"]), 2, "nothing");
+    let help = ok(wasmgate(&["exec", "--help"]));
+    assert!(help.contains("Exit code: 0"), "{help}");
+}
+
 #[test]
 fn keys_tiers_routes_and_usage_of_a_running_gateway() {
     let up = Upstream::echo();
@@ -111,6 +143,21 @@ fn keys_tiers_routes_and_usage_of_a_running_gateway() {
 }
 
 #[test]
+fn refusals_are_told_by_kind_in_the_table_of_usage() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let key = gw.new_key(&NewKey { scopes: &["usage"], ..NewKey::default() }).text;
+    gw.get("/").key(&key).send().problem(403, "scope-required");
+    gw.get("/").key(&key).send().problem(403, "scope-required");
+    let mut table = String::new();
+    let told = poll(DEADLINE, || {
+        table = ok(verb(&gw, &["usage"]));
+        table.contains("scope-required=2")
+    });
+    assert!(told, "{table}");
+}
+
+#[test]
 fn modules_of_a_running_gateway() {
     let up = Upstream::echo();
     let gw = Gateway::start(&keyed_proxy(up.addr, ""));
@@ -125,6 +172,14 @@ fn modules_of_a_running_gateway() {
     ok(verb(&gw, &["module", "activate", "acme/calc@2"]));
     ok(verb(&gw, &["module", "rollback", "acme/calc"]));
     assert!(ok(verb(&gw, &["module", "show", "acme/calc"])).contains("sha256:"));
+    for args in [
+        &["push", &file, "--name", "acme/calc"][..],
+        &["show", "acme/calc"],
+        &["rollback", "acme/calc"],
+        &["rm", "acme/calc"],
+    ] {
+        fails(verb(&gw, &[&["module"], args, &["--owner", "other"]].concat()), 2, "`--owner`");
+    }
     ok(verb(&gw, &["module", "rm", "acme/calc"]));
     fails(verb(&gw, &["module", "show", "acme/calc"]), 1, "calc");
 }
@@ -148,7 +203,118 @@ fn every_shipped_configuration_passes_check() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
     let files: Vec<_> = std::fs::read_dir(&folder).expect("conf/").flatten().map(|f| f.path()).collect();
     assert!(files.iter().any(|f| f.ends_with("wasmgate.toml")), "{files:?}");
+    // With the files that they name beside them, as they say.
+    let dir = TempDir::new().expect("a temporary folder");
+    let certificate = Certificate::for_name("localhost");
+    certificate.write(&dir.path().join("cert.pem"), &dir.path().join("key.pem"));
+    std::fs::write(dir.path().join("ca.pem"), &certificate.cert_pem).expect("writable");
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "toml")) {
-        ok(wasmgate(&["check", file.to_str().expect("UTF-8")]));
+        let copy = dir.path().join(file.file_name().expect("a name"));
+        std::fs::copy(file, &copy).expect("writable");
+        ok(wasmgate(&["check", copy.to_str().expect("UTF-8")]));
     }
+}
+
+#[test]
+fn check_looks_at_the_files_that_settings_name() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let path = |name: &str| dir.path().join(name);
+    let (good, other) = (Certificate::for_name("localhost"), Certificate::for_name("localhost"));
+    good.write(&path("cert.pem"), &path("key.pem"));
+    other.write(&path("other-cert.pem"), &path("other-key.pem"));
+    Certificate::expired("localhost").write(&path("old-cert.pem"), &path("old-key.pem"));
+    std::fs::write(path("junk.pem"), "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n").unwrap();
+    std::fs::write(path("der.pem"), "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n").unwrap();
+    std::fs::write(path("open-pepper"), "0123456789abcdef0123456789abcdef").unwrap();
+    let file = path("gateway.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).expect("writable");
+        let output = wasmgate(&["check", file.to_str().expect("UTF-8")]);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{text}");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let listener = |cert: &str, key: &str| {
+        format!(
+            "[[server.listeners]]\naddress = \"127.0.0.1:0\"\ntls.cert_file = \"{cert}\"\ntls.key_file = \"{key}\"\n"
+        )
+    };
+    assert_eq!(check(&listener("cert.pem", "key.pem")).0, Some(0));
+    let upstream =
+        |ca: &str| format!("[[upstreams]]\nname = \"up\"\nendpoints = [\"localhost:1\"]\ntls.ca_file = \"{ca}\"\n");
+    for (text, named) in [
+        (listener("none.pem", "key.pem"), ["gateway.toml:3: server.listeners[0].tls.cert_file: ", "none.pem"]),
+        (listener("cert.pem", "none.pem"), ["gateway.toml:4: server.listeners[0].tls.key_file: ", "none.pem"]),
+        (listener("junk.pem", "key.pem"), ["gateway.toml:3: server.listeners[0].tls.cert_file: ", "base64"]),
+        (listener("cert.pem", "cert.pem"), ["gateway.toml:4: server.listeners[0].tls.key_file: ", "no private key"]),
+        (listener("cert.pem", "other-key.pem"), ["gateway.toml:4: server.listeners[0].tls.key_file: ", "cert.pem"]),
+        (
+            listener("old-cert.pem", "old-key.pem"),
+            ["gateway.toml:3: server.listeners[0].tls.cert_file: ", "expired 2001-02-03"],
+        ),
+        (upstream("none.pem"), ["gateway.toml:4: upstreams[0].tls.ca_file: ", "none.pem"]),
+        (upstream("der.pem"), ["gateway.toml:4: upstreams[0].tls.ca_file: ", "can't be used"]),
+        (upstream("key.pem"), ["gateway.toml:4: upstreams[0].tls.ca_file: ", "no certificate"]),
+        ("[auth]\npepper_file = \"none\"\n".into(), ["gateway.toml:2: auth.pepper_file: ", "none"]),
+        ("[auth]\npepper_file = \"open-pepper\"\n".into(), ["gateway.toml:2: auth.pepper_file: ", "chmod 600"]),
+        ("[admin]\ntoken_file = \"open-pepper\"\n".into(), ["gateway.toml:2: admin.token_file: ", "chmod 600"]),
+        ("[admin]\ntoken_file = \"no/folder/token\"\n".into(), ["gateway.toml:2: admin.token_file: ", "no/folder"]),
+    ] {
+        let (code, said) = check(&text);
+        assert_eq!(code, Some(2), "{text}\n{said}");
+        assert_eq!(said.lines().count(), 1, "one line an error: {said}");
+        assert!(named.iter().all(|part| said.contains(part)), "{named:?} in {said}");
+    }
+    let (_, said) = check(&("[log]\nformat = \"xml\"\n".to_owned() + &listener("none.pem", "none.pem")));
+    assert_eq!(said.lines().count(), 3, "together with what is wrong with the text: {said}");
+}
+
+#[test]
+fn verbs_end_quietly_when_nobody_reads_any_more() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let file = gw.dir.path().join("wasmgate.toml");
+    let unread = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = command(&gw, args);
+        let output = command.stdout(writer).output().expect("the binary runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""), "{args:?}");
+    };
+    for verb in
+        ["routes", "health", "audit", "usage", "tier list", "key list", "module list", "token list", "logs level"]
+    {
+        unread(&verb.split(' ').collect::<Vec<_>>());
+        unread(&verb.split(' ').chain(["--json"]).collect::<Vec<_>>());
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        unread(&["completions", shell]);
+    }
+    unread(&["check", file.to_str().expect("UTF-8")]);
+    unread(&["--help"]);
+    unread(&["--version"]);
+}
+
+#[test]
+fn a_tier_is_set_and_reset() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let tier = |args: &[&str]| verb(&gw, &[&["tier"], args].concat());
+    let free = |list: Value| {
+        let tiers = list["tiers"].as_array().expect("a list").clone();
+        tiers.into_iter().find(|t| t["name"] == "free").expect("`free` is there")
+    };
+    let before = free(json(tier(&["list", "--json"])));
+    assert_eq!(before["source"], "file", "{before}");
+    ok(tier(&["set", "free", "--concurrent", "7", "--wall-ms", "1234"]));
+    let set = free(json(tier(&["list", "--json"])));
+    assert_eq!((&set["concurrent"], &set["source"]), (&Value::from(7), &Value::from("api")));
+    let audit = ok(verb(&gw, &["audit"]));
+    assert!(audit.contains("concurrent: 1 -> 7, limits.wall_ms: 5000 -> 1234"), "{audit}");
+    assert!(ok(tier(&["reset", "free"])).contains("file"));
+    assert_eq!(free(json(tier(&["list", "--json"]))), before);
+    assert!(ok(verb(&gw, &["audit"])).contains("concurrent: 7 -> 1"));
+    // Again is harmless; a tier that isn't there is named.
+    ok(tier(&["reset", "free"]));
+    fails(tier(&["reset", "fre"]), 1, "no tier of this name");
 }

@@ -121,9 +121,9 @@ fn no_file_makes_the_reader_panic() {
 
 #[test]
 fn files_that_cannot_be_read_are_named() {
-    let error = config::load_file(Path::new("no/such/wasmgate.toml")).unwrap_err();
+    let error = config::load_file(Path::new("no/such/wasmgate.toml"), config::files::unseen).unwrap_err();
     assert!(error.to_string().starts_with("no/such/wasmgate.toml: the configuration can't be read"), "{error}");
-    assert!(config::load_file(&std::env::temp_dir()).is_err(), "a folder is no file");
+    assert!(config::load_file(&std::env::temp_dir(), config::files::unseen).is_err(), "a folder is no file");
 }
 
 #[test]
@@ -330,6 +330,7 @@ fn the_documented_defaults_are_the_defaults() {
     assert_eq!(format!("{:#?}", all.admin), format!("{:#?}", none.admin));
     assert_eq!(format!("{:#?}", all.auth), format!("{:#?}", none.auth));
     assert_eq!(format!("{:#?}", all.log), format!("{:#?}", none.log));
+    assert_eq!(all.store, none.store);
     assert_eq!(format!("{:#?}", all.engine), format!("{:#?}", none.engine));
     assert_eq!((all.tiers, all.data_dir), (none.tiers, none.data_dir));
 
@@ -344,10 +345,11 @@ fn the_documented_defaults_are_the_defaults() {
 #[test]
 fn the_shipped_files_are_valid() {
     for name in ["wasmgate.toml", "minimal.toml", "tls.toml"] {
-        let c = config::load_file(&root().join("conf").join(name)).unwrap_or_else(|e| panic!("{e}"));
+        let c =
+            config::load_file(&root().join("conf").join(name), config::files::unseen).unwrap_or_else(|e| panic!("{e}"));
         assert!(c.data_dir.starts_with(root().join("conf")), "{:?}", c.data_dir);
     }
-    let c = config::load_file(&root().join("conf/wasmgate.toml")).unwrap();
+    let c = config::load_file(&root().join("conf/wasmgate.toml"), config::files::unseen).unwrap();
     assert_eq!(c.server.listeners[0].address, "127.0.0.1:8080".parse::<std::net::SocketAddr>().unwrap());
     assert_eq!(c.admin.address, "127.0.0.1:9090".parse::<std::net::SocketAddr>().unwrap());
     assert_eq!(c.upstreams[0].endpoints[0].address, "127.0.0.1:9000");

@@ -36,7 +36,11 @@ fn sigterm_lets_requests_in_flight_finish() {
 #[test]
 fn the_drain_deadline_cuts_what_hangs() {
     let up = Upstream::start(|_, stream| crate::support::upstream::hang(stream));
-    let mut gw = Gateway::start(&format!("[server]\ndrain = \"1s\"\n{}", open_proxy(up.addr, "")));
+    // As a reload left it, not as it was at start.
+    let config = |drain: &str| format!("[server]\ndrain = \"{drain}\"\n{}", open_proxy(up.addr, ""));
+    let mut gw = Gateway::start(&config("1h"));
+    gw.write_config(&config("1s"));
+    gw.reload().expect(200);
     let mut conn = Conn::connect(gw.proxy);
     conn.send(gw.get("/").bytes());
     eventually("it is in flight", || up.seen().len() == 1);

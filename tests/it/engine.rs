@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use wasmgate::domain::rejection::NotLoadableKind::{self, *};
 use wasmgate::domain::{Abi, GuestFailure, Limits, NotLoadable, OwnerId};
-use wasmgate::engine::{Compiler, Engine, Finished, Input, InstallError, Job, LoadedModule, RunError, Settings};
+use wasmgate::engine::{
+    Cancel, Compiler, Engine, Finished, Input, InstallError, Job, LoadedModule, RunError, Settings,
+};
 
 use crate::support::eventually_async;
 
@@ -129,6 +131,7 @@ impl Kit {
             label: "acme/test@1".into(),
             limits,
             input,
+            cancel: Cancel::default(),
         };
         self.engine.run(job).await
     }

@@ -1,5 +1,8 @@
 //! Hostile HTTP/2 clients: memory stays bounded, and others are answered meanwhile.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use crate::support::h2c::H2;
 use crate::support::toml::open_proxy;
 use crate::support::{Conn, Gateway, Upstream};
@@ -20,10 +23,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// `:method GET`, `:scheme http`, `:path /` and `:authority a` in HPACK.
 const HEADERS: &[u8] = &[0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
 
-/// The resident memory of the gateway in KiB.
-fn rss(gw: &Gateway) -> usize {
+/// The most memory that the gateway has ever held, in KiB.
+fn peak(gw: &Gateway) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gw.pid())).expect("Linux has /proc");
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("it is running");
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("it is running");
     line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
 }
 
@@ -32,23 +35,23 @@ fn survives(mut gw: Gateway, before: usize) {
     assert!(gw.is_running());
     gw.get("/others").send().expect(200);
     assert_eq!(H2::connect(gw.proxy).get("http://a/others", &[]).status, 200);
-    let after = rss(&gw);
+    let after = peak(&gw);
     assert!(after < before + (64 << 10), "from {before} to {after} KiB");
 }
 
-/// A raw connection with preface and empty settings sent, and the gateway's memory before the attack.
+/// A raw connection with preface and empty settings sent, and the gateway's memory until the attack.
 fn attack(gw: &Gateway) -> (Conn, usize) {
     gw.get("/warm").send().expect(200);
     let mut conn = Conn::connect(gw.proxy);
     conn.send([PREFACE, &frame(4, 0, 0, &[])].concat());
-    (conn, rss(gw))
+    (conn, peak(gw))
 }
 
 #[test]
 fn rapid_reset_is_bounded() {
     let up = Upstream::echo();
     let gw = start(&up);
-    let before = rss(&gw);
+    let before = peak(&gw);
     H2::connect(gw.proxy).rapid_reset("http://a/reset", 5_000);
     survives(gw, before);
 }
@@ -98,10 +101,10 @@ fn empty_data_and_settings_and_ping_floods_are_bounded() {
         let piece = flood.repeat(1000);
         (0..200).take_while(|_| conn.try_write(&piece)).count();
         drop(conn);
-        let after = rss(&gw);
+        let after = peak(&gw);
         assert!(after < before + (64 << 10), "from {before} to {after} KiB");
     }
-    let before = rss(&gw);
+    let before = peak(&gw);
     survives(gw, before);
 }
 
@@ -134,4 +137,57 @@ fn connection_headers_and_bad_pseudo_headers_are_refused() {
     conn.send(frame(1, 0x5, 3, &[0x82, 0x86, 0x41, 0x01, b'a']));
     survives(gw, before);
     assert!(up.seen().iter().all(|s| s.target != "/"), "{:?}", up.seen());
+}
+
+/// Floods of each kind at once, and a good client that is answered all the while.
+#[test]
+fn others_are_served_during_a_flood() {
+    let up = Upstream::echo();
+    let gw = start(&up);
+    let before = peak(&gw);
+    let floods = [
+        // Empty DATA, which costs no flow control (CVE-2019-9518).
+        frame(0, 0, 1, &[]),
+        // SETTINGS and PING want answers (CVE-2019-9515, CVE-2019-9512); nobody reads them.
+        frame(4, 0, 0, &[]),
+        frame(6, 0, 0, &[0; 8]),
+        // PRIORITY and WINDOW_UPDATE cost nothing but work.
+        frame(2, 0, 1, &[0, 0, 0, 3, 0]),
+        frame(8, 0, 0, &[0, 0, 0, 1]),
+        // A stream is opened, and the server made to reset it (CVE-2025-8671): no increment is an error.
+        Vec::new(),
+    ];
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for flood in floods {
+            let (gw, over) = (&gw, &over);
+            s.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let mut conn = Conn::connect(gw.proxy);
+                    conn.send([PREFACE, &frame(4, 0, 0, &[]), &frame(1, 0x4, 1, HEADERS)].concat());
+                    let mut streams = (3u32..).step_by(2);
+                    let mut piece = || match flood.is_empty() {
+                        false => flood.repeat(200),
+                        true => streams.by_ref().take(200).fold(Vec::new(), |all, stream| {
+                            [all, frame(1, 0x5, stream, HEADERS), frame(8, 0, stream, &[0; 4])].concat()
+                        }),
+                    };
+                    while !over.load(Ordering::Relaxed) && conn.try_write(&piece()) {}
+                }
+            });
+        }
+        let good = std::panic::catch_unwind(|| {
+            for _ in 0..50 {
+                let start = Instant::now();
+                gw.get("/good").send().expect(200);
+                assert_eq!(H2::connect(gw.proxy).get("http://a/good", &[]).status, 200);
+                assert!(start.elapsed() < Duration::from_secs(10), "a good client waited {:?}", start.elapsed());
+            }
+        });
+        over.store(true, Ordering::Relaxed);
+        if let Err(panic) = good {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    survives(gw, before);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use wasmgate::domain::rejection::retry_after_seconds;
 use wasmgate::domain::{Principal, Quota, Rejection, ScopeSet, Subject, Tier, Timestamp, Window};
 use wasmgate::limit::failures::FailureGate;
-use wasmgate::limit::limiter::{Decision, InFlight, Limiter, Now, PolicyState, headers};
+use wasmgate::limit::limiter::{Decision, InFlight, Limiter, Now, Policy, PolicyState, headers};
 use wasmgate::store::Counter;
 
 use crate::store::name;
@@ -122,7 +122,7 @@ fn refused_requests_never_prolong_the_wait() {
     assert_eq!(wait_of(admit(&limiter, &alice(&tier), 1, clock)), first - Duration::from_secs(1));
     clock.pass(first - Duration::from_secs(1));
     let (states, _) = admit(&limiter, &alice(&tier), 1, clock).unwrap();
-    let day = states.iter().find(|s| s.name == name("day")).unwrap();
+    let day = states.iter().find(|s| s.policy.name == name("day")).unwrap();
     assert_eq!(day.remaining, 100 - 11, "refused requests were charged to the day");
 }
 
@@ -151,7 +151,7 @@ fn all_policies_are_charged_or_none() {
     }
     clock.pass(Duration::from_secs(3600));
     let (states, _) = admit(&limiter, &alice(&tier), 1, clock).unwrap();
-    let left = |n: &str| states.iter().find(|s| s.name == name(n)).unwrap().remaining;
+    let left = |n: &str| states.iter().find(|s| s.policy.name == name(n)).unwrap().remaining;
     assert_eq!((left("minute"), left("hour"), left("day")), (99, 4, 44));
 }
 
@@ -189,7 +189,7 @@ fn minting_keys_does_not_multiply_a_quota() {
     assert_eq!(admitted(&limiter, &caller("alice", "key_free2", &free), clock), 0);
     // What lower keys used today is part of what a new higher tier starts with.
     let (states, _) = admit(&limiter, &caller("bob", "key_pro", &pro), 1, clock).unwrap();
-    assert_eq!(states.iter().find(|s| s.name == name("day")).unwrap().remaining, 1000 - 11);
+    assert_eq!(states.iter().find(|s| s.policy.name == name("day")).unwrap().remaining, 1000 - 11);
     // Others are not touched.
     assert_eq!(admitted(&limiter, &caller("carol", "key_9", &free), clock), 10);
 }
@@ -293,7 +293,7 @@ fn fuel_debt_blocks_until_the_day_ends() {
     let (states, rejection) = admit(&limiter, &caller("alice", "key_2", &tier), 1, clock).map(drop).unwrap_err();
     let half_day = Duration::from_secs(12 * 3600);
     assert_eq!(rejection, Rejection::QuotaExceeded { policies: vec![name("fuel")], retry_after: half_day });
-    assert_eq!((states[0].name.as_str(), states[0].remaining, states[0].quota), ("fuel", 0, 1_000));
+    assert_eq!((states[0].policy.name.as_str(), states[0].remaining, states[0].policy.quota), ("fuel", 0, 1_000));
     clock.pass(half_day);
     admit(&limiter, &who, 1, clock).unwrap();
 }
@@ -327,7 +327,7 @@ fn a_full_48_charges_nothing_to_the_64() {
         assert_eq!(admitted(&limiter, &stranger(&format!("2001:db8:2:{n:x}::1"), &tier), clock), 2);
     }
     let (states, _) = admit(&limiter, &stranger("2001:db8:2:99::1", &tier), 1, clock).map(drop).unwrap_err();
-    let own = states.iter().find(|s| s.quota == 2).unwrap();
+    let own = states.iter().find(|s| s.policy.quota == 2).unwrap();
     assert_eq!(own.remaining, 2);
 }
 
@@ -433,7 +433,7 @@ fn calendar_counters_survive_a_restart() {
     after.restore(saved.clone(), clock.now());
     let left = |limiter: &Limiter, who: &Principal, clock: Clock, n: &str| {
         let (states, _) = admit(limiter, who, 1, clock).unwrap();
-        states.iter().find(|s| s.name == name(n)).unwrap().remaining
+        states.iter().find(|s| s.policy.name == name(n)).unwrap().remaining
     };
     assert_eq!(left(&after, &alice(&tier), clock, "day"), 5);
     assert_eq!(left(&after, &stranger("2001:db8::2", &tier), clock, "day"), 5);
@@ -465,7 +465,7 @@ fn a_reload_keeps_what_was_used() {
     assert_eq!(states.iter().map(|s| s.remaining).collect::<Vec<_>>(), [3, 13]);
     let new = Arc::new(tier("t", 1, vec![quota("day", 10, "1d", None), quota("minute", 20, "1m", None)]));
     let (states, _) = admit(&limiter, &alice(&new), 1, clock).unwrap();
-    assert_eq!(states[0].name, name("day"));
+    assert_eq!(states[0].policy.name, name("day"));
     assert_eq!(states[0].remaining, 2);
     // Seven of ten were 42 s of backlog: 14 of 20.
     assert_eq!(states[1].remaining, 20 - 14 - 1);
@@ -519,9 +519,9 @@ fn headers_are_structured_fields_with_the_tightest_first() {
     assert_eq!(limit, r#""minute";r=49;t=1"#);
 
     // Structured-field integers end at 15 digits, and 0 is one.
-    let most = PolicyState { quota: u64::MAX, remaining: 0, reset: Duration::ZERO, ..states[0].clone() };
-    let (policy, limit) = headers(&[most]).unwrap();
-    assert_eq!(policy, r#""minute";q=999999999999999;w=60;burst=50"#);
+    let policy = Arc::new(Policy::new(name("minute"), u64::MAX, 60, Some(u64::MAX)));
+    let (policy, limit) = headers(&[PolicyState { policy, remaining: 0, reset: Duration::ZERO }]).unwrap();
+    assert_eq!(policy, r#""minute";q=999999999999999;w=60;burst=999999999999999"#);
     assert_eq!(limit, r#""minute";r=0;t=0"#);
 
     // Both violated: the longer wait is first and is what Retry-After says.
@@ -539,7 +539,7 @@ fn windows_are_shown_in_seconds() {
     for (window, seconds) in [("30s", 30), ("1h", 3600), ("1d", 86_400), ("1mo", 29 * 86_400)] {
         let tier = Arc::new(tier("t", 1, vec![quota("p", 10, window, None)]));
         let (states, _) = admit(&Limiter::new(10), &alice(&tier), 1, Clock::new()).unwrap();
-        assert_eq!(states[0].window_seconds, seconds, "{:?}", window.parse::<Window>());
+        assert_eq!(states[0].policy.window_seconds, seconds, "{:?}", window.parse::<Window>());
     }
 }
 
@@ -569,11 +569,19 @@ fn failures_are_limited_by_address_and_good_keys_cost_nothing() {
 }
 
 #[test]
-fn attempts_at_once_are_counted_before_they_are_known_to_fail() {
+fn attempts_at_once_are_bounded_and_each_failure_is_paid_for() {
     let gate = FailureGate::new(3);
     let now = Instant::now();
-    let open: Vec<_> = (0..10).filter_map(|_| gate.attempt("192.0.2.1".parse().unwrap(), now).ok()).collect();
-    assert_eq!(open.len(), 3);
+    let attempt = |now| gate.attempt("192.0.2.1".parse().unwrap(), now);
+    // Good keys that the cache does not know yet may come together.
+    let mut open: Vec<_> = (0..1000).filter_map(|_| attempt(now).ok()).collect();
+    assert_eq!(open.len(), 256);
+    open.drain(10..).for_each(|good| good.forgive());
+    drop(open);
+    // Ten failures at three a minute: seven more than at once, so the next after eight times 20 s.
+    let Err(Rejection::TooManyFailures { retry_after }) = attempt(now) else { panic!("not refused") };
+    assert_eq!(retry_after, Duration::from_secs(160));
+    attempt(now + retry_after).unwrap().forgive();
 }
 
 #[test]

@@ -4,15 +4,18 @@
 mod support;
 
 mod admin;
+mod answers;
 mod api;
 mod architecture;
 mod attacks;
 mod auth;
 mod auth_http;
 mod breaker;
+mod calls;
 mod cli;
 mod clients;
 mod config;
+mod departures;
 mod drain;
 mod engine;
 mod execute;
@@ -25,6 +28,7 @@ mod limit;
 mod limits_http;
 mod modules;
 mod multipart;
+mod openapi;
 mod proxy;
 mod quickstart;
 mod routing;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use crate::support::h2c::{H2, H2Origin};
 use crate::support::toml::{open_proxy, route, upstream};
-use crate::support::{Conn, Gateway, Upstream, upstream as origin};
+use crate::support::{Conn, Gateway, Upstream, upstream as origin, wat};
 
 #[test]
 fn forwards_method_target_headers_and_body_as_they_came() {
@@ -234,6 +234,44 @@ fn http2_with_prior_knowledge_reaches_an_http1_upstream() {
     assert_eq!(seen.body, b"over h2");
     // The same listener still speaks HTTP/1.1.
     gw.get("/").send().expect(200);
+}
+
+/// RFC 9113 section 8.2.3: what a client may split is joined before HTTP/1 or a guest sees it.
+#[test]
+fn split_cookies_are_joined_on_both_ways() {
+    let up = Upstream::echo();
+    let env = include_str!("../../examples/cgi-env/env.wat");
+    let guest = "match.path = \"/env\"\nauth = \"none\"\ntarget.handler = { module = \"acme/env\" }";
+    let config = format!("[[server.listeners]]\naddress = \"127.0.0.1:0\"\nh2c = true\n{}", open_proxy(up.addr, ""));
+    let gw = Gateway::with_modules(&config, &[("acme/env", "cgi", &wat(env))], &route("env", guest));
+    let client = H2::connect(gw.proxy);
+    let cookies = [("cookie", "a=1"), ("cookie", "b=2; c=3"), ("cookie", "d=4")];
+    for body in [None, Some(&b"streams"[..])] {
+        assert_eq!(client.send("POST", "http://a/", &cookies, body).status, 200);
+        assert_eq!(up.last().all("cookie"), ["a=1; b=2; c=3; d=4"], "{body:?}");
+    }
+    let seen = client.get("http://a/env", &cookies);
+    let text = String::from_utf8_lossy(&seen.body).into_owned();
+    assert!(text.contains("HTTP_COOKIE=a=1; b=2; c=3; d=4\n"), "{text}");
+}
+
+/// RFC 9112 section 3.2: an HTTP/1.1 request has a `Host`, also the one that the gateway sends for an HTTP/1.0 client
+/// (a health checker) that named none.
+#[test]
+fn a_client_without_a_host_goes_to_the_upstreams_own() {
+    let up = Upstream::echo();
+    let port = up.addr.port();
+    let config = format!("[[upstreams]]\nname = \"up\"\nendpoints = [\"localhost:{port}\"]\n")
+        + &route("all", "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"");
+    let gw = Gateway::start(&config);
+    for request in ["GET / HTTP/1.0\r\n\r\n", "POST / HTTP/1.0\r\nContent-Length: 7\r\n\r\nstreams"] {
+        Conn::connect(gw.proxy).ask(request).expect(200);
+        let seen = up.last();
+        assert_eq!((seen.version.as_str(), seen.all("host")), ("HTTP/1.1", vec![format!("localhost:{port}").as_str()]));
+        assert_eq!(seen.header("x-forwarded-host"), None, "the client said nothing");
+    }
+    Conn::connect(gw.proxy).ask("GET / HTTP/1.0\r\nHost: named\r\n\r\n").expect(200);
+    assert_eq!(up.last().all("host"), ["named"]);
 }
 
 #[test]

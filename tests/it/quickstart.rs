@@ -5,36 +5,29 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::{Mutex, MutexGuard};
 
 use tempfile::TempDir;
 
 use crate::support::gateway::binary;
 use crate::support::{DEADLINE, poll};
 
-/// The quickstart has fixed ports, so its tests take turns.
-static PORTS: Mutex<()> = Mutex::new(());
-
 struct Quickstart {
     child: Child,
     dir: TempDir,
-    _turn: MutexGuard<'static, ()>,
 }
 
 impl Quickstart {
     /// In an empty folder, as a stranger would.
     fn start() -> Self {
-        let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
-        for port in [8080, 9090] {
-            let free = || TcpListener::bind(("127.0.0.1", port)).is_ok();
-            assert!(poll(DEADLINE, free), "the quickstart needs port {port}: end what listens there");
-        }
-        let dir = TempDir::new().expect("a temporary folder");
+        Self::start_in(TempDir::new().expect("a temporary folder"))
+    }
+
+    fn start_in(dir: TempDir) -> Self {
         let log = File::create(dir.path().join("log")).expect("the folder is writable");
         let mut command = Command::new(binary());
         command.current_dir(dir.path()).stdout(log.try_clone().expect("files clone")).stderr(log);
         let child = command.spawn().expect("the binary starts");
-        let mut this = Self { child, dir, _turn: turn };
+        let mut this = Self { child, dir };
         let mut ended = None;
         let ready = poll(DEADLINE, || {
             ended = this.child.try_wait().expect("it is our child");
@@ -108,12 +101,23 @@ fn a_second_start_revokes_the_first_demo_key() {
         first.child.wait().expect("it is our child");
         std::mem::replace(&mut first.dir, TempDir::new().expect("a temporary folder"))
     };
-    let turn = PORTS.lock().unwrap_or_else(|e| e.into_inner());
-    let log = File::create(dir.path().join("log")).expect("the folder is writable");
-    let mut command = Command::new(binary());
-    command.current_dir(dir.path()).stdout(log.try_clone().expect("files clone")).stderr(log);
-    let second = Quickstart { child: command.spawn().expect("the binary starts"), dir, _turn: turn };
-    assert!(poll(DEADLINE, || second.curls().len() >= 4), "{}", second.log());
-    assert!(second.paste(&old).contains("401"), "the previous key still works");
+    let second = Quickstart::start_in(dir);
+    let key = |line: &str| line.split('\'').find(|w| w.starts_with("X-Api-Key")).expect("a key").to_owned();
+    let with_old_key = second.curls()[0].replace(&key(&second.curls()[0]), &key(&old));
+    assert!(second.paste(&with_old_key).contains("401"), "the previous key still works");
     assert!(second.paste(&second.curls()[0]).contains("200"));
+}
+
+#[test]
+fn taken_ports_are_replaced_by_free_ones_and_it_says_so() {
+    // Taken here, or by another process.
+    let _taken = [8080, 9090].map(|port| TcpListener::bind(("127.0.0.1", port)));
+    let quickstart = Quickstart::start();
+    let log = quickstart.log();
+    assert!(log.contains("127.0.0.1:8080 is in use") && log.contains("127.0.0.1:9090 is in use"), "{log}");
+    let advice = log.lines().find(|l| l.contains("WASMGATE_ADMIN=")).unwrap_or_else(|| panic!("{log}"));
+    assert!(quickstart.paste(&quickstart.curls()[0]).contains("200"), "{log}");
+    let routes = quickstart.paste(&format!("{}; {} routes", advice.trim(), binary().display()));
+    assert!(routes.contains("demo") && routes.contains("header"), "{routes}");
+    assert!(!log.contains("not stored yet"), "{log}");
 }

@@ -12,7 +12,7 @@ use wasmgate::domain::{
     UsageRecord,
 };
 use wasmgate::store::embedded::EmbeddedStore;
-use wasmgate::store::{AdminToken, AuditEntry, Counter, NewVersion, Role, Rotation, Store, StoreError};
+use wasmgate::store::{AdminToken, AuditEntry, Counter, NewVersion, Retention, Role, Rotation, Store, StoreError};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -113,10 +113,13 @@ const CASES: &[Case] = cases![
     modules_are_listed_in_pages,
     a_deleted_module_is_gone,
     a_deleted_version_gives_its_number_to_no_other,
+    a_deleted_modules_numbers_stay_taken_among_any_number_of_names,
     executions_add_up,
     usage_rows_merge,
     tokens_are_revoked_for_good,
     the_audit_log_is_newest_first_and_whole,
+    old_lines_and_rows_are_pruned_in_batches,
+    a_tier_is_reset_by_name,
     counters_are_replaced_and_expire,
 ];
 
@@ -376,7 +379,7 @@ async fn a_deleted_module_is_gone(store: Shared) {
     assert_eq!(store.modules(Some(&name("bob")), true, 0, 10).await.unwrap().total, 0);
     assert!(matches!(store.delete_module(&name("alice"), &name("m")).await, Err(StoreError::NotFound(_))));
     let (again, number, _) = store.add_version(version("alice", "m", "two"), Some(1)).await.unwrap();
-    assert_eq!((number, again.versions.len(), again.public), (1, 1, false));
+    assert_eq!((number, again.active, again.versions.len(), again.public), (2, 2, 1, false), "`m@1` was other bytes");
     assert_ne!(again.id, module.id);
 }
 
@@ -398,6 +401,32 @@ async fn a_deleted_version_gives_its_number_to_no_other(store: Shared) {
     assert_eq!((number, added), (4, true));
     let held = store.module(&owner, &module).await.unwrap().unwrap();
     assert_eq!(held.versions.iter().map(|v| v.version).collect::<Vec<_>>(), [1, 2, 4]);
+}
+
+async fn a_deleted_modules_numbers_stay_taken_among_any_number_of_names(store: Shared) {
+    let owner = name("alice");
+    for bytes in ["one", "two", "three"] {
+        store.add_version(version("alice", "m", bytes), None).await.unwrap();
+    }
+    store.delete_module(&owner, &name("m")).await.unwrap();
+    store.add_version(version("alice", "kept", "one"), None).await.unwrap();
+    // More names than are remembered one by one.
+    let (store, owner) = (&store, &owner);
+    let churn = (0..1_200).map(|n| async move {
+        let (_, number, _) = store.add_version(version("alice", &format!("n{n}"), "x"), None).await.unwrap();
+        store.delete_module(owner, &name(&format!("n{n}"))).await.unwrap();
+        number
+    });
+    futures_util::future::join_all(churn).await;
+    for (again, at_least) in [("m", 4), ("n0", 2), ("n1199", 2)] {
+        let (_, number, _) = store.add_version(version("alice", again, "other"), None).await.unwrap();
+        assert!(number >= at_least, "`{again}@{number}` was other bytes");
+    }
+    store.delete_module(owner, &name("kept")).await.unwrap();
+    let (_, number, _) = store.add_version(version("alice", "kept", "other"), None).await.unwrap();
+    assert!(number >= 2, "{number}");
+    let (_, number, _) = store.add_version(version("bob", "m", "other"), None).await.unwrap();
+    assert_eq!(number, 1, "another owner's numbers are its own");
 }
 
 async fn executions_add_up(store: Shared) {
@@ -482,6 +511,49 @@ async fn the_audit_log_is_newest_first_and_whole(store: Shared) {
     assert_eq!(all.len(), 55);
 }
 
+async fn old_lines_and_rows_are_pruned_in_batches(store: Shared) {
+    let line = |n: i64| AuditEntry { at: at(n), ..entry(format!("{n}")) };
+    for n in 0..30 {
+        store.append_audit(&line(n)).await.unwrap();
+    }
+    let row = |n: i64| UsageDelta {
+        owner: name("alice"),
+        key: format!("key_{n}").into(),
+        day: n / 100,
+        add: UsageRecord { requests: 1, ..UsageRecord::default() },
+    };
+    // Two batches and a part of one are over.
+    store.add_usage(&(0..2_500).map(row).collect::<Vec<_>>()).await.unwrap();
+    let keep = |audit_from, audit_entries, usage_from_day| Retention {
+        audit_from: at(audit_from),
+        audit_entries,
+        usage_from_day,
+    };
+    assert_eq!(store.prune(keep(0, 100, 0)).await.unwrap(), 0);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 10 + 1_000);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 1_000);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 200);
+    assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 0);
+    let days: Vec<_> = store.usage(None, 0, 100).await.unwrap().into_iter().map(|r| r.day).collect();
+    assert_eq!((days.len(), days[0]), (300, 22));
+    let lines = || async { store.audit(1000).await.unwrap().into_iter().map(|e| e.subject).collect::<Vec<_>>() };
+    assert_eq!((lines().await.len(), lines().await.pop()), (20, Some("10".into())));
+    store.prune(keep(10, 5, 22)).await.unwrap();
+    assert_eq!(lines().await, ["29", "28", "27", "26", "25"]);
+    // The newest stays, whatever its age, and numbers go on behind it.
+    store.prune(keep(1_000, 5, 22)).await.unwrap();
+    store.append_audit(&line(30)).await.unwrap();
+    assert_eq!(lines().await, ["30", "29"]);
+}
+
+async fn a_tier_is_reset_by_name(store: Shared) {
+    let tier = Tier::defaults().swap_remove(1);
+    store.put_tier(&tier).await.unwrap();
+    assert!(store.delete_tier(&tier.name).await.unwrap());
+    assert!(!store.delete_tier(&tier.name).await.unwrap());
+    assert_eq!(store.tiers().await.unwrap(), []);
+}
+
 async fn counters_are_replaced_and_expire(store: Shared) {
     let counter = |id: &str, window_start, used| Counter { id: id.into(), window_start, used };
     store.save_counters(&[counter("a", 100, 1), counter("b", 200, 5)], 0).await.unwrap();
@@ -533,7 +605,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 1 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 2 });
 }
 
 #[test]

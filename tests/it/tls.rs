@@ -87,3 +87,60 @@ fn an_upstream_certificate_is_verified() {
     let unverified = tls_upstream(addr, "tls = { sni = \"origin.test\", verify = false }");
     assert_eq!(Gateway::start(&unverified).get("/").send().expect(200).text(), "over tls");
 }
+
+#[test]
+fn an_authoritys_certificate_as_an_upstreams_own_is_refused_with_the_remedy() {
+    let certificate = Certificate::authority("origin.test");
+    let addr = tls::origin(&certificate, "over tls");
+    let dir = TempDir::new().expect("a temporary folder");
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &certificate.cert_pem).expect("the folder is writable");
+    let tls = format!("tls = {{ sni = \"origin.test\", ca_file = {ca:?} }}");
+    let gw = Gateway::start(&tls_upstream(addr, &tls));
+    let remedy = "-addext basicConstraints=critical,CA:FALSE";
+    let shown =
+        || gw.admin("GET", "/health").send().expect(200).json()["upstreams"][0]["endpoints"][0]["last_error"].clone();
+    assert!(shown().is_null(), "{}", shown());
+    gw.get("/").send().problem(502, "upstream-unavailable");
+    eventually("the log has the remedy", || gw.log().contains(remedy));
+    assert!(shown()["error"].as_str().is_some_and(|e| e.contains(remedy)), "{}", shown());
+    // A body that streams takes another way to the same upstream.
+    let before = gw.log().matches(remedy).count();
+    gw.post("/", vec![b'x'; 100_000]).send().problem(502, "upstream-unavailable");
+    eventually("the log has it again", || gw.log().matches(remedy).count() > before);
+
+    let checked = format!("{tls}\nhealth = {{ http_path = \"/\", interval = \"100ms\" }}");
+    let gw = Gateway::start(&tls_upstream(addr, &checked));
+    eventually("so has the health check's log", || {
+        gw.log().lines().any(|l| l.contains("unhealthy") && l.contains(remedy))
+    });
+}
+
+#[test]
+fn a_reload_takes_up_other_certificate_files_and_says_where_one_is_wrong() {
+    let up = Upstream::echo();
+    let (old, new) = (Certificate::for_name("localhost"), Certificate::for_name("localhost"));
+    let gw = start(&old, &open_proxy(up.addr, ""));
+    let listener = |name: &str| {
+        format!(
+            "[[server.listeners]]\naddress = \"127.0.0.1:0\"\ntls.cert_file = \"{name}.pem\"\ntls.key_file = \"{name}-key.pem\"\n"
+        ) + &open_proxy(up.addr, "")
+    };
+    gw.write_config(&listener("new"));
+    let refused = gw.reload();
+    refused.problem(400, "bad-request");
+    assert!(refused.text().contains("server.listeners[0].tls.cert_file"), "{refused}");
+    assert!(tls::connect(gw.proxy, &old).is_ok(), "nothing changed");
+
+    new.write(&gw.dir.path().join("new.pem"), &gw.dir.path().join("new-key.pem"));
+    assert_eq!(gw.reload().expect(200).json()["needs_restart"], serde_json::json!([]));
+    assert!(tls::connect(gw.proxy, &new).is_ok());
+    assert!(tls::connect(gw.proxy, &old).is_err());
+}
+
+#[test]
+fn an_expired_certificate_is_served_with_a_warning() {
+    let up = Upstream::echo();
+    let gw = start(&Certificate::expired("localhost"), &open_proxy(up.addr, ""));
+    eventually("the log warns", || gw.log().contains("expired 2001-02-03"));
+}

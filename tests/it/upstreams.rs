@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::toml::{open_proxy, route, upstream};
@@ -129,6 +131,39 @@ fn an_idle_connection_closed_by_the_upstream_fails_nothing() {
     let gw = Gateway::start(&pool(&[up.addr], ""));
     for _ in 0..20 {
         gw.get("/").send().expect(200);
+    }
+}
+
+/// Nothing was sent on it yet, so that any method may take another.
+#[test]
+fn a_kept_connection_that_has_closed_fails_no_post() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let count = closed.clone();
+    let up = Upstream::start(move |_, stream| {
+        respond(stream, 200, &[], b"ok");
+        stream.shutdown(Shutdown::Both).ok();
+        count.fetch_add(1, Ordering::SeqCst);
+        false
+    });
+    let gw = Gateway::start(&pool(&[up.addr], "retries = 0"));
+    // Without a body it is the gateway's own exchange, with one it streams.
+    for n in 1..=40 {
+        let body = if n % 2 == 0 { "" } else { "streams" };
+        gw.post("/", body).send().expect(200);
+        eventually("the upstream has closed", || closed.load(Ordering::SeqCst) == n);
+    }
+}
+
+/// Whether the upstream acted on it can't be known.
+#[test]
+fn a_post_that_a_closing_connection_took_is_not_sent_again() {
+    let up = Upstream::start(|seen, stream| seen.target == "/keep" && respond(stream, 200, &[], b"ok"));
+    let gw = Gateway::start(&("[server]\nthreads = 1\n".to_owned() + &pool(&[up.addr], "retries = 1")));
+    for body in ["", "streams"] {
+        gw.post("/keep", body).send().expect(200);
+        let before = up.seen().len();
+        gw.post("/close", body).send().problem(502, "upstream-invalid");
+        assert_eq!(up.seen().len(), before + 1, "{body:?}");
     }
 }
 

@@ -33,7 +33,7 @@ pub(in crate::api) struct AuditList {
 pub(in crate::api) struct AuditView {
     #[schema(value_type = String)]
     at: Timestamp,
-    /// A token's name, a key's id, or `system`.
+    /// A token's name, a key's id, or `SIGHUP`.
     actor: String,
     action: String,
     subject: String,

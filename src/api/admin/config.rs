@@ -12,8 +12,8 @@ use crate::api::Api;
 use crate::api::access::Actor;
 use crate::api::body;
 use crate::api::openapi::{Problem, json};
-use crate::app::AppError;
-use crate::config::{self, ConfigErrors, HostPattern, Route, Segment, Target};
+use crate::app::{AppError, Reloaded, files};
+use crate::config::{self, HostPattern, Route, Segment, Target};
 use crate::domain::Rejection;
 use crate::gateway::snapshot::module_key;
 use crate::store::Role;
@@ -62,9 +62,11 @@ pub(in crate::api) struct CheckError {
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub(in crate::api) struct Reloaded {
+pub(in crate::api) struct ReloadReport {
     /// Counts up with every swap.
     generation: u64,
+    /// Settings that differ from those the process was started with and count only from its next start on.
+    needs_restart: Vec<&'static str>,
 }
 
 impl RouteView {
@@ -135,7 +137,7 @@ pub(in crate::api) async fn routes(State(api): State<Arc<Api>>, actor: Actor) ->
 
 /// Checks a configuration (TOML in the body; without one, the gateway's own file) and changes nothing.
 #[utoipa::path(post, path = "/api/config/check", tag = "admin",
-    request_body(content = String, content_type = "application/toml"),
+    request_body(content = Option<String>, content_type = "application/toml"),
     responses((status = 200, description = "all its errors, or none", body = CheckReport)))]
 pub(in crate::api) async fn check(
     State(api): State<Arc<Api>>,
@@ -153,28 +155,28 @@ pub(in crate::api) async fn check(
     }
     // A large file takes a while to check.
     let checked = tokio::task::spawn_blocking(move || match (text.is_empty(), file) {
-        (true, Some(file)) => config::load_file(&file).map(drop),
+        (true, Some(file)) => files::load(&file).map(|config| config.warnings),
         (_, file) => {
             let base = file.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
-            config::parse(&text, "body", base).map(drop)
+            config::check::check(&text, "body", base, files::look).map(|config| config.warnings)
         }
     });
     let errors = match checked.await.map_err(|_| Rejection::Internal)? {
-        Ok(()) => Vec::new(),
-        Err(errors) => shown(errors),
+        Ok(warnings) => shown(warnings),
+        Err(errors) => shown(errors.errors),
     };
     Ok(json(StatusCode::OK, CheckReport { ok: errors.is_empty(), errors }))
 }
 
-fn shown(errors: ConfigErrors) -> Vec<CheckError> {
+fn shown(errors: Vec<config::ConfigError>) -> Vec<CheckError> {
     let shown = |e: config::ConfigError| CheckError { key: e.key, line: e.line, message: e.message };
-    errors.errors.into_iter().take(MAX_ERRORS).map(shown).collect()
+    errors.into_iter().take(MAX_ERRORS).map(shown).collect()
 }
 
 /// Reads the configuration file anew. With an error nothing changes, and every error is listed.
 #[utoipa::path(post, path = "/api/config/reload", tag = "admin",
     responses(
-        (status = 200, description = "the new configuration is in force", body = Reloaded),
+        (status = 200, description = "the new configuration is in force", body = ReloadReport),
         (status = 400, description = "the file has errors", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "there is no file", body = Problem, content_type = "application/problem+json"),
     ))]
@@ -183,14 +185,12 @@ pub(in crate::api) async fn reload(State(api): State<Arc<Api>>, actor: Actor) ->
     if api.app.config_file.is_none() {
         return Err(Rejection::Conflict("the gateway runs without a configuration file".into()));
     }
-    match api.app.reload().await {
-        Ok(()) => {
-            let generation = api.app.snapshot().generation;
-            api.audit(&actor, "config.reload", format!("generation {generation}"), "").await;
-            Ok(json(StatusCode::OK, Reloaded { generation }))
+    match api.app.reload(&actor.audit_name()).await {
+        Ok(Reloaded { generation, waiting }) => {
+            Ok(json(StatusCode::OK, ReloadReport { generation, needs_restart: waiting }))
         }
         Err(AppError::Config(errors)) => {
-            let lines = shown(errors).into_iter().map(|e| format!("line {}: {}: {}", e.line, e.key, e.message));
+            let lines = errors.errors.iter().take(MAX_ERRORS).map(|e| e.in_file(&errors.file));
             Err(Rejection::BadRequest(lines.collect::<Vec<_>>().join("; ")))
         }
         Err(AppError::Setting { key, message }) => Err(Rejection::BadRequest(format!("`{key}`: {message}"))),

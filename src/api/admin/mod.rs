@@ -16,7 +16,7 @@ use super::Api;
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(tiers::list))
-        .routes(routes!(tiers::set))
+        .routes(routes!(tiers::set, tiers::reset))
         .routes(routes!(config::routes))
         .routes(routes!(config::check))
         .routes(routes!(config::reload))

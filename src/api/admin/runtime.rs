@@ -80,8 +80,9 @@ pub(in crate::api) async fn set_log_level(
     JsonBody(body): JsonBody<LogLevel>,
 ) -> Result<Response, Rejection> {
     actor.need_role(Role::Operator)?;
+    let before = api.app.logs.get();
     api.app.logs.set(&body.level).map_err(|e| Rejection::BadRequest(format!("`level`: {e}")))?;
-    api.audit(&actor, "log.level", body.level.as_str(), "").await;
+    api.audit(&actor, "log.level", body.level.as_str(), format!("before: {before}")).await;
     Ok(json(StatusCode::OK, LogLevel { level: api.app.logs.get() }))
 }
 

@@ -7,10 +7,11 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::api::access::Actor;
 use crate::api::body::JsonBody;
-use crate::api::openapi::{Problem, json};
+use crate::api::openapi::{Problem, json as answer};
 use crate::api::{Api, refused};
 use crate::domain::{FailMode, Limits, Name, Quota, Rejection, Tier};
 use crate::store::Role;
@@ -21,8 +22,16 @@ const MAX_QUOTAS: usize = 8;
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::api) struct TierList {
     /// By rank.
-    #[schema(value_type = Vec<Object>)]
-    tiers: Vec<Tier>,
+    tiers: Vec<TierView>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct TierView {
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    tier: Tier,
+    /// `file` (or built in), or `api`: set here, which wins over the file until it is reset.
+    source: &'static str,
 }
 
 /// Fields of a tier to change; others stay.
@@ -75,16 +84,20 @@ impl LimitsChange {
     responses((status = 200, description = "the tiers", body = TierList)))]
 pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;
-    let mut tiers: Vec<Tier> = api.app.snapshot().tiers.values().map(|t| (**t).clone()).collect();
-    tiers.sort_by_key(|t| t.rank);
-    Ok(json(StatusCode::OK, TierList { tiers }))
+    let set = api.app.store.tiers().await.map_err(refused)?;
+    let source = |tier: &Tier| if set.iter().any(|t| t.name == tier.name) { "api" } else { "file" };
+    let snapshot = api.app.snapshot();
+    let mut tiers: Vec<_> =
+        snapshot.tiers.values().map(|t| TierView { tier: (**t).clone(), source: source(t) }).collect();
+    tiers.sort_by_key(|view| view.tier.rank);
+    Ok(answer(StatusCode::OK, TierList { tiers }))
 }
 
 /// Changes a tier for all its keys at once. The change is stored and outlives the configuration file's value.
 #[utoipa::path(put, path = "/api/tiers/{name}", tag = "admin",
     params(("name" = String, Path, description = "the tier")), request_body = TierChange,
     responses(
-        (status = 200, description = "the tier as it is now", body = Object),
+        (status = 200, description = "the tier as it is now", body = TierView),
         (status = 404, description = "no such tier", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(in crate::api) async fn set(
@@ -94,14 +107,60 @@ pub(in crate::api) async fn set(
     JsonBody(change): JsonBody<TierChange>,
 ) -> Result<Response, Rejection> {
     actor.need_role(Role::Operator)?;
-    let unknown = || Rejection::NotFound("there is no tier of this name".into());
-    let name: Name = name.parse().map_err(|_| unknown())?;
-    let before = api.app.tier(&name).ok_or_else(unknown)?;
+    let (name, before) = existing(&api, &name)?;
     let tier = change.apply(&before)?;
     api.app.store.put_tier(&tier).await.map_err(refused)?;
     api.refresh().await?;
-    api.audit(&actor, "tier.set", name.as_str(), format!("{tier:?}")).await;
-    Ok(json(StatusCode::OK, tier))
+    api.audit(&actor, "tier.set", name.as_str(), changes(&before, &tier)).await;
+    Ok(answer(StatusCode::OK, TierView { tier, source: "api" }))
+}
+
+/// Goes back to the tier as the configuration has it, for all its keys at once.
+#[utoipa::path(delete, path = "/api/tiers/{name}", tag = "admin",
+    params(("name" = String, Path, description = "the tier")),
+    responses(
+        (status = 200, description = "the tier as it is now", body = TierView),
+        (status = 404, description = "no such tier", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "the configuration has no such tier", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(in crate::api) async fn reset(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Path(name): Path<String>,
+) -> Result<Response, Rejection> {
+    actor.need_role(Role::Operator)?;
+    let (name, before) = existing(&api, &name)?;
+    let configured = api.app.config().tiers.iter().find(|tier| tier.name == name).cloned();
+    let tier = configured.ok_or_else(|| {
+        Rejection::Conflict(format!("the configuration has no tier `{name}` to go back to: put it there first"))
+    })?;
+    if api.app.store.delete_tier(&name).await.map_err(refused)? {
+        api.refresh().await?;
+        api.audit(&actor, "tier.reset", name.as_str(), changes(&before, &tier)).await;
+    }
+    Ok(answer(StatusCode::OK, TierView { tier, source: "file" }))
+}
+
+fn existing(api: &Api, name: &str) -> Result<(Name, Arc<Tier>), Rejection> {
+    let found = name.parse::<Name>().ok().and_then(|name| api.app.tier(&name).map(|tier| (name, tier)));
+    found.ok_or_else(|| Rejection::NotFound("there is no tier of this name".into()))
+}
+
+/// The fields that differ, as `concurrent: 1 -> 5, limits.wall_ms: 5000 -> 1000`.
+fn changes(before: &Tier, after: &Tier) -> String {
+    fn walk(path: &str, before: &Value, after: &Value, out: &mut Vec<String>) {
+        if let (Value::Object(old), Value::Object(new)) = (before, after) {
+            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                walk(&path, &before[name], &after[name], out);
+            }
+        } else if before != after {
+            out.push(format!("{path}: {before} -> {after}"));
+        }
+    }
+    let mut out = Vec::new();
+    walk("", &json!(before), &json!(after), &mut out);
+    if out.is_empty() { "no change".into() } else { out.join(", ") }
 }
 
 impl TierChange {

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use crate::api::access::{Actor, role_name};
+use crate::api::access::{Actor, BOOTSTRAP, role_name};
 use crate::api::body::JsonBody;
 use crate::api::openapi::{Problem, json};
 use crate::api::{Api, refused};
@@ -77,7 +77,7 @@ pub(in crate::api) async fn create(
         return Err(Rejection::Conflict(format!("there are {MAX_TOKENS} tokens: revoke one")));
     }
     // The audit log tells tokens apart by name.
-    if live.iter().any(|t| t.name == new.name) || ["bootstrap", "system"].contains(&new.name.as_str()) {
+    if live.iter().any(|t| t.name == new.name) || new.name.as_str() == BOOTSTRAP {
         return Err(Rejection::Conflict(format!("`name`: `{}` is taken", new.name)));
     }
     let no_entropy = |error: getrandom::Error| {
@@ -97,7 +97,15 @@ pub(in crate::api) async fn create(
     responses((status = 200, description = "the tokens", body = TokenList)))]
 pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Admin)?;
-    let tokens = api.app.store.tokens().await.map_err(refused)?.into_iter().map(TokenView::from).collect();
+    let stored = api.app.store.tokens().await.map_err(refused)?;
+    let bootstrap = TokenView {
+        id: BOOTSTRAP.into(),
+        name: BOOTSTRAP.parse().map_err(|_| Rejection::Internal)?,
+        role: Role::Admin,
+        created_at: api.app.bootstrap_token.since,
+        revoked_at: None,
+    };
+    let tokens = [bootstrap].into_iter().chain(stored.into_iter().map(TokenView::from)).collect();
     Ok(json(StatusCode::OK, TokenList { tokens }))
 }
 
@@ -106,6 +114,7 @@ pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> R
     params(("id" = String, Path, description = "`tok_...`")),
     responses(
         (status = 204, description = "revoked"),
+        (status = 409, description = "the first token: its file is deleted instead", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such token", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(in crate::api) async fn revoke(
@@ -114,6 +123,11 @@ pub(in crate::api) async fn revoke(
     Path(id): Path<String>,
 ) -> Result<Response, Rejection> {
     actor.need_role(Role::Admin)?;
+    if id == BOOTSTRAP {
+        let file = api.app.bootstrap_token.file.display();
+        let detail = format!("the first token is renewed by deleting its file, `{file}`, and starting again");
+        return Err(Rejection::Conflict(detail));
+    }
     let revoked = api.app.store.revoke_token(&TokenId::from(id.as_str()), Timestamp::now()).await.map_err(refused)?;
     api.audit(&actor, "token.revoke", id, revoked.name.as_str()).await;
     Ok(StatusCode::NO_CONTENT.into_response())

@@ -49,13 +49,11 @@ pub fn prepare(shape: &ModuleShape, input: &Input) -> Result<String, RunError> {
     let entry = input.entry.as_deref().unwrap_or(START);
     match shape.export(entry) {
         Some(e) if e.ty == START_TYPE => Ok(entry.to_owned()),
-        Some(e) if e.ty.starts_with('(') => {
-            Err(RunError::BadCall(format!("`{entry}` is {}: an entry of a command must be {START_TYPE}", e.ty)))
-        }
-        _ => {
-            let shown: String = entry.chars().filter(|c| !c.is_control()).take(64).collect();
-            Err(RunError::BadCall(format!("the module exports no function `{shown}`")))
-        }
+        Some(e) if e.ty.starts_with('(') => Err(RunError::BadCall(format!(
+            "`function`: `{entry}` is {}; an entry of a command must be {START_TYPE}",
+            e.ty
+        ))),
+        _ => Err(super::core::no_function(shape, entry)),
     }
 }
 

@@ -17,6 +17,7 @@ use super::{AbiHost, HostFn};
 const ENTRIES: [&str; 3] = ["_start", "main", "run"];
 /// Of an argument's text in messages.
 const SHOWN_CHARS: usize = 64;
+const SHOWN_EXPORTS: usize = 8;
 
 pub struct Core;
 
@@ -49,16 +50,15 @@ impl AbiHost for Core {
 pub fn prepare(shape: &ModuleShape, input: &Input) -> Result<(String, Vec<Value>), RunError> {
     let is_function = |name: &str| shape.export(name).filter(|e| e.ty.starts_with('('));
     let entry = match &input.entry {
-        Some(name) => is_function(name)
-            .ok_or_else(|| RunError::BadCall(format!("the module exports no function `{}`", shown(name))))?,
+        Some(name) => is_function(name).ok_or_else(|| no_function(shape, name))?,
         None => ENTRIES.into_iter().find_map(is_function).ok_or_else(|| {
-            RunError::BadCall("the module exports none of `_start`, `main` and `run`: name the function".into())
+            RunError::BadCall("`function`: the module exports none of `_start`, `main` and `run`; name one".into())
         })?,
     };
     let (params, results) = split_signature(&entry.ty);
     if params.len() != input.function_args.len() {
         return Err(RunError::BadCall(format!(
-            "`{}` is {}: give {} arguments, not {}",
+            "`args`: `{}` is {}; give {} arguments, not {}",
             entry.name,
             entry.ty,
             params.len(),
@@ -103,7 +103,7 @@ fn list(s: &str) -> Vec<&str> {
 }
 
 fn parse(ty: &str, text: &str) -> Result<Value, RunError> {
-    let bad = || RunError::BadCall(format!("`{}` is no {ty}", shown(text)));
+    let bad = || RunError::BadCall(format!("`args`: `{}` is no {ty}", shown(text)));
     let text = text.trim();
     Ok(match ty {
         "i32" => {
@@ -148,6 +148,13 @@ fn json(value: &Value) -> Option<Json> {
             None
         }
     }
+}
+
+/// A call of what is not there; names some of the functions that are.
+pub(super) fn no_function(shape: &ModuleShape, name: &str) -> RunError {
+    let functions = shape.exports.iter().filter(|e| e.ty.starts_with('(')).take(SHOWN_EXPORTS);
+    let some: Vec<_> = functions.map(|e| format!("`{}`", shown(&e.name))).collect();
+    RunError::BadCall(format!("`function`: the module exports no `{}`; it has {}", shown(name), some.join(", ")))
 }
 
 fn shown(text: &str) -> String {

@@ -21,6 +21,7 @@ use wasmer::{Function, FunctionEnv, Store};
 use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Abi, ModuleShape, NotLoadable};
 
+use super::Input;
 use super::host::HostState;
 
 pub trait AbiHost: Send + Sync {
@@ -104,6 +105,18 @@ pub fn detect(shape: &ModuleShape, declared: Option<Abi>) -> Result<Abi, NotLoad
     check_imports(found, shape)?;
     found.check(shape)?;
     Ok(found.abi())
+}
+
+/// Whether a route can have a module transform its requests, or answer them (`answers`); else why not.
+pub fn serves(abi: Abi, shape: &ModuleShape, answers: bool) -> Result<(), String> {
+    let callable = match abi {
+        Abi::HttpWasm => true,
+        _ if !answers => return Err(format!("its ABI is `{abi}`, and a handler has to be `http-wasm`")),
+        Abi::Core => core::prepare(shape, &Input::default()).is_ok(),
+        Abi::Command | Abi::Cgi => command::prepare(shape, &Input::default()).is_ok(),
+    };
+    let why = "a route calls `_start`, `main` or `run`, without arguments, and it exports no such function";
+    if callable { Ok(()) } else { Err(why.to_owned()) }
 }
 
 /// The function behind an import, if this ABI may have it.

@@ -30,11 +30,14 @@ const META: TableDefinition<&str, u32> = TableDefinition::new("meta");
 const SCHEMA: &str = "schema";
 
 /// Step `n` turns schema `n` into `n + 1`; an empty file has schema 0. Steps are only ever added.
-const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[|tx| {
-    keys::create(tx)?;
-    modules::create(tx)?;
-    records::create(tx)
-}];
+const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
+    |tx| {
+        keys::create(tx)?;
+        modules::create(tx)?;
+        records::create(tx)
+    },
+    modules::create_retired,
+];
 
 pub struct Db {
     path: PathBuf,

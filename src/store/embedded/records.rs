@@ -1,12 +1,13 @@
 //! Tier overrides, usage, admin tokens, the audit log and the limiter's counters.
 //!
-//! Invariant: an audit line is written once, under the next number, and never touched again.
+//! Invariant: an audit line is written once, under the next number, and never touched again; the oldest go first, so that
+//! the numbers have no gap.
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::db::{decode, encode, fault};
-use crate::domain::{KeyHash, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
-use crate::store::{AdminToken, AuditEntry, Counter, Result, StoreError, UsageRow};
+use crate::domain::{KeyHash, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
+use crate::store::{AdminToken, AuditEntry, Counter, Result, Retention, StoreError, UsageRow};
 
 const TIERS: TableDefinition<&str, &[u8]> = TableDefinition::new("tiers");
 /// By day, owner and key.
@@ -14,6 +15,8 @@ const USAGE: TableDefinition<(i64, &str, &str), &[u8]> = TableDefinition::new("u
 const TOKENS: TableDefinition<&str, &[u8]> = TableDefinition::new("tokens");
 const TOKENS_BY_HASH: TableDefinition<&[u8; 32], &str> = TableDefinition::new("token_hashes");
 const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
+/// Rows of one kind that one transaction deletes.
+const PRUNE_BATCH: u64 = 1_000;
 /// By counter id: start of the window, and what is used.
 const COUNTERS: TableDefinition<&str, (i64, u64)> = TableDefinition::new("counters");
 
@@ -40,6 +43,12 @@ pub fn put_tier(tx: &WriteTransaction, tier: &Tier) -> Result<()> {
     let mut tiers = tx.open_table(TIERS).map_err(fault)?;
     tiers.insert(tier.name.as_str(), encode(tier)?.as_slice()).map_err(fault)?;
     Ok(())
+}
+
+pub fn delete_tier(tx: &WriteTransaction, name: &Name) -> Result<bool> {
+    let mut tiers = tx.open_table(TIERS).map_err(fault)?;
+    let removed = tiers.remove(name.as_str()).map_err(fault)?;
+    Ok(removed.is_some())
 }
 
 pub fn add_usage(tx: &WriteTransaction, deltas: &[UsageDelta]) -> Result<()> {
@@ -136,6 +145,46 @@ pub fn audit(tx: &ReadTransaction, limit: u64) -> Result<Vec<AuditEntry>> {
         .take(usize::try_from(limit).unwrap_or(usize::MAX))
         .map(|row| decode(row.map_err(fault)?.1.value(), "audit"))
         .collect()
+}
+
+pub fn can_prune(tx: &ReadTransaction, keep: &Retention) -> Result<bool> {
+    let (audit, usage) = (tx.open_table(AUDIT).map_err(fault)?, tx.open_table(USAGE).map_err(fault)?);
+    Ok(audit_is_over(&audit, keep)? || usage_is_over(&usage, keep)?)
+}
+
+pub fn prune(tx: &WriteTransaction, keep: &Retention) -> Result<u64> {
+    let mut audit = tx.open_table(AUDIT).map_err(fault)?;
+    let mut usage = tx.open_table(USAGE).map_err(fault)?;
+    let (mut lines, mut rows) = (0, 0);
+    while lines < PRUNE_BATCH && audit_is_over(&audit, keep)? {
+        audit.pop_first().map_err(fault)?;
+        lines += 1;
+    }
+    while rows < PRUNE_BATCH && usage_is_over(&usage, keep)? {
+        usage.pop_first().map_err(fault)?;
+        rows += 1;
+    }
+    Ok(lines + rows)
+}
+
+/// The oldest line is not to be kept. The newest always is: its number is what the next one's follows.
+fn audit_is_over(audit: &impl ReadableTable<u64, &'static [u8]>, keep: &Retention) -> Result<bool> {
+    let (Some((first, line)), Some((last, _))) = (audit.first().map_err(fault)?, audit.last().map_err(fault)?) else {
+        return Ok(false);
+    };
+    let (first, last) = (first.value(), last.value());
+    if first == last || last - first >= keep.audit_entries {
+        return Ok(first < last);
+    }
+    let entry: AuditEntry = decode(line.value(), "audit")?;
+    Ok(entry.at < keep.audit_from)
+}
+
+fn usage_is_over(
+    usage: &impl ReadableTable<(i64, &'static str, &'static str), &'static [u8]>,
+    keep: &Retention,
+) -> Result<bool> {
+    Ok(usage.first().map_err(fault)?.is_some_and(|(key, _)| key.value().0 < keep.usage_from_day))
 }
 
 pub fn save_counters(tx: &WriteTransaction, counters: &[Counter], expire_before: i64) -> Result<()> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use wasmgate::config;
 use wasmgate::domain::{Limits, Reply};
 use wasmgate::engine::{
-    Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict,
+    Cancel, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict,
 };
 
 /// One for all tests: it holds no state of theirs.
@@ -159,6 +159,7 @@ pub fn get() -> Box<HttpExchange> {
         response_body_replaced: None,
         peer: "127.0.0.1:4711".parse().expect("an address"),
         request_id: "id-1".into(),
+        cancel: Cancel::default(),
     })
 }
 

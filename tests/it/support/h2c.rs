@@ -85,6 +85,22 @@ impl H2 {
         answer.unwrap_or_else(|e| panic!("{method} {uri}: {e}"))
     }
 
+    /// Sends a request, and resets its stream once `when` returns.
+    #[track_caller]
+    pub fn abandon(&self, method: &str, uri: &str, headers: &[(&str, &str)], body: &[u8], when: impl FnOnce()) {
+        let request = headers.iter().fold(Request::builder().method(method).uri(uri), |r, (n, v)| r.header(*n, *v));
+        let request = request.body(()).expect("a valid request");
+        let body = Bytes::copy_from_slice(body);
+        let (_answer, mut stream) = self.runtime.block_on(in_time("a stream", async {
+            let mut ready = self.sender.clone().ready().await.expect("the connection is open");
+            let (answer, mut stream) = ready.send_request(request, false).expect("a stream is free");
+            stream.send_data(body, true).expect("the stream is open");
+            (answer, stream)
+        }));
+        when();
+        stream.send_reset(h2::Reason::CANCEL);
+    }
+
     /// Opens streams and resets each at once (CVE-2023-44487). Gives how many the server took before it closed.
     pub fn rapid_reset(&self, uri: &str, streams: usize) -> usize {
         self.runtime.block_on(in_time("the resets", async {

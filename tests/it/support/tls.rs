@@ -27,6 +27,22 @@ impl Certificate {
         Self { cert_pem: made.cert.pem(), key_pem: made.signing_key.serialize_pem() }
     }
 
+    /// As `openssl req -x509` makes it by default: an authority's.
+    pub fn authority(name: &str) -> Self {
+        Self::with(name, |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained))
+    }
+
+    pub fn expired(name: &str) -> Self {
+        Self::with(name, |params| params.not_after = rcgen::date_time_ymd(2001, 2, 3))
+    }
+
+    fn with(name: &str, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
+        let mut params = rcgen::CertificateParams::new([name.to_owned()]).expect("a valid name");
+        change(&mut params);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        Self { cert_pem: params.self_signed(&key).expect("a certificate").pem(), key_pem: key.serialize_pem() }
+    }
+
     pub fn write(&self, cert_file: &Path, key_file: &Path) {
         std::fs::write(cert_file, &self.cert_pem).expect("the folder is writable");
         std::fs::write(key_file, &self.key_pem).expect("the folder is writable");

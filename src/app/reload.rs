@@ -1,0 +1,199 @@
+//! From a configuration to the snapshot in force: at start, at a reload, and after a module or a tier changed.
+//!
+//! Invariant: a reload leaves one line in the log and one in the audit log, whoever asked for it and whatever came of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{App, AppError, files};
+use crate::config::{Config, Handler, Route, restart};
+use crate::domain::{ModuleVersion, Name, OwnerId, Selector, Tier};
+use crate::engine::abi;
+use crate::gateway::snapshot::{self, Parts, ResolvedModules};
+use crate::gateway::{Shared, Snapshot, warm};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// A new configuration is in force.
+#[derive(Clone, Debug)]
+pub struct Reloaded {
+    pub generation: u64,
+    /// Settings whose new values count from the next start on.
+    pub waiting: Vec<&'static str>,
+}
+
+impl App {
+    /// Reads the configuration file again and takes it into use; on an error nothing changes. `by`: who asked.
+    pub async fn reload(&self, by: &str) -> Result<Reloaded, AppError> {
+        let result = self.try_reload().await;
+        let detail = match &result {
+            Ok(Reloaded { generation, waiting }) => {
+                let waiting = waiting.join("`, `");
+                let rest = if waiting.is_empty() { waiting } else { format!("; a restart is needed for `{waiting}`") };
+                tracing::info!(by, generation, "configuration reloaded{rest}");
+                format!("generation {generation}{rest}")
+            }
+            Err(error) => {
+                tracing::error!(by, "configuration not reloaded, nothing was changed:\n{error}");
+                format!("refused: {}", first_line(error))
+            }
+        };
+        let file = self.config_file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+        self.audit(by.to_owned(), "config.reload", file, detail).await;
+        result
+    }
+
+    async fn try_reload(&self) -> Result<Reloaded, AppError> {
+        let Some(file) = self.config_file.clone() else {
+            return Err(AppError::setting("config", "the gateway runs without a configuration file"));
+        };
+        let shown = file.display().to_string();
+        let config = tokio::task::spawn_blocking(move || files::load(&file)).await;
+        let config = Arc::new(config.map_err(|e| AppError::setting("config", e))??);
+        let _turn = self.swapping.lock().await;
+        let certificates = self.shared.read_certificates(&config);
+        let certificates = certificates.map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
+        let before = self.snapshot();
+        let next = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
+        if let Some(cold) = warm(&next, Some(&before), &self.shared.engine).await.into_iter().next() {
+            let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
+            return Err(AppError::setting("routes", message));
+        }
+        // Nothing fails from here on. An operator's own level stays, unless the file now has another one.
+        if config.log.level != before.config.log.level
+            && let Err(error) = self.logs.set(&config.log.level)
+        {
+            tracing::error!(error, "the log level stays as it was");
+        }
+        let generation = next.generation;
+        self.shared.take_up(next, certificates);
+        for warning in &config.warnings {
+            tracing::warn!("{}", warning.in_file(&shown));
+        }
+        Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config) })
+    }
+
+    /// Builds the snapshot anew from the same configuration: after a module was activated or a tier changed.
+    pub async fn refresh(&self) -> Result<(), AppError> {
+        let _turn = self.swapping.lock().await;
+        let before = self.snapshot();
+        let next = build_snapshot(self.config(), &*self.store, Some(&before), &self.shared.metrics).await?;
+        self.shared.snapshot.store(next.clone());
+        warm_later(&self.shared, next, Some(before));
+        Ok(())
+    }
+
+    /// Whether the routes that a version of a module would serve can use it, before it is stored (its number is 0) or
+    /// activated. What no route can use must not get there: the next start would refuse it.
+    pub async fn fits(
+        &self,
+        owner: &OwnerId,
+        name: &Name,
+        version: &ModuleVersion,
+        activate: bool,
+    ) -> Result<(), AppError> {
+        let config = self.config();
+        let stored = self.store.module(owner, name).await?;
+        let is_free = |number| stored.as_ref().is_none_or(|m| m.select(Selector::Version(number)).is_none());
+        for used in uses(&config).filter(|u| u.handler.module.name == *name && u.handler.owner == *owner) {
+            let taken = match used.handler.module.selector {
+                Selector::Active => activate || stored.is_none(),
+                Selector::Version(number) => number == version.version || version.version == 0 && is_free(number),
+            };
+            if taken {
+                used.check(version)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first of the errors, and how many there are.
+fn first_line(error: &AppError) -> String {
+    match error {
+        AppError::Config(errors) => {
+            let more = errors.errors.len().saturating_sub(1);
+            let first = errors.errors.first().map(|e| e.in_file(&errors.file)).unwrap_or_default();
+            if more == 0 { first } else { format!("{first} (and {more} more)") }
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A module in the configuration.
+struct Use<'a> {
+    route: &'a Route,
+    handler: &'a Handler,
+    key: String,
+    answers: bool,
+}
+
+fn uses(config: &Config) -> impl Iterator<Item = Use<'_>> {
+    config.routes.iter().enumerate().flat_map(|(r, route)| {
+        snapshot::handlers(route).enumerate().map(move |(h, handler)| {
+            let answers = h == route.handlers.len();
+            let place = if answers { "target.handler".to_owned() } else { format!("handlers[{h}]") };
+            Use { route, handler, key: format!("routes[{r}].{place}.module"), answers }
+        })
+    })
+}
+
+impl Use<'_> {
+    fn check(&self, version: &ModuleVersion) -> Result<(), AppError> {
+        abi::serves(version.abi, &version.shape, self.answers).map_err(|why| {
+            let (owner, name) = (&self.handler.owner, &self.handler.module.name);
+            let message = format!("the route `{}` can't use this version of `{owner}/{name}`: {why}", self.route.name);
+            AppError::Setting { key: self.key.clone(), message }
+        })
+    }
+}
+
+/// Starts the new handlers ahead of their first request. A guest can't keep the gateway from starting by failing to
+/// start itself, so that is only told.
+pub(super) fn warm_later(shared: &Arc<Shared>, next: Arc<Snapshot>, before: Option<Arc<Snapshot>>) {
+    let engine = shared.engine.clone();
+    tokio::spawn(async move {
+        for cold in warm(&next, before.as_deref(), &engine).await {
+            tracing::error!(route = %cold.route, module = %cold.module, reason = cold.reason,
+                "a route's module can't start: its requests fail");
+        }
+    });
+}
+
+/// Configured tiers under the store's overrides; each handler's selector resolved to a version.
+pub(super) async fn build_snapshot(
+    config: Arc<Config>,
+    store: &dyn Store,
+    before: Option<&Snapshot>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Snapshot>, AppError> {
+    let mut tiers: HashMap<Name, Arc<Tier>> =
+        config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
+    for tier in store.tiers().await? {
+        if tiers.get(&tier.name).is_some_and(|configured| **configured != tier) {
+            tracing::warn!(tier = %tier.name, "the tier is as it was set through the admin API, not as configured");
+        }
+        tiers.insert(tier.name.clone(), Arc::new(tier));
+    }
+    let modules = resolve(&config, store).await?;
+    let parts = Parts { config, tiers, modules: &modules, previous: before, metrics };
+    Snapshot::build(parts).await.map_err(|e| AppError::Setting { key: e.key, message: e.message })
+}
+
+async fn resolve(config: &Config, store: &dyn Store) -> Result<ResolvedModules, AppError> {
+    let mut modules = HashMap::new();
+    for used in uses(config) {
+        let key = snapshot::module_key(used.handler);
+        let found = store.module(&key.0, &used.handler.module.name).await?;
+        let version = found.as_ref().and_then(|m| m.select(used.handler.module.selector)).cloned();
+        match &version {
+            Some(version) => used.check(version)?,
+            None => tracing::warn!(
+                route = %used.route.name, owner = %key.0, module = %key.1,
+                "a route's handler is not stored yet; upload it with `wasmgate module push`"
+            ),
+        }
+        modules.insert(key, version);
+    }
+    Ok(modules)
+}
