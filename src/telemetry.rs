@@ -26,6 +26,9 @@ const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 const LATENCY: [f64; 15] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 60.0];
 
+/// By label and ABI.
+type ModuleHandles = HashMap<(Arc<str>, Abi), Arc<ModuleMetrics>>;
+
 pub struct Metrics {
     registry: Registry,
     http_requests: IntCounterVec,
@@ -47,7 +50,7 @@ pub struct Metrics {
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
-    modules: Mutex<HashMap<(Arc<str>, Abi), Arc<ModuleMetrics>>>,
+    modules: Mutex<ModuleHandles>,
 }
 
 /// The handles of one route, resolved once so that a request touches no label map.
