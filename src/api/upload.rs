@@ -339,7 +339,7 @@ async fn store(
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     let size_bytes = wasm.len() as u64;
     let engine = &api.app.shared.engine;
-    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Optimising, Some(&owner))).await?;
+    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.catalogue.read().await;
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;

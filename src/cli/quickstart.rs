@@ -93,7 +93,7 @@ async fn store_module(
     limits: &crate::domain::Limits,
 ) -> anyhow::Result<()> {
     let inspected = engine.inspect(&bytes, Some(abi), bytes.len() as u64, limits)?;
-    engine.install(bytes.clone(), &inspected, Compiler::Optimising).await?;
+    engine.install(bytes.clone(), &inspected, Compiler::Fast).await?;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,

@@ -89,6 +89,13 @@ impl Artifacts {
         self.write(&self.artifacts, &self.artifact_path(digest, compiler), &[&mac, artifact])
     }
 
+    pub fn remove_artifact(&self, digest: Digest, compiler: Compiler) -> io::Result<()> {
+        match fs::remove_file(self.artifact_path(digest, compiler)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     pub fn remove(&self, digest: Digest) -> io::Result<()> {
         let paths = [
             self.module_path(digest),

@@ -3,7 +3,7 @@
 //! Invariant: bounded by the size of artifacts, least recently used out first; one load of a digest at a time.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -20,6 +20,8 @@ type Cache = moka::sync::Cache<(Digest, Abi), Arc<LoadedModule>>;
 pub struct Modules {
     stored: Cache,
     inline: Cache,
+    /// Stored ones that somebody holds, in the cache or not: there is one of each, so that better code reaches all.
+    alive: Mutex<HashMap<(Digest, Abi), Weak<LoadedModule>>>,
     turns: Arc<Turns>,
     inline_turns: Arc<Turns>,
 }
@@ -39,13 +41,19 @@ impl Modules {
         Modules {
             stored: cache(bytes),
             inline: cache(bytes / INLINE_SHARE),
+            alive: Mutex::default(),
             turns: Arc::default(),
             inline_turns: Arc::default(),
         }
     }
 
     pub fn get(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
-        self.stored.get(&(digest, abi))
+        let key = (digest, abi);
+        self.stored.get(&key).or_else(|| {
+            let alive = self.alive.lock().get(&key).and_then(Weak::upgrade)?;
+            self.stored.insert(key, alive.clone());
+            Some(alive)
+        })
     }
 
     pub fn get_inline(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
@@ -53,6 +61,10 @@ impl Modules {
     }
 
     pub fn put(&self, module: Arc<LoadedModule>) {
+        let mut alive = self.alive.lock();
+        alive.retain(|_, module| module.strong_count() > 0);
+        alive.insert((module.digest(), module.abi()), Arc::downgrade(&module));
+        drop(alive);
         self.stored.insert((module.digest(), module.abi()), module);
     }
 
@@ -62,6 +74,7 @@ impl Modules {
 
     pub fn forget(&self, digest: Digest) {
         for abi in Abi::ALL {
+            self.alive.lock().remove(&(digest, abi));
             self.stored.invalidate(&(digest, abi));
         }
     }

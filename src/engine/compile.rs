@@ -20,7 +20,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, NativeEngineExt};
 use wasmer_types::Features;
 
@@ -35,7 +35,7 @@ use super::{Compiler, InstallError, sys};
 /// The hidden verb.
 pub const VERB: &str = "__compile";
 const MAGIC: [u8; 4] = *b"WGC1";
-/// Magic, compiler, CPU seconds, CPU nanoseconds for a MiB of code, address space bytes, module bytes.
+/// Magic, compiler, CPU seconds, CPU nanoseconds for a MiB of code (0: unbounded), address space bytes, module bytes.
 const HEADER: usize = 4 + 1 + 8 + 8 + 8 + 8;
 /// How long an upload or an inline module waits for a process; its caller is told to come back then.
 pub const CALLER_WAIT: Duration = Duration::from_secs(5);
@@ -64,6 +64,8 @@ pub struct Compilers {
     owners: Mutex<HashMap<OwnerId, Weak<Semaphore>>>,
     running: AtomicU64,
     observer: OnceLock<Observer>,
+    /// One process beside the others, for what nobody waits for.
+    background: Semaphore,
 }
 
 /// Told how long each compile took, whatever came of it.
@@ -80,6 +82,7 @@ impl Compilers {
             owners: Mutex::default(),
             running: AtomicU64::new(0),
             observer: OnceLock::new(),
+            background: Semaphore::new(1),
         })
     }
 
@@ -110,11 +113,22 @@ impl Compilers {
         let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
             .ok_or(InstallError::Busy)?;
         let _permit = in_time(until, self.permits.acquire()).await?;
+        self.observed(wasm, compiler, owner.is_some()).await
+    }
+
+    /// A turn with the process for what nobody waits for, after all who asked before.
+    pub async fn background(&self) -> Result<Background<'_>, InstallError> {
+        let permit = self.background.acquire().await.map_err(|_| InstallError::Busy)?;
+        Ok(Background { compilers: self, _permit: permit })
+    }
+
+    /// `paced`: in a time that its size explains. What was compiled before need not show that again.
+    async fn observed(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Result<Bytes, InstallError> {
         self.running.fetch_add(1, Ordering::Relaxed);
         let _running = Running(&self.running);
         let deadline = self.config.cpu * WALL_PER_CPU + Duration::from_secs(1);
         let began = Instant::now();
-        let compiled = match tokio::time::timeout(deadline, self.child(wasm, compiler)).await {
+        let compiled = match tokio::time::timeout(deadline, self.child(wasm, compiler, paced)).await {
             Ok(result) => result,
             // Dropping the future killed the child.
             Err(_) => Err(too_much("the compiler ran out of time").into()),
@@ -136,7 +150,7 @@ impl Compilers {
         turns
     }
 
-    async fn child(&self, wasm: &[u8], compiler: Compiler) -> Result<Bytes, InstallError> {
+    async fn child(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Result<Bytes, InstallError> {
         let io = |what: &str, e: std::io::Error| InstallError::Io(format!("{what} the compiler process: {e}"));
         let mut child = Command::new(&self.exe)
             .arg(VERB)
@@ -153,7 +167,7 @@ impl Compilers {
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(InstallError::Io("the compiler process has no pipes".into()));
         };
-        let header = self.header(wasm, compiler);
+        let header = self.header(wasm, compiler, paced);
         let send = async move {
             // A child that dies early closes the pipe; its exit says why.
             let _ = stdin.write_all(&header).await;
@@ -180,7 +194,7 @@ impl Compilers {
         }
     }
 
-    fn header(&self, wasm: &[u8], compiler: Compiler) -> Vec<u8> {
+    fn header(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Vec<u8> {
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(&MAGIC);
         header.push(match compiler {
@@ -188,7 +202,8 @@ impl Compilers {
             Compiler::Optimising => 1,
         });
         header.extend_from_slice(&self.config.cpu.as_secs().max(1).to_le_bytes());
-        let per_mib = u64::try_from(self.config.per_mib.as_nanos()).unwrap_or(u64::MAX);
+        let per_mib = if paced { self.config.per_mib } else { Duration::ZERO };
+        let per_mib = u64::try_from(per_mib.as_nanos()).unwrap_or(u64::MAX);
         header.extend_from_slice(&per_mib.to_le_bytes());
         header.extend_from_slice(&self.config.memory_bytes.to_le_bytes());
         header.extend_from_slice(&(wasm.len() as u64).to_le_bytes());
@@ -205,6 +220,18 @@ async fn in_time<T>(
 
 fn too_much(why: &str) -> NotLoadable {
     NotLoadable::new(NotLoadableKind::CompileLimit, format!("the module can't be compiled: {why}"))
+}
+
+/// A turn in the background.
+pub struct Background<'a> {
+    compilers: &'a Compilers,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Background<'_> {
+    pub async fn compile(self, wasm: &[u8]) -> Result<Bytes, InstallError> {
+        self.compilers.observed(wasm, Compiler::Optimising, false).await
+    }
 }
 
 struct Counted<'a>(&'a AtomicUsize);
@@ -278,7 +305,11 @@ fn read_request() -> std::io::Result<Request> {
     // On top of what the program itself occupies.
     sys::set_limit(libc::RLIMIT_AS, memory.saturating_add(sys::address_space()?))?;
     sys::set_limit(libc::RLIMIT_CORE, 0)?;
-    sys::nice_this_thread(10);
+    sys::nice_this_thread(match compiler {
+        // As guests: somebody waits for it.
+        Compiler::Fast => 5,
+        Compiler::Optimising => 19,
+    });
     let mut wasm = Vec::new();
     input.take(len).read_to_end(&mut wasm)?;
     if wasm.len() as u64 != len {
@@ -296,7 +327,7 @@ fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>
     });
     // One thread: how many compile at once is the parent's choice.
     cranelift.num_threads(NonZero::<usize>::MIN);
-    if compiler == Compiler::Fast {
+    if compiler == Compiler::Fast && !per_mib.is_zero() {
         cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
     }
     let config: Box<dyn CompilerConfig> = Box::new(cranelift);

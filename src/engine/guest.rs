@@ -101,12 +101,11 @@ impl Guest {
         state.log = BoundedLog::new(limits.log_bytes);
         prepare(&mut state);
 
-        let mut store = Store::new(module.wasmer_engine().clone());
+        let code = module.code();
+        let mut store = Store::new(code.engine.clone());
         let env = FunctionEnv::new(&mut store, state);
-        let imports: Vec<Extern> = module.imports().iter().map(|make| Extern::from(make(&mut store, &env))).collect();
-        let made = with_grant(grant, || {
-            Instance::new_by_index(&mut store, module.wasmer_module(), &imports).map_err(Box::new)
-        });
+        let imports: Vec<Extern> = code.imports.iter().map(|make| Extern::from(make(&mut store, &env))).collect();
+        let made = with_grant(grant, || Instance::new_by_index(&mut store, &code.module, &imports).map_err(Box::new));
         let ended = match made {
             Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
                 Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started }),

@@ -162,7 +162,7 @@ impl HttpHandler {
         let start = move |memory| (handler.start_vm(memory), permit);
         let started = self.engine.pool().run(&self.owner, &Cancel::default(), self.need(false), start).await;
         let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
-        self.vms.give_back(Leased { vm: vm?, permit });
+        self.vms.give_back(Leased { vm: vm?, permit }, &self.module);
         Ok(())
     }
 
@@ -236,7 +236,7 @@ impl HttpHandler {
                 HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: Some(pinned) }
             }
             Ok(Handled { verdict, .. }) => {
-                self.vms.give_back(leased);
+                self.vms.give_back(leased, &self.module);
                 HttpOutcome { exchange, result: Ok(verdict), meter, vm: None }
             }
             Err(failure) => {
@@ -350,7 +350,7 @@ impl HttpHandler {
         match result {
             Ok(()) => {
                 self.responses.record(took(&meter));
-                self.vms.give_back(leased);
+                self.vms.give_back(leased, &self.module);
                 HttpOutcome { exchange, result: Ok(Verdict::Continue), meter, vm: None }
             }
             Err(failure) => {

@@ -5,47 +5,57 @@
 // `Module::deserialize_unchecked` trusts its bytes, so it is unsafe; that they can be trusted is this file's subject.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use wasmer::sys::NativeEngineExt;
 
 use crate::domain::{Abi, Digest, ModuleShape};
 
+use super::Compiler;
 use super::abi::{self, MakeFn};
 use super::guest::{FUEL_EXPIRE, FUEL_MODULE, make_expire};
 use super::lane::Lane;
 use super::tunables::GuestTunables;
 
-/// A compiled module that can be instantiated at once. Cheap to clone behind `Arc`.
+/// A module that can be instantiated at once. Cheap to clone behind `Arc`.
 pub struct LoadedModule {
     digest: Digest,
     abi: Abi,
     shape: ModuleShape,
-    /// How to make each import, in the module's order.
-    imports: Vec<MakeFn>,
-    /// Dropped before the engine that owns its code.
-    module: wasmer::Module,
-    /// Headless and of this version alone: its code is freed with it, and no other module's signatures can disturb it.
-    engine: wasmer::Engine,
-    code_bytes: u64,
+    /// Replaced once there is better: what begins after that runs the new code.
+    code: ArcSwap<Code>,
     lane: Lane,
 }
 
-/// An artifact whose bytes may be trusted: its MAC fitted, or it came from the compiler just now.
-pub struct Trusted(pub Bytes);
+/// A module's native code.
+pub struct Code {
+    pub(super) compiler: Compiler,
+    /// How to make each import, in the module's order.
+    pub(super) imports: Vec<MakeFn>,
+    /// Dropped before the engine that owns its code.
+    pub(super) module: wasmer::Module,
+    /// Headless and of this code alone: it is freed with it, and no other module's signatures can disturb it.
+    pub(super) engine: wasmer::Engine,
+    /// Size of its artifact, for caches.
+    bytes: u64,
+}
 
-impl LoadedModule {
-    pub(super) fn load(
-        artifact: Trusted,
-        digest: Digest,
-        abi: Abi,
-        shape: &ModuleShape,
-    ) -> Result<LoadedModule, String> {
+/// An artifact whose bytes may be trusted: its MAC fitted, or it came from the compiler just now.
+pub struct Trusted {
+    pub compiler: Compiler,
+    pub artifact: Bytes,
+}
+
+impl Code {
+    fn load(trusted: Trusted, abi: Abi) -> Result<Code, String> {
+        let Trusted { compiler, artifact } = trusted;
         let mut engine = wasmer::Engine::headless();
         engine.set_tunables(GuestTunables);
-        let code_bytes = artifact.0.len() as u64;
+        let bytes = artifact.len() as u64;
         // SAFETY: `Trusted` says that the bytes are what our own compiler process wrote for this machine.
-        let module =
-            unsafe { wasmer::Module::deserialize_unchecked(&engine, artifact.0) }.map_err(|e| e.to_string())?;
+        let module = unsafe { wasmer::Module::deserialize_unchecked(&engine, artifact) }.map_err(|e| e.to_string())?;
         let host = abi::host(abi);
         let imports = module
             .imports()
@@ -58,7 +68,25 @@ impl LoadedModule {
                     .ok_or_else(|| format!("the import `{}.{}` is unknown", import.module(), import.name()))
             })
             .collect::<Result<Vec<_>, String>>()?;
-        Ok(LoadedModule { digest, abi, shape: shape.clone(), imports, module, engine, code_bytes, lane: Lane::new() })
+        Ok(Code { compiler, imports, module, engine, bytes })
+    }
+}
+
+impl LoadedModule {
+    pub(super) fn load(
+        trusted: Trusted,
+        digest: Digest,
+        abi: Abi,
+        shape: &ModuleShape,
+    ) -> Result<LoadedModule, String> {
+        let code = ArcSwap::from_pointee(Code::load(trusted, abi)?);
+        Ok(LoadedModule { digest, abi, shape: shape.clone(), code, lane: Lane::new() })
+    }
+
+    /// Takes other code of the same module, in one step.
+    pub(super) fn replace(&self, trusted: Trusted) -> Result<(), String> {
+        self.code.store(Arc::new(Code::load(trusted, self.abi)?));
+        Ok(())
     }
 
     pub fn digest(&self) -> Digest {
@@ -73,24 +101,15 @@ impl LoadedModule {
         &self.shape
     }
 
-    /// Size of its artifact, for caches.
+    pub(super) fn code(&self) -> Arc<Code> {
+        self.code.load_full()
+    }
+
     pub(super) fn code_bytes(&self) -> u64 {
-        self.code_bytes
+        self.code.load().bytes
     }
 
     pub(super) fn lane(&self) -> &Lane {
         &self.lane
-    }
-
-    pub(super) fn wasmer_engine(&self) -> &wasmer::Engine {
-        &self.engine
-    }
-
-    pub(super) fn wasmer_module(&self) -> &wasmer::Module {
-        &self.module
-    }
-
-    pub(super) fn imports(&self) -> &[MakeFn] {
-        &self.imports
     }
 }

@@ -23,6 +23,7 @@ pub mod http;
 mod inspect;
 mod instrument;
 pub mod lane;
+mod load;
 mod loaded;
 pub mod memory;
 mod pace;
@@ -48,7 +49,6 @@ use budget::{Account, Budget};
 use cache::Modules;
 use compile::Compilers;
 use guest::Allowance;
-use loaded::Trusted;
 use pool::{Need, Pool};
 
 pub use cancel::Cancel;
@@ -73,6 +73,7 @@ pub struct Engine {
     budget: Arc<Budget>,
     config: crate::config::Engine,
     artifacts_rejected: AtomicU64,
+    optimised: load::Optimised,
     vms_idle: AtomicU64,
     vms_busy: AtomicU64,
 }
@@ -95,13 +96,15 @@ pub struct Compiled {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compiler {
-    /// Cranelift without optimisation: fast to compile; for modules run once.
+    /// Cranelift without optimisation: fast to compile; what every module begins with.
     Fast,
-    /// Cranelift at its default level: fast to run; for uploads.
+    /// Cranelift at its default level: fast to run; takes the place of the other in the background.
     Optimising,
 }
 
 impl Compiler {
+    const BEST_FIRST: [Compiler; 2] = [Compiler::Optimising, Compiler::Fast];
+
     /// The label in metrics, and the suffix of artifacts.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -205,6 +208,7 @@ impl Engine {
             budget,
             config,
             artifacts_rejected: AtomicU64::new(0),
+            optimised: load::Optimised::default(),
             vms_idle: AtomicU64::new(0),
             vms_busy: AtomicU64::new(0),
         }))
@@ -248,17 +252,22 @@ impl Engine {
         owner: Option<&OwnerId>,
     ) -> Result<Compiled, InstallError> {
         let digest = inspected.digest;
-        let artifact = match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
-            Stored::Good(artifact) => artifact.into(),
-            Stored::Missing | Stored::Rejected => {
-                self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?
-            }
+        let good_enough: &[Compiler] = match compiler {
+            Compiler::Fast => &Compiler::BEST_FIRST,
+            Compiler::Optimising => &[Compiler::Optimising],
         };
+        for compiler in good_enough.iter().copied() {
+            let stored = self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await?;
+            if let Stored::Good(artifact) = stored {
+                return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
+            }
+        }
+        let artifact = self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 
     /// Stores the bytes by digest and their artifact (fsynced, renamed into place), where they are not stored already.
-    pub async fn store(&self, compiled: Compiled) -> Result<(), InstallError> {
+    pub async fn store(self: &Arc<Self>, compiled: Compiled) -> Result<(), InstallError> {
         let Compiled { digest, bytes, compiler, artifact } = compiled;
         let _turn = self.modules.turn(digest).await;
         self.blocking(move |artifacts| {
@@ -270,53 +279,11 @@ impl Engine {
                 Stored::Missing | Stored::Rejected => artifacts.write_artifact(digest, compiler, &artifact),
             }
         })
-        .await
-    }
-
-    /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced.
-    pub async fn load(
-        self: &Arc<Self>,
-        digest: Digest,
-        abi: Abi,
-        shape: &ModuleShape,
-    ) -> Result<Arc<LoadedModule>, GuestFailure> {
-        if let Some(module) = self.modules.get(digest, abi) {
-            return Ok(module);
+        .await?;
+        if compiler == Compiler::Fast {
+            self.optimise(digest);
         }
-        let _turn = self.modules.turn(digest).await;
-        if let Some(module) = self.modules.get(digest, abi) {
-            return Ok(module);
-        }
-        let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
-        let artifact = match self.stored_artifact(digest).await.map_err(not_loadable)? {
-            Some(artifact) => artifact,
-            None => self.recompile(digest).await.map_err(not_loadable)?,
-        };
-        let module = load_blocking(artifact, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
-        self.modules.put(module.clone());
-        Ok(module)
-    }
-
-    /// Compiles fast and loads without storing the bytes; kept in a bounded memory cache by digest.
-    pub async fn load_inline(
-        self: &Arc<Self>,
-        bytes: Bytes,
-        inspected: &Inspected,
-        owner: Option<&OwnerId>,
-    ) -> Result<Arc<LoadedModule>, InstallError> {
-        let Inspected { digest, abi, shape } = inspected;
-        let known = || self.modules.get(*digest, *abi).or_else(|| self.modules.get_inline(*digest, *abi));
-        if let Some(module) = known() {
-            return Ok(module);
-        }
-        let _turn = self.modules.turn_inline(*digest).await;
-        if let Some(module) = known() {
-            return Ok(module);
-        }
-        let artifact = self.compilers.compile(&bytes, Compiler::Fast, owner, compile::CALLER_WAIT).await?;
-        let module = load_blocking(Trusted(artifact), *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
-        self.modules.put_inline(module.clone());
-        Ok(module)
+        Ok(())
     }
 
     /// Forgets a version: its loaded form, artifacts and bytes.
@@ -419,34 +386,6 @@ impl Engine {
         (&self.vms_idle, &self.vms_busy)
     }
 
-    /// The best artifact on disk.
-    async fn stored_artifact(&self, digest: Digest) -> Result<Option<Trusted>, InstallError> {
-        for compiler in [Compiler::Optimising, Compiler::Fast] {
-            match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
-                Stored::Good(bytes) => return Ok(Some(Trusted(bytes.into()))),
-                Stored::Missing => {}
-                Stored::Rejected => {
-                    self.artifacts_rejected.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%digest, ?compiler, "an artifact's MAC does not fit: it is compiled anew");
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
-        let compiler = Compiler::Optimising;
-        let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = self.compilers.compile(&bytes, compiler, None, compile::STORED_WAIT).await?;
-        let stored = artifact.clone();
-        let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
-        if let Err(e) = written {
-            // It runs all the same; the next start compiles again.
-            tracing::warn!(%digest, error = %e, "can't store an artifact");
-        }
-        Ok(Trusted(artifact))
-    }
-
     /// File work, away from the async workers.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -459,14 +398,4 @@ impl Engine {
             _ => InstallError::Io(format!("the data directory: {e}")),
         })
     }
-}
-
-async fn load_blocking(
-    artifact: Trusted,
-    digest: Digest,
-    abi: Abi,
-    shape: ModuleShape,
-) -> Result<Arc<LoadedModule>, String> {
-    let load = move || LoadedModule::load(artifact, digest, abi, &shape).map(Arc::new);
-    tokio::task::spawn_blocking(load).await.map_err(|e| e.to_string())?
 }

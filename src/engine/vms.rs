@@ -21,13 +21,15 @@ use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
-use super::{Engine, LoadedModule, RunError};
+use super::{Compiler, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
 /// VMs that nobody needed for so long are let go when another comes back.
 const IDLE: Duration = Duration::from_secs(60);
 
 pub struct Vm {
+    /// Of this compiler; a VM goes when its module has better code.
+    compiler: Compiler,
     guest: AtRest,
     handle_request: TypedFunction<(), i64>,
     handle_response: TypedFunction<(i32, i32), ()>,
@@ -62,6 +64,8 @@ impl Vm {
     ) -> Result<Vm, RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
+        // Read before: should it change meanwhile, the VM goes early rather than never.
+        let compiler = module.code().compiler;
         let made =
             Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| host.config = config.clone());
         let mut guest = made.map_err(|e| {
@@ -78,6 +82,7 @@ impl Vm {
         }
         let missing = |name| GuestFailure::NotLoadable(format!("it has no function `{name}` of http-wasm's type"));
         Ok(Vm {
+            compiler,
             handle_request: guest.function("handle_request").ok_or_else(|| missing("handle_request"))?,
             handle_response: guest.function("handle_response").ok_or_else(|| missing("handle_response"))?,
             memory_at_start: guest.memory_bytes(),
@@ -278,9 +283,10 @@ impl Vms {
     }
 
     /// After a request that ended well. The permit goes last, so that whoever waits finds the VM.
-    pub fn give_back(&self, leased: Leased) {
+    pub fn give_back(&self, leased: Leased, module: &LoadedModule) {
         let Leased { mut vm, permit } = leased;
-        if !vm.is_worn(self.requests, self.memory_limit) {
+        let is_current = vm.compiler == module.code().compiler;
+        if is_current && !vm.is_worn(self.requests, self.memory_limit) {
             let now = Instant::now();
             let mut idle = self.idle.lock();
             idle.push_back((vm, now));

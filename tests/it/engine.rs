@@ -11,6 +11,7 @@ mod inspection;
 mod memory;
 mod owners;
 mod pool;
+mod tiers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -185,4 +186,13 @@ const GROW: &str = r#"(module (memory 1) (func (export "run") (param i32) (resul
 
 fn number(n: u32) -> Input {
     Input { function_args: vec![n.to_string()], ..Input::default() }
+}
+
+/// Written by another process: a descriptor that some fork of this one inherits would make the file busy.
+fn write_executable(path: &std::path::Path, script: &str) {
+    let made = std::process::Command::new("sh")
+        .args(["-c", r#"printf '%s' "$1" > "$2" && chmod +x "$2""#, "sh", script])
+        .arg(path)
+        .status();
+    assert!(made.unwrap().success());
 }

@@ -5,13 +5,8 @@ use super::*;
 /// A compiler that never ends and leaves its process id in `hung`.
 fn hanging_compiler(dir: &std::path::Path) -> PathBuf {
     let (exe, hung) = (dir.join("compiler"), dir.join("hung"));
-    // Written by another process: a descriptor that some fork of this one inherits would make the file busy.
     let script = format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}; exec sleep 300\n", hung.display());
-    let made = std::process::Command::new("sh")
-        .args(["-c", r#"printf '%s' "$1" > "$2" && chmod +x "$2""#, "sh", &script])
-        .arg(&exe)
-        .status();
-    assert!(made.unwrap().success());
+    write_executable(&exe, &script);
     exe
 }
 

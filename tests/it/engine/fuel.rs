@@ -101,9 +101,11 @@ const LOOPS: &[(&str, &str)] = &[
 /// The deadline and a hundredth of a second; what a loaded test machine adds is allowed for by the best of some runs.
 async fn assert_ends_in_time(kit: &Kit, name: &str, wat: &str, compiler: Compiler) {
     let module = kit.try_load(wat, None, compiler).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+    // Others may have the processor for most of them.
+    const RUNS: u32 = 100;
     let wall = Duration::from_millis(40);
     let mut best = Duration::MAX;
-    for _ in 0..10 {
+    for _ in 0..RUNS {
         let finished = kit.run(&module, Limits { wall_ms: wall, ..limits() }, Input::default()).await;
         assert_eq!(*failure(&finished), GuestFailure::Deadline, "{name} with {compiler:?}");
         assert!(finished.meter.wall >= wall, "{name}: ended before its time");
@@ -112,7 +114,7 @@ async fn assert_ends_in_time(kit: &Kit, name: &str, wat: &str, compiler: Compile
             return;
         }
     }
-    panic!("{name} with {compiler:?}: the best of 10 runs took {best:?}");
+    panic!("{name} with {compiler:?}: the best of {RUNS} runs took {best:?}");
 }
 
 #[tokio::test]

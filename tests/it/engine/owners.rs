@@ -106,7 +106,10 @@ fn what_can_never_be_had_is_not_waited_for() {
 fn loops_of_many_owners_leave_turns_to_others() {
     const LOOPS: usize = 64;
     const SHORT_RUNS: usize = 100;
-    let gw = Gateway::start(&api::config(&tier("free-like", "concurrent = 1\nlimits.wall = \"5s\"\nquotas = []\n")));
+    // All keys are new at once, from one address.
+    let auth = "[auth]\nfailures_per_minute = 1000\n";
+    let like_free = tier("free-like", "concurrent = 1\nlimits.wall = \"5s\"\nquotas = []\n");
+    let gw = Gateway::start(&api::config(&format!("{auth}{like_free}")));
     let keys = keys(&gw, "free-like", LOOPS + 1);
     let spin = wat(r#"(module (func (export "run") (loop (br 0))))"#);
     let short = wat(r#"(module (func (export "run") (param i32) (result i32)

@@ -1,0 +1,214 @@
+//! Loading modules, and giving them better code while they are in use.
+//!
+//! A module begins with code that was compiled fast. One process at a time compiles stored modules, and inline ones that
+//! were seen again, optimised; the result takes the place of the other in one step.
+//!
+//! Invariant: a request never waits for the optimising compiler, and its failure leaves things as they were.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::domain::{Abi, Digest, GuestFailure, ModuleShape, OwnerId};
+
+use super::artifacts::Stored;
+use super::loaded::Trusted;
+use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, compile};
+
+/// Digests that are remembered; beyond, modules keep their fast code.
+const MAX_REMEMBERED: usize = 100_000;
+/// Inline modules whose bytes are held for the compiler; others are offered again when they are seen again.
+const MAX_INLINE: usize = 4;
+
+/// Modules whose better code is under way or could not be made: neither is begun again.
+#[derive(Default)]
+pub struct Optimised {
+    begun: Mutex<HashSet<Digest>>,
+    inline: Mutex<usize>,
+}
+
+impl Engine {
+    /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced.
+    pub async fn load(
+        self: &Arc<Self>,
+        digest: Digest,
+        abi: Abi,
+        shape: &ModuleShape,
+    ) -> Result<Arc<LoadedModule>, GuestFailure> {
+        if let Some(module) = self.modules.get(digest, abi) {
+            return Ok(module);
+        }
+        let _turn = self.modules.turn(digest).await;
+        if let Some(module) = self.modules.get(digest, abi) {
+            return Ok(module);
+        }
+        let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
+        let trusted = match self.stored_artifact(digest).await.map_err(not_loadable)? {
+            Some(trusted) => trusted,
+            None => self.recompile(digest).await.map_err(not_loadable)?,
+        };
+        let compiler = trusted.compiler;
+        let module = load_blocking(trusted, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
+        self.modules.put(module.clone());
+        if compiler == Compiler::Fast {
+            self.optimise(digest);
+        }
+        Ok(module)
+    }
+
+    /// Compiles fast and loads without storing the bytes; kept in a bounded memory cache by digest. One that is seen again
+    /// is optimised. `owner`: who asks for it.
+    pub async fn load_inline(
+        self: &Arc<Self>,
+        bytes: Bytes,
+        inspected: &Inspected,
+        owner: Option<&OwnerId>,
+    ) -> Result<Arc<LoadedModule>, InstallError> {
+        let Inspected { digest, abi, shape } = inspected;
+        let known = || self.modules.get(*digest, *abi).or_else(|| self.modules.get_inline(*digest, *abi));
+        if let Some(module) = known() {
+            self.optimise_inline(&module, bytes);
+            return Ok(module);
+        }
+        let _turn = self.modules.turn_inline(*digest).await;
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let compiler = Compiler::Fast;
+        let artifact = self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?;
+        let trusted = Trusted { compiler, artifact };
+        let module = load_blocking(trusted, *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
+        self.modules.put_inline(module.clone());
+        Ok(module)
+    }
+
+    /// The best artifact on disk.
+    async fn stored_artifact(&self, digest: Digest) -> Result<Option<Trusted>, InstallError> {
+        for compiler in Compiler::BEST_FIRST {
+            match self.blocking(move |artifacts| artifacts.read_artifact(digest, compiler)).await? {
+                Stored::Good(bytes) => return Ok(Some(Trusted { compiler, artifact: bytes.into() })),
+                Stored::Missing => {}
+                Stored::Rejected => {
+                    self.artifacts_rejected.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%digest, ?compiler, "an artifact's MAC does not fit: it is compiled anew");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
+        let compiler = Compiler::Fast;
+        let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
+        let artifact = self.compilers.compile(&bytes, compiler, None, compile::STORED_WAIT).await?;
+        let stored = artifact.clone();
+        let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
+        if let Err(e) = written {
+            // It runs all the same; the next start compiles again.
+            tracing::warn!(%digest, error = %e, "can't store an artifact");
+        }
+        Ok(Trusted { compiler, artifact })
+    }
+
+    /// Gives a stored module better code, once there is a turn for it.
+    pub(super) fn optimise(self: &Arc<Self>, digest: Digest) {
+        if !self.optimised.begin(digest) {
+            return;
+        }
+        let engine = self.clone();
+        tokio::spawn(async move {
+            match engine.optimise_stored(digest).await {
+                Ok(()) => engine.optimised.done(digest),
+                Err(error) => tracing::warn!(%digest, %error, "a module keeps the code that was compiled fast"),
+            }
+        });
+    }
+
+    async fn optimise_stored(&self, digest: Digest) -> Result<(), InstallError> {
+        let turn = self.compilers.background().await?;
+        let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
+        let artifact = turn.compile(&bytes).await?;
+        let _turn = self.modules.turn(digest).await;
+        let stored = artifact.clone();
+        let kept = self.blocking(move |artifacts| {
+            // It may have been deleted meanwhile.
+            let kept = artifacts.has_module(digest);
+            if kept {
+                artifacts.write_artifact(digest, Compiler::Optimising, &stored)?;
+                artifacts.remove_artifact(digest, Compiler::Fast)?;
+            }
+            Ok(kept)
+        });
+        if !kept.await? {
+            return Ok(());
+        }
+        for module in Abi::ALL.iter().filter_map(|abi| self.modules.get(digest, *abi)) {
+            replace_blocking(&module, artifact.clone()).await?;
+            // It has another size now.
+            self.modules.put(module);
+        }
+        Ok(())
+    }
+
+    fn optimise_inline(self: &Arc<Self>, module: &Arc<LoadedModule>, bytes: Bytes) {
+        let digest = module.digest();
+        if module.code().compiler == Compiler::Optimising || !self.optimised.begin_inline(digest) {
+            return;
+        }
+        let (engine, module) = (self.clone(), module.clone());
+        tokio::spawn(async move {
+            let optimised = async {
+                let artifact = engine.compilers.background().await?.compile(&bytes).await?;
+                replace_blocking(&module, artifact).await
+            };
+            let result = optimised.await;
+            engine.optimised.done_inline();
+            match result {
+                Ok(()) => engine.optimised.done(digest),
+                Err(error) => tracing::info!(%digest, %error, "an inline module keeps the code that was compiled fast"),
+            }
+        });
+    }
+}
+
+impl Optimised {
+    fn begin(&self, digest: Digest) -> bool {
+        let mut begun = self.begun.lock();
+        begun.len() < MAX_REMEMBERED && begun.insert(digest)
+    }
+
+    fn begin_inline(&self, digest: Digest) -> bool {
+        let mut inline = self.inline.lock();
+        let begins = *inline < MAX_INLINE && self.begin(digest);
+        *inline += usize::from(begins);
+        begins
+    }
+
+    fn done(&self, digest: Digest) {
+        self.begun.lock().remove(&digest);
+    }
+
+    fn done_inline(&self) {
+        *self.inline.lock() -= 1;
+    }
+}
+
+async fn load_blocking(
+    trusted: Trusted,
+    digest: Digest,
+    abi: Abi,
+    shape: ModuleShape,
+) -> Result<Arc<LoadedModule>, String> {
+    let load = move || LoadedModule::load(trusted, digest, abi, &shape).map(Arc::new);
+    tokio::task::spawn_blocking(load).await.map_err(|e| e.to_string())?
+}
+
+async fn replace_blocking(module: &Arc<LoadedModule>, artifact: Bytes) -> Result<(), InstallError> {
+    let module = module.clone();
+    let replace = move || module.replace(Trusted { compiler: Compiler::Optimising, artifact });
+    let replaced = tokio::task::spawn_blocking(replace).await.map_err(|e| InstallError::Io(e.to_string()))?;
+    replaced.map_err(InstallError::Io)
+}
