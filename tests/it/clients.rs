@@ -350,7 +350,7 @@ impl Slow {
         let mut place = self.turn;
         self.streams.retain_mut(|stream| {
             place += 1;
-            if place % 5 != 0 {
+            if !place.is_multiple_of(5) {
                 return true;
             }
             let mut answer = [0; 512];
