@@ -97,8 +97,9 @@ fn compile_bombs_are_refused_at_once() {
         let (cpu, wall) = (compilers_time(&gw) - before, begun.elapsed());
         println!("{name}, {} bytes: {cpu:.2} s of a processor, answered after {wall:.1?}", wasm.len());
         answer.problem(422, "compile-limit");
-        // A debug build is slow before the compiler begins.
-        assert!(cpu < 3.0, "{name}: {cpu} s");
+        // Far from `compile.cpu`, 20 s. A debug build takes seconds for 99,000 functions before the compiler begins; what
+        // is published comes from a release build.
+        assert!(cpu < 10.0, "{name}: {cpu} s");
     }
     gw.execute(&key, &wat(r#"(module (func (export "run")))"#), b"").expect(200);
 }
