@@ -80,7 +80,7 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
         ("jump tables", function(&i32s(500), &tables)),
-        ("many values alive", mixed(1_000, 45_000, &plain)),
+        ("many values alive", mixed(6_000, 35_000, &plain)),
         ("values alive across loops", mixed(500, 12_000, &in_loop)),
         ("functions", wat(&format!(r#"(module (func (export "run")) {})"#, "(func)".repeat(99_000)))),
         ("signatures", wat(&format!(r#"(module {signatures} (func (export "run")))"#))),
