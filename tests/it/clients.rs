@@ -382,15 +382,17 @@ fn good_traffic_passes_thousands_of_slow_connections() {
     let gone = AtomicBool::new(false);
     let answered = std::thread::scope(|s| {
         let good = s.spawn(|| {
-            let mut slowest = Duration::ZERO;
-            let mut answered = 0;
-            while !gone.load(Ordering::Relaxed) || answered < 20 {
+            let (mut slowest, mut answered) = (Duration::ZERO, 0);
+            let mut kept = Conn::connect(gw.proxy);
+            // Not faster than it polls: each new connection uses up a port of the machine for a minute.
+            poll(4 * DEADLINE, || {
                 let start = Instant::now();
                 gw.get("/good").send().expect(200);
-                gw.post("/good", "body").send().expect(200);
+                kept.ask(gw.post("/good", "body").bytes()).expect(200);
                 slowest = slowest.max(start.elapsed());
                 answered += 1;
-            }
+                gone.load(Ordering::Relaxed) && answered >= 20
+            });
             assert!(slowest < Duration::from_secs(10), "a good client waited {slowest:?}");
             answered
         });
