@@ -400,7 +400,7 @@ pub fn soonest(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     }
 }
 
-/// An error before anything of the answer was sent.
+/// What the client is told of an error, unless its answer has begun ([`answer::reject`]).
 fn stop(error: Box<Error>) -> Stop {
     match rejection(&error) {
         Some(rejection) => Stop::Reject(rejection),
