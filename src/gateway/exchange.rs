@@ -202,11 +202,8 @@ async fn send(client: &mut Client, head: RequestHeader, body: Option<&Bytes>) ->
     }
 }
 
-/// Early hints and the like. HTTP/1.0 knows none (RFC 9110 section 15.2), Pingora's HTTP/2 sends none.
+/// Early hints and the like. Sessions of HTTP/1.0 and Pingora's HTTP/2 send none.
 async fn interim(session: &mut Session, answer: &ResponseHeader) -> pingora::Result<()> {
-    if session.req_header().version != Version::HTTP_11 {
-        return Ok(());
-    }
     let head = forward::strip_response(answer)?;
     session.downstream_session.write_response_header(Box::new(head)).await.map_err(|e| e.into_down())
 }
