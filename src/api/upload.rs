@@ -285,7 +285,7 @@ pub(super) async fn inspect(
     abi: Option<Abi>,
     tier: &Arc<Tier>,
 ) -> Result<Inspected, Rejection> {
-    let busy = |_| Rejection::Busy { retry_after: INSPECTION_WAIT };
+    let busy = |_| Rejection::CompilerBusy { retry_after: INSPECTION_WAIT };
     let turn = tokio::time::timeout(INSPECTION_WAIT, api.inspections.acquire()).await.map_err(busy)?;
     let _turn = turn.map_err(|_| Rejection::Draining)?;
     let (engine, tier) = (api.app.shared.engine.clone(), tier.clone());
@@ -297,7 +297,7 @@ pub(super) async fn inspect(
 pub(super) fn not_installed(error: InstallError) -> Rejection {
     match error {
         InstallError::NotLoadable(NotLoadable { kind, detail }) => Rejection::NotLoadable(NotLoadable { kind, detail }),
-        InstallError::Busy => Rejection::Busy { retry_after: INSPECTION_WAIT },
+        InstallError::Busy => Rejection::CompilerBusy { retry_after: INSPECTION_WAIT },
         InstallError::StorageFull => Rejection::StorageFull,
         InstallError::Io(reason) => {
             tracing::error!(reason, "a module could not be stored");

@@ -85,6 +85,8 @@ pub enum Rejection {
     UpstreamTimeout,
     /// 503: the guest pool or its queue is full.
     Busy { retry_after: Duration },
+    /// 503: as many modules as may wait for inspection or the compiler do.
+    CompilerBusy { retry_after: Duration },
     /// 503: a handler's module did nothing but fail.
     HandlerUnavailable { retry_after: Duration },
     /// 503.
@@ -116,7 +118,7 @@ impl Rejection {
             Internal => 500,
             Guest(failure) => failure.status(),
             UpstreamUnavailable | UpstreamInvalid(_) | UpstreamTooLarge { .. } => 502,
-            Busy { .. } | HandlerUnavailable { .. } | StoreUnavailable | Draining => 503,
+            Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } | StoreUnavailable | Draining => 503,
             UpstreamTimeout => 504,
             StorageFull => 507,
         }
@@ -160,7 +162,7 @@ impl Rejection {
             UpstreamInvalid(_) => "upstream-invalid",
             UpstreamTooLarge { .. } => "upstream-too-large",
             UpstreamTimeout => "upstream-timeout",
-            Busy { .. } => "busy",
+            Busy { .. } | CompilerBusy { .. } => "busy",
             HandlerUnavailable { .. } => "handler-unavailable",
             StoreUnavailable => "store-unavailable",
             Draining => "draining",
@@ -201,6 +203,7 @@ impl Rejection {
             ),
             UpstreamTimeout => "the upstream did not answer in time".into(),
             Busy { .. } => "no capacity to run the module now".into(),
+            CompilerBusy { .. } => "too many modules are being compiled now".into(),
             HandlerUnavailable { .. } => "the module failed again and again; it is tried anew in a while".into(),
             StoreUnavailable => "the key store can't be reached".into(),
             Draining => "the gateway is shutting down".into(),
@@ -215,6 +218,7 @@ impl Rejection {
             QuotaExceeded { retry_after, .. }
             | TooManyFailures { retry_after }
             | Busy { retry_after }
+            | CompilerBusy { retry_after }
             | HandlerUnavailable { retry_after } => Some(*retry_after),
             TooManyConcurrent { .. } | StoreUnavailable | Draining => Some(Duration::from_secs(1)),
             _ => None,

@@ -1,7 +1,8 @@
 //! Guest memory of the whole process, and how much of it one owner has.
 //!
-//! Invariant: all guests together never have more than the limit, one owner's never more than its share; what was
-//! taken is given back when its [`Reserved`] goes.
+//! Invariant: all guests together never have more than the limit, one owner's never more than its share; an owner that
+//! has some gets more only while as much as it then has stays free, so that nobody's growth leaves nothing to others.
+//! What was taken is given back when its [`Reserved`] goes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,10 +95,9 @@ impl Account {
 
     fn take(&self, bytes: u64) -> bool {
         let budget = &self.budget;
-        if !add(&self.used, bytes, budget.share()) {
-            return false;
-        }
-        if add(&budget.used, bytes, budget.limit) {
+        let Some(before) = add(&self.used, bytes, budget.share()) else { return false };
+        let left_free = if before == 0 { 0 } else { before + bytes };
+        if add(&budget.used, bytes, budget.limit - left_free).is_some() {
             return true;
         }
         // Nobody is told: this runs where a run is chosen too, and the end of any run has all that wait looked at.
@@ -158,9 +158,10 @@ impl std::fmt::Debug for Reserved {
     }
 }
 
-fn add(sum: &AtomicU64, bytes: u64, limit: u64) -> bool {
+/// Gives the sum before.
+fn add(sum: &AtomicU64, bytes: u64, limit: u64) -> Option<u64> {
     let within = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= limit);
-    sum.fetch_update(Ordering::SeqCst, Ordering::Relaxed, within).is_ok()
+    sum.fetch_update(Ordering::SeqCst, Ordering::Relaxed, within).ok()
 }
 
 #[cfg(test)]
@@ -185,6 +186,19 @@ mod tests {
         assert!(c.reserve(50).is_some());
         drop(held);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_an_owner_adds_leaves_as_much_free() {
+        let budget = Budget::new(Some(1_000));
+        let grown = |name: &str| {
+            let mut held = budget.account(&owner(name)).reserve(10).unwrap();
+            let most = (10..=1_000).step_by(10).take_while(|bytes| held.raise(*bytes)).last();
+            (most.unwrap(), held)
+        };
+        let ((a, _a), (b, _b), (c, _c)) = (grown("a"), grown("b"), grown("c"));
+        assert_eq!((a, b, c), (500, 250, 120));
+        assert!(budget.account(&owner("d")).reserve(130).is_some(), "what is begun with may be all that is free");
     }
 
     #[test]

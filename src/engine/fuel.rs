@@ -21,6 +21,8 @@ const FIRST_SLICE: u64 = 64_000;
 const SLICE: Duration = Duration::from_micros(250);
 /// A slice has at most so many times the units of the one before.
 const FASTER: u64 = 4;
+/// Bytes that a host function moves between two checks: some 100 us.
+const PIECE: usize = 1 << 20;
 
 #[derive(Debug)]
 pub struct Fuel {
@@ -91,12 +93,30 @@ impl Fuel {
         self.used(counter) > self.limit
     }
 
-    /// For host functions that take long: the fuel, the caller and the deadline, checked now.
+    /// For host functions, at least once in half a turn of their work: the fuel, the caller and the deadline, checked
+    /// after others have had their turns. A guest that does little but call them meets the end of a slice hardly ever.
     pub fn check(&self) -> Result<(), Halt> {
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
+        permits::pass_on(Instant::now(), self.deadline);
         self.time_left(Instant::now()).map(drop)
+    }
+
+    /// As `extend_from_slice`, however much it is.
+    pub fn append(&self, to: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Halt> {
+        bytes.chunks(PIECE).try_for_each(|piece| {
+            to.extend_from_slice(piece);
+            if piece.len() < PIECE { Ok(()) } else { self.check() }
+        })
+    }
+
+    /// As `copy_from_slice`, however much it is.
+    pub fn copy(&self, to: &mut [u8], bytes: &[u8]) -> Result<(), Halt> {
+        to.chunks_mut(PIECE).zip(bytes.chunks(PIECE)).try_for_each(|(to, piece)| {
+            to.copy_from_slice(piece);
+            if piece.len() < PIECE { Ok(()) } else { self.check() }
+        })
     }
 
     /// Sleeps, never past the deadline: a longer sleep ends the guest there.

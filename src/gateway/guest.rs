@@ -38,7 +38,7 @@ pub async fn answer(
     if handler.version().is_some_and(|v| v.abi == Abi::HttpWasm) {
         return transform(gateway, session, ctx, handler, max_body).await;
     }
-    handler.admit()?;
+    handler.admit(ctx)?;
     let loaded = handler.module(&shared.engine).await;
     let module = loaded.map_err(|e| Rejection::Guest(handlers::crashed(ctx, shared, handler, e)))?.clone();
     let stdin = match held {

@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use super::answer;
 use super::body;
-use super::breaker::{Breaker, is_crash};
+use super::breaker::{Breaker, Caller, is_crash};
 use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
@@ -27,10 +27,11 @@ use super::presence::while_here;
 use super::service::Shared;
 use super::snapshot::{Action, Snapshot};
 use crate::config::{self, HandlerFail};
-use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Rejection, Reply};
+use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
     Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
+use crate::limit::network;
 
 /// A handler on a route, or the module that answers one. Its VMs live as long as it does.
 pub struct RouteHandler {
@@ -57,8 +58,9 @@ impl RouteHandler {
     }
 
     /// Refuses at once while its module does nothing but fail.
-    pub fn admit(&self) -> Result<(), Rejection> {
-        self.breaker.admit(Instant::now()).map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
+    pub fn admit(&self, ctx: &Context) -> Result<(), Rejection> {
+        let admitted = self.breaker.admit(Instant::now(), || caller(ctx));
+        admitted.map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
     }
 
     pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
@@ -260,7 +262,7 @@ async fn ready<'a>(
     shared: &Shared,
     handler: &'a RouteHandler,
 ) -> Result<&'a Arc<HttpHandler>, Rejection> {
-    handler.admit()?;
+    handler.admit(ctx)?;
     let loaded = handler.http(&shared.engine).await;
     loaded.map_err(|failure| Rejection::Guest(crashed(ctx, shared, handler, failure)))
 }
@@ -372,9 +374,16 @@ pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: 
     failure
 }
 
+fn caller(ctx: &Context) -> Caller {
+    match ctx.principal.as_ref().and_then(Principal::owner) {
+        Some(owner) => Caller::Owner(owner.clone()),
+        None => Caller::Address(network::caller(ctx.client)),
+    }
+}
+
 fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
     let config = &ctx.snapshot.config.engine.breaker;
-    if handler.breaker.failed(Instant::now(), config) {
+    if handler.breaker.failed(Instant::now(), caller(ctx), config) {
         if let Some(version) = &handler.version {
             shared.metrics.breaker_opened(&handler.label, version.abi);
         }

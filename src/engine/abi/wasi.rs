@@ -9,7 +9,9 @@ use bytes::Bytes;
 use wasmer::FunctionEnvMut;
 
 use crate::engine::failure::Halt;
+use crate::engine::fuel::Fuel;
 use crate::engine::host::HostState;
+use crate::engine::memory::GuestMemory;
 
 use super::{HostFn, host_fns};
 
@@ -79,46 +81,56 @@ fn is_open(host: &HostState, fd: i32) -> bool {
     usize::try_from(fd).is_ok_and(|n| n < 3 && !host.wasi.closed[n])
 }
 
+fn copied(fuel: &mut Fuel, bytes: u32) -> Result<(), Halt> {
+    fuel.charge(u64::from(bytes) / COPY_BYTES_PER_UNIT);
+    fuel.check()
+}
+
 /// A list of C strings: pointers to `table`, text to `buffer`.
 fn write_strings<'s>(
-    host: &mut crate::engine::memory::GuestMemory,
+    memory: &mut GuestMemory,
+    fuel: &mut Fuel,
     strings: impl Iterator<Item = [&'s str; 3]>,
     table: i32,
     buffer: i32,
 ) -> Result<i32, Halt> {
     let (mut entry, mut at) = (table as u32, buffer as u32);
     for parts in strings {
-        host.write_u32(entry, at)?;
+        let begin = at;
+        memory.write_u32(entry, at)?;
         entry = entry.wrapping_add(4);
         for part in parts {
-            host.write(at, part.as_bytes())?;
+            memory.write(at, part.as_bytes())?;
             at = at.wrapping_add(part.len() as u32);
         }
-        host.write(at, &[0])?;
+        memory.write(at, &[0])?;
         at = at.wrapping_add(1);
+        copied(fuel, at.wrapping_sub(begin))?;
     }
     Ok(errno::SUCCESS)
 }
 
 fn args_get(mut env: Env<'_>, argv: i32, buffer: i32) -> Result<i32, Halt> {
-    let HostState { memory, wasi, .. } = env.data_mut();
-    write_strings(memory, wasi.args.iter().map(|a| [a.as_str(), "", ""]), argv, buffer)
+    let HostState { memory, fuel, wasi, .. } = env.data_mut();
+    write_strings(memory, fuel, wasi.args.iter().map(|a| [a.as_str(), "", ""]), argv, buffer)
 }
 
 fn args_sizes_get(mut env: Env<'_>, count: i32, bytes: i32) -> Result<i32, Halt> {
-    let HostState { memory, wasi, .. } = env.data_mut();
+    let HostState { memory, fuel, wasi, .. } = env.data_mut();
+    fuel.check()?;
     memory.write_u32(count as u32, wasi.args.len() as u32)?;
     memory.write_u32(bytes as u32, wasi.args.iter().map(|a| a.len() as u32 + 1).sum())?;
     Ok(errno::SUCCESS)
 }
 
 fn environ_get(mut env: Env<'_>, environ: i32, buffer: i32) -> Result<i32, Halt> {
-    let HostState { memory, wasi, .. } = env.data_mut();
-    write_strings(memory, wasi.env.iter().map(|(k, v)| [k.as_str(), "=", v.as_str()]), environ, buffer)
+    let HostState { memory, fuel, wasi, .. } = env.data_mut();
+    write_strings(memory, fuel, wasi.env.iter().map(|(k, v)| [k.as_str(), "=", v.as_str()]), environ, buffer)
 }
 
 fn environ_sizes_get(mut env: Env<'_>, count: i32, bytes: i32) -> Result<i32, Halt> {
-    let HostState { memory, wasi, .. } = env.data_mut();
+    let HostState { memory, fuel, wasi, .. } = env.data_mut();
+    fuel.check()?;
     memory.write_u32(count as u32, wasi.env.len() as u32)?;
     memory.write_u32(bytes as u32, wasi.env.iter().map(|(k, v)| (k.len() + v.len()) as u32 + 2).sum())?;
     Ok(errno::SUCCESS)
@@ -134,7 +146,7 @@ fn fd_write(mut env: Env<'_>, fd: i32, iovs: i32, iovs_len: i32, written: i32) -
     }
     let mut total = 0u64;
     for n in 0..iovs_len as u32 {
-        let HostState { memory, wasi, log, output_bytes, output_limit, .. } = &mut *host;
+        let HostState { memory, fuel, wasi, log, output_bytes, output_limit, .. } = &mut *host;
         let vector = (iovs as u32).wrapping_add(n * 8);
         let (at, len) = (memory.read_u32(vector)?, memory.read_u32(vector.wrapping_add(4))?);
         let bytes = memory.slice(at, len)?;
@@ -144,14 +156,13 @@ fn fd_write(mut env: Env<'_>, fd: i32, iovs: i32, iovs_len: i32, written: i32) -
                 if *output_bytes > *output_limit {
                     return Err(Halt::OutputTooLarge);
                 }
-                out.extend_from_slice(bytes);
+                fuel.append(out, bytes)?;
             }
             _ => log.write(bytes),
         }
         total += u64::from(len);
-        host.fuel.charge(u64::from(len) / COPY_BYTES_PER_UNIT);
+        copied(fuel, len)?;
     }
-    host.fuel.check()?;
     // A caller that writes 4 GiB or more at once has overlapping vectors; the count wraps, as it does in C.
     host.memory.write_u32(written as u32, total as u32)?;
     Ok(errno::SUCCESS)
@@ -167,14 +178,14 @@ fn fd_read(mut env: Env<'_>, fd: i32, iovs: i32, iovs_len: i32, read: i32) -> Re
     }
     let mut total = 0u32;
     for n in 0..iovs_len as u32 {
-        let HostState { memory, wasi, .. } = &mut *host;
+        let HostState { memory, fuel, wasi, .. } = &mut *host;
         let vector = (iovs as u32).wrapping_add(n * 8);
         let (at, len) = (memory.read_u32(vector)?, memory.read_u32(vector.wrapping_add(4))?);
         let n = wasi.stdin.len().min(len as usize);
-        memory.write(at, &wasi.stdin.split_to(n))?;
+        fuel.copy(memory.slice_mut(at, n as u32)?, &wasi.stdin.split_to(n))?;
         total += n as u32;
     }
-    host.fuel.charge(u64::from(total) / COPY_BYTES_PER_UNIT);
+    copied(&mut host.fuel, total)?;
     host.memory.write_u32(read as u32, total)?;
     Ok(errno::SUCCESS)
 }

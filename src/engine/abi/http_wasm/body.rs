@@ -36,7 +36,7 @@ pub fn read_body(mut env: FunctionEnvMut<'_, HostState>, kind: i32, buf: i32, ca
     };
     let rest = body.get(at..).unwrap_or_default();
     let n = rest.len().min(into.len());
-    into[..n].copy_from_slice(&rest[..n]);
+    fuel.copy(&mut into[..n], &rest[..n])?;
     let eof = n == rest.len();
     let nothing_there = body.is_empty();
     match message {
@@ -90,13 +90,9 @@ pub fn write_body(mut env: FunctionEnvMut<'_, HostState>, kind: i32, body: i32, 
         Message::Request => (&mut http_state.edits.request_body, &mut http_state.request_read),
         Message::Response => (&mut http_state.edits.response_body, &mut http_state.response_read),
     };
-    match written {
-        Some(written) => written.extend_from_slice(bytes),
+    if written.is_none() {
         // The first write discards what was there, and what was read of it.
-        None => {
-            *written = Some(bytes.to_vec());
-            *read = 0;
-        }
+        *read = 0;
     }
-    Ok(())
+    fuel.append(written.get_or_insert_default(), bytes)
 }
