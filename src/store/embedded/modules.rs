@@ -33,8 +33,20 @@ struct Record {
     description: String,
     public: bool,
     active: u32,
+    /// Records of earlier releases have none.
+    #[serde(default)]
+    previous: Option<u32>,
     /// The highest number given so far.
     last: u32,
+}
+
+impl Record {
+    fn activate(&mut self, version: u32) {
+        if self.active != version {
+            self.previous = Some(self.active).filter(|before| *before > 0);
+            self.active = version;
+        }
+    }
 }
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
@@ -152,6 +164,7 @@ pub fn add_version(
             description: String::new(),
             public: false,
             active: 0,
+            previous: None,
             last: writer.unretire(owner, name)?,
         },
     };
@@ -174,7 +187,7 @@ pub fn add_version(
         writer.by_id.insert(record.id.as_str(), (owner, name)).map_err(fault)?;
     }
     if is_first || new.activate {
-        record.active = number;
+        record.activate(number);
     }
     if let Some(description) = &new.description {
         record.description.clone_from(description);
@@ -190,7 +203,7 @@ pub fn activate(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u3
     if writer.versions.get((record.id.as_str(), version)).map_err(fault)?.is_none() {
         return Err(StoreError::NotFound(format!("{owner}/{name}@{version}")));
     }
-    record.active = version;
+    record.activate(version);
     writer.write(&record)?;
     writer.module(record)
 }
@@ -214,17 +227,21 @@ pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Mod
 
 pub fn delete_version(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion> {
     let mut writer = WriterTables::open(tx)?;
-    let record = writer.existing(owner, name)?;
+    let mut record = writer.existing(owner, name)?;
     if record.active == version {
         return Err(StoreError::Conflict(format!(
             "`{owner}/{name}@{version}` is active; activate another one first, or delete the whole module"
         )));
     }
-    let removed = writer.versions.remove((record.id.as_str(), version)).map_err(fault)?;
-    match removed {
-        Some(row) => decode(row.value(), &record.id),
-        None => Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+    let removed = match writer.versions.remove((record.id.as_str(), version)).map_err(fault)? {
+        Some(row) => decode(row.value(), &record.id)?,
+        None => return Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+    };
+    if record.previous == Some(version) {
+        record.previous = None;
+        writer.write(&record)?;
     }
+    Ok(removed)
 }
 
 pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
@@ -265,6 +282,7 @@ fn join(
         description: record.description,
         public: record.public,
         active: record.active,
+        previous: record.previous,
         versions: all,
         executions,
         last_executed: last,
