@@ -62,8 +62,8 @@ impl RouteHandler {
     }
 
     pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
-        let digests = (self.version.as_ref().map(|v| v.digest), version.map(|v| v.digest));
-        self.config == *config && digests.0 == digests.1
+        let code = |version: &ModuleVersion| (version.digest, version.abi);
+        self.config == *config && self.version.as_ref().map(code) == version.map(code)
     }
 
     pub fn version(&self) -> Option<&ModuleVersion> {

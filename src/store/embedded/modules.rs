@@ -1,13 +1,13 @@
 //! Modules, their versions and their execution counts.
 //!
-//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once; a number is never given twice, also not
+//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI; a number is never given twice, also not
 //! after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
-use crate::domain::{Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
+use crate::domain::{Abi, Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
 use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
 
 type Named = (&'static str, &'static str);
@@ -168,7 +168,7 @@ pub fn add_version(
             last: writer.unretire(owner, name)?,
         },
     };
-    let (known, held) = writer.find_version(&record.id, &new.version.digest)?;
+    let (known, held) = writer.find_version(&record.id, &new.version)?;
     let (number, added) = match known {
         Some(number) => (number, false),
         None if held >= MAX_VERSIONS => {
@@ -377,17 +377,19 @@ impl<'tx> WriterTables<'tx> {
         Ok(held)
     }
 
-    /// The version that has this digest, and how many there are.
-    fn find_version(&self, id: &str, digest: &Digest) -> Result<(Option<u32>, u32)> {
+    /// The version that has these bytes with this ABI, and how many there are.
+    fn find_version(&self, id: &str, new: &ModuleVersion) -> Result<(Option<u32>, u32)> {
         #[derive(Deserialize)]
         struct Head {
             digest: Digest,
+            abi: Abi,
         }
         let (mut known, mut held) = (None, 0);
         for row in self.versions.range((id, 0)..=(id, u32::MAX)).map_err(fault)? {
             let (key, value) = row.map_err(fault)?;
             held += 1;
-            if decode::<Head>(value.value(), id)?.digest == *digest {
+            let head = decode::<Head>(value.value(), id)?;
+            if (head.digest, head.abi) == (new.digest, new.abi) {
                 known = Some(key.value().1);
             }
         }
