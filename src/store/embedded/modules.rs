@@ -1,7 +1,7 @@
 //! Modules, their versions and their execution counts.
 //!
-//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI; a number is never given twice, also not
-//! after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
+//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI; a number is never given
+//! twice, also not after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
