@@ -345,3 +345,23 @@ fn a_tier_is_set_and_reset() {
     ok(tier(&["reset", "free"]));
     fails(tier(&["reset", "fre"]), 1, "no tier of this name");
 }
+
+#[test]
+fn a_mistyped_value_is_told_with_what_there_is() {
+    let gw = Gateway::start("");
+    let create = |more: &[&str]| verb(&gw, &[&["key", "create", "--owner", "acme"], more].concat());
+    fails(create(&["--tier", "pro2"]), 1, "; use `free`, `basic`");
+    fails(verb(&gw, &["tier", "set", "prro", "--concurrent", "3"]), 1, "`basic`");
+    let scopes = create(&["--tier", "pro", "--scopes", "usage,proxi"]);
+    let errors = String::from_utf8_lossy(&scopes.stderr).into_owned();
+    assert!(errors.contains("proxy") && errors.contains("execute") && !errors.contains("column"), "{errors}");
+    fails(scopes, 2, "proxi");
+    let token = json(verb(&gw, &["token", "create", "ops", "--json"]));
+    fails(verb(&gw, &["token", "revoke", "ops"]), 1, token["id"].as_str().expect("an id"));
+    // Another gateway's token: the file that was read is named, and the log tells which one it had to be.
+    let other = gw.dir.path().join("other.token");
+    std::fs::write(&other, "wg_admin_other").expect("writable");
+    let other = other.to_str().expect("UTF-8");
+    fails(verb(&gw, &["key", "list", "--token-file", other]), 1, other);
+    assert!(gw.log().contains(gw.ready["admin_token_file"].as_str().expect("a path")), "{}", gw.log());
+}
