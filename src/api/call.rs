@@ -106,6 +106,9 @@ pub(super) struct ExecuteQuery {
     /// Whose modules bare names mean (admin).
     #[param(value_type = Option<String>)]
     pub owner: Option<crate::domain::OwnerId>,
+    /// Refused with a message that says where it belongs.
+    #[param(ignore)]
+    module: Option<String>,
     /// Standard input (raw body form only, as all that follow).
     input: Option<String>,
     input_base64: Option<String>,
@@ -145,6 +148,11 @@ pub(super) async fn read(
 ) -> Result<Call, Rejection> {
     let tier = actor.tier(api)?;
     let media = body::media_type(&parts.headers);
+    if query.module.is_some() {
+        return Err(Rejection::BadRequest(
+            "`module`: a stored module is named in the body, by `application/json` or `multipart/form-data`".into(),
+        ));
+    }
     if media != "application/wasm"
         && let Some(name) = query.stray()
     {

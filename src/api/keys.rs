@@ -157,6 +157,10 @@ pub(super) async fn create(
     let scopes = new.scopes.map(|scopes| scopes.into_iter().collect::<ScopeSet>());
     may_give(&actor, scopes.unwrap_or_default())?;
     let NewKey { owner, label, tier, expires_at, .. } = new;
+    if let Some(tier) = tier.as_ref().filter(|tier| api.app.tier(tier).is_none()) {
+        let names = api.tier_names(|t| t.name.as_str() != Tier::ANONYMOUS);
+        return Err(Rejection::BadRequest(format!("the tier `{tier}` does not exist; use {names}")));
+    }
     let new = manage::NewKey { owner, tier, scopes, label, expires_at };
     let (tiers, now) = (api.tier_of(), Timestamp::now());
     let keys = api.keys(&tiers);

@@ -43,6 +43,9 @@ const INSPECTION_WAIT: Duration = Duration::from_secs(5);
 const RESOLVED: u64 = 10_000;
 const RESOLVED_TTL: Duration = Duration::from_secs(1);
 
+/// Tiers that a message lists.
+const MAX_TIERS_NAMED: usize = 20;
+
 pub struct Services {
     pub tenant: Arc<dyn ApiService>,
     pub admin: Arc<dyn ApiService>,
@@ -113,6 +116,14 @@ impl Api {
         let snapshot = self.app.snapshot();
         let fitting = snapshot.tiers.values().filter(|t| fits(t));
         fitting.min_by_key(|t| (t.rank <= own.rank, t.rank)).map(|t| t.name.clone())
+    }
+
+    /// The tiers there are, by rank, for a message about one that there isn't.
+    fn tier_names(&self, fits: impl Fn(&Tier) -> bool) -> String {
+        let snapshot = self.app.snapshot();
+        let mut tiers: Vec<_> = snapshot.tiers.values().filter(|t| fits(t)).collect();
+        tiers.sort_by_key(|t| t.rank);
+        tiers.iter().take(MAX_TIERS_NAMED).map(|t| format!("`{}`", t.name)).collect::<Vec<_>>().join(", ")
     }
 
     fn highest_tier(&self) -> Result<Arc<Tier>, Rejection> {

@@ -70,6 +70,8 @@ pub(super) struct ModuleDetails {
     #[serde(flatten)]
     module: ModuleView,
     active_version: u32,
+    /// The one that was active before, which a rollback activates; `null` when none was, or when it was deleted.
+    previous_version: Option<u32>,
     imports: Vec<ImportShape>,
     exports: Vec<ExportShape>,
     versions: Vec<VersionView>,
@@ -190,6 +192,7 @@ fn details(module: &Module, selector: Selector) -> Result<ModuleDetails, Rejecti
     Ok(ModuleDetails {
         module: ModuleView::new(module, shown),
         active_version: module.active,
+        previous_version: module.previous,
         imports: shown.shape.imports.clone(),
         exports: shown.shape.exports.clone(),
         versions: module

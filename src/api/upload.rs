@@ -395,16 +395,14 @@ async fn may_keep(
     tier: &Tier,
 ) -> Result<(), Rejection> {
     match api.app.store.module(owner, name).await.map_err(refused)? {
-        Some(module) => match module.versions.iter().find(|v| v.digest == inspected.digest) {
-            Some(same) if same.abi != inspected.abi => {
-                Err(Rejection::Conflict(format!("version {} has these bytes as `{}`", same.version, same.abi)))
-            }
-            Some(_) => Ok(()),
-            None if module.versions.len() >= MAX_VERSIONS as usize => {
+        Some(module) => {
+            let is_there = module.versions.iter().any(|v| (v.digest, v.abi) == (inspected.digest, inspected.abi));
+            if !is_there && module.versions.len() >= MAX_VERSIONS as usize {
                 Err(Rejection::Conflict(format!("`{name}` has {MAX_VERSIONS} versions: delete one")))
+            } else {
+                Ok(())
             }
-            None => Ok(()),
-        },
+        }
         None => {
             let Some(max) = max_modules else { return Ok(()) };
             let kept = api.app.store.modules(Some(owner), false, 0, 1).await.map_err(refused)?.total;

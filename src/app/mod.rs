@@ -23,7 +23,7 @@ use crate::telemetry::{LogControl, Metrics};
 use reload::{build_snapshot, warm_later};
 use secrets::BootstrapToken;
 
-pub use reload::Reloaded;
+pub use reload::{ModuleCheck, Reloaded};
 
 /// Callers whose limit state is kept at once; the longest idle go first.
 const MAX_SUBJECTS: usize = 200_000;
@@ -108,7 +108,7 @@ impl Opened {
         metrics.store_up.set(1);
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
-        let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?;
+        let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?.snapshot;
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, Arc::new(UsageRecorder::default()));
         warm_later(&shared, snapshot, None);
         Ok(Arc::new(App {

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{App, AppError, files};
-use crate::config::{Config, Handler, Route, restart};
-use crate::domain::{ModuleVersion, Name, OwnerId, Selector, Tier};
+use crate::config::{Config, ConfigError, Handler, Route, restart};
+use crate::domain::{ModuleRef, ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::abi;
 use crate::gateway::snapshot::{self, Parts, ResolvedModules};
 use crate::gateway::{Shared, Snapshot, warm};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// A new configuration is in force.
@@ -20,6 +20,16 @@ pub struct Reloaded {
     pub generation: u64,
     /// Settings whose new values count from the next start on.
     pub waiting: Vec<&'static str>,
+    pub warnings: Vec<ConfigError>,
+}
+
+/// What a configuration asks of the modules that are stored.
+#[derive(Debug, Default)]
+pub struct ModuleCheck {
+    /// Why a reload would refuse it.
+    pub errors: Vec<ConfigError>,
+    /// Modules that are not stored; until they are, their routes answer 500.
+    pub warnings: Vec<ConfigError>,
 }
 
 impl App {
@@ -27,7 +37,7 @@ impl App {
     pub async fn reload(&self, by: &str) -> Result<Reloaded, AppError> {
         let result = self.try_reload().await;
         let detail = match &result {
-            Ok(Reloaded { generation, waiting }) => {
+            Ok(Reloaded { generation, waiting, .. }) => {
                 let waiting = waiting.join("`, `");
                 let rest = if waiting.is_empty() { waiting } else { format!("; a restart is needed for `{waiting}`") };
                 tracing::info!(by, generation, "configuration reloaded{rest}");
@@ -54,7 +64,8 @@ impl App {
         let certificates = self.shared.read_certificates(&config);
         let certificates = certificates.map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
         let before = self.snapshot();
-        let next = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
+        let built = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
+        let Built { snapshot: next, missing } = built;
         if let Some(cold) = warm(&next, Some(&before), &self.shared.engine).await.into_iter().next() {
             let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
             return Err(AppError::setting("routes", message));
@@ -70,14 +81,20 @@ impl App {
         for warning in &config.warnings {
             tracing::warn!("{}", warning.in_file(&shown));
         }
-        Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config) })
+        let warnings = config.warnings.iter().cloned().chain(missing).collect();
+        Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config), warnings })
+    }
+
+    /// What a reload with this configuration would refuse or warn of, as to modules.
+    pub async fn check_modules(&self, config: &Config) -> Result<ModuleCheck, StoreError> {
+        Ok(resolve(config, &*self.store).await?.1)
     }
 
     /// Builds the snapshot anew from the same configuration: after a module was activated or a tier changed.
     pub async fn refresh(&self) -> Result<(), AppError> {
         let _turn = self.swapping.lock().await;
         let before = self.snapshot();
-        let next = build_snapshot(self.config(), &*self.store, Some(&before), &self.shared.metrics).await?;
+        let next = build_snapshot(self.config(), &*self.store, Some(&before), &self.shared.metrics).await?.snapshot;
         self.shared.snapshot.store(next.clone());
         warm_later(&self.shared, next, Some(before));
         Ok(())
@@ -101,7 +118,7 @@ impl App {
                 Selector::Version(number) => number == version.version || version.version == 0 && is_free(number),
             };
             if taken {
-                used.check(version)?;
+                used.check(version).map_err(unusable)?;
             }
         }
         Ok(())
@@ -139,13 +156,27 @@ fn uses(config: &Config) -> impl Iterator<Item = Use<'_>> {
 }
 
 impl Use<'_> {
-    fn check(&self, version: &ModuleVersion) -> Result<(), AppError> {
+    fn check(&self, version: &ModuleVersion) -> Result<(), ConfigError> {
         abi::serves(version.abi, &version.shape, self.answers).map_err(|why| {
             let (owner, name) = (&self.handler.owner, &self.handler.module.name);
             let message = format!("the route `{}` can't use this version of `{owner}/{name}`: {why}", self.route.name);
-            AppError::Setting { key: self.key.clone(), message }
+            ConfigError { key: self.key.clone(), line: 0, message }
         })
     }
+
+    fn missing(&self) -> ConfigError {
+        let module = ModuleRef { owner: Some(self.handler.owner.clone()), ..self.handler.module.clone() };
+        let message = format!(
+            "the route `{}` uses `{module}`, which is not stored yet: its requests get 500; upload it with \
+             `wasmgate module push`, or correct the name",
+            self.route.name
+        );
+        ConfigError { key: self.key.clone(), line: 0, message }
+    }
+}
+
+fn unusable(error: ConfigError) -> AppError {
+    AppError::Setting { key: error.key, message: error.message }
 }
 
 /// Starts the new handlers ahead of their first request. A guest can't keep the gateway from starting by failing to
@@ -160,13 +191,19 @@ pub(super) fn warm_later(shared: &Arc<Shared>, next: Arc<Snapshot>, before: Opti
     });
 }
 
+pub(super) struct Built {
+    pub snapshot: Arc<Snapshot>,
+    /// Modules that are not stored; they have been logged.
+    missing: Vec<ConfigError>,
+}
+
 /// Configured tiers under the store's overrides; each handler's selector resolved to a version.
 pub(super) async fn build_snapshot(
     config: Arc<Config>,
     store: &dyn Store,
     before: Option<&Snapshot>,
     metrics: &Arc<Metrics>,
-) -> Result<Arc<Snapshot>, AppError> {
+) -> Result<Built, AppError> {
     let mut tiers: HashMap<Name, Arc<Tier>> =
         config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
     for tier in store.tiers().await? {
@@ -175,25 +212,30 @@ pub(super) async fn build_snapshot(
         }
         tiers.insert(tier.name.clone(), Arc::new(tier));
     }
-    let modules = resolve(&config, store).await?;
+    let (modules, ModuleCheck { errors, warnings: missing }) = resolve(&config, store).await?;
+    if let Some(error) = errors.into_iter().next() {
+        return Err(unusable(error));
+    }
+    for ConfigError { key, message, .. } in &missing {
+        tracing::warn!("{key}: {message}");
+    }
     let parts = Parts { config, tiers, modules: &modules, previous: before, metrics };
-    Snapshot::build(parts).await.map_err(|e| AppError::Setting { key: e.key, message: e.message })
+    let built = Snapshot::build(parts).await;
+    let snapshot = built.map_err(|e| AppError::Setting { key: e.key, message: e.message })?;
+    Ok(Built { snapshot, missing })
 }
 
-async fn resolve(config: &Config, store: &dyn Store) -> Result<ResolvedModules, AppError> {
-    let mut modules = HashMap::new();
+async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules, ModuleCheck), StoreError> {
+    let (mut modules, mut check) = (HashMap::new(), ModuleCheck::default());
     for used in uses(config) {
         let key = snapshot::module_key(used.handler);
         let found = store.module(&key.0, &used.handler.module.name).await?;
         let version = found.as_ref().and_then(|m| m.select(used.handler.module.selector)).cloned();
         match &version {
-            Some(version) => used.check(version)?,
-            None => tracing::warn!(
-                route = %used.route.name, owner = %key.0, module = %key.1,
-                "a route's handler is not stored yet; upload it with `wasmgate module push`"
-            ),
+            Some(version) => check.errors.extend(used.check(version).err()),
+            None => check.warnings.push(used.missing()),
         }
         modules.insert(key, version);
     }
-    Ok(modules)
+    Ok((modules, check))
 }

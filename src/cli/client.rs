@@ -34,6 +34,8 @@ pub(super) struct Client {
     agent: ureq::Agent,
     base: String,
     token: String,
+    /// Where the token was found, for a message.
+    token_from: String,
 }
 
 /// A request body and its media type.
@@ -78,18 +80,20 @@ impl Connect {
             .tls_config(ureq::tls::TlsConfig::builder().root_certs(roots).build())
             .build()
             .new_agent();
-        Ok(Client { agent, base, token: self.token()? })
+        let (token, token_from) = self.token()?;
+        Ok(Client { agent, base, token, token_from })
     }
 
-    fn token(&self) -> anyhow::Result<String> {
+    /// The token, and where it was found.
+    fn token(&self) -> anyhow::Result<(String, String)> {
         if let Ok(token) = std::env::var("WASMGATE_TOKEN") {
-            return Ok(token);
+            return Ok((token, "WASMGATE_TOKEN".into()));
         }
         let file = self.token_file.display();
         let token = std::fs::read_to_string(&self.token_file).with_context(|| {
             format!("no admin token in `{file}`: name its file with `--token-file`, or set WASMGATE_TOKEN")
         })?;
-        Ok(token.trim().to_owned())
+        Ok((token.trim().to_owned(), format!("`{file}`")))
     }
 }
 
@@ -107,7 +111,15 @@ impl Client {
         body: Body,
     ) -> anyhow::Result<Value> {
         let (status, answer) = self.send(method, path, query, body)?;
-        if status.is_success() { Ok(answer) } else { Err(problem(status, &answer)) }
+        match status {
+            _ if status.is_success() => Ok(answer),
+            http::StatusCode::UNAUTHORIZED => Err(anyhow!(
+                "{}; the token is that of {}: use `--token-file` with the file that the gateway logs at its start",
+                problem(status, &answer),
+                self.token_from
+            )),
+            _ => Err(problem(status, &answer)),
+        }
     }
 
     /// As [`Self::call`], whatever the status is.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::client::{Body, Connect, encoded};
 use super::modules::print;
 use super::{Outcome, output};
-use crate::domain::{Name, OwnerId, Timestamp};
+use crate::domain::{Name, OwnerId, Scope, Timestamp};
 
 #[derive(clap::Args)]
 pub(super) struct KeyArgs {
@@ -28,7 +28,7 @@ enum KeyVerb {
         #[arg(long)]
         tier: Name,
         /// `proxy`, `execute`, `modules`, `usage`, `keys`, `admin`; default: all but the last.
-        #[arg(long, value_delimiter = ',')]
+        #[arg(long, value_delimiter = ',', value_parser = Scope::ALL.map(Scope::as_str), hide_possible_values = true)]
         scopes: Vec<String>,
         #[arg(long, default_value = "")]
         label: String,
@@ -137,7 +137,10 @@ enum TokenVerb {
     /// List admin tokens, without their text.
     List,
     /// Revoke an admin token at once.
-    Revoke { id: String },
+    Revoke {
+        /// `tok_...`, as `wasmgate token list` shows it.
+        id: String,
+    },
 }
 
 pub(super) fn run_token(args: TokenArgs, as_json: bool) -> Outcome {

@@ -58,7 +58,7 @@ enum Verb {
         /// `[owner/]name@version`.
         module: ModuleRef,
     },
-    /// Activate the version before the active one.
+    /// Activate the version that was active before; a second time goes back again.
     Rollback { module: ModuleRef },
     /// Delete a module, or one version of it.
     Rm { module: ModuleRef },
@@ -122,10 +122,12 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
             let module = unversioned(module)?;
             let (path, query) = place(&module, owner.clone())?;
             let shown = client.get(&path, &query)?;
-            let active = shown["active_version"].as_u64().unwrap_or(0);
-            let versions = shown["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let before = versions.iter().filter_map(|v| v["version"].as_u64()).filter(|v| *v < active).max();
-            let before = before.ok_or_else(|| anyhow!("`{module}` has no version before {active}"))?;
+            let before = shown["previous_version"].as_u64().ok_or_else(|| {
+                anyhow!(
+                    "which version of `{module}` was active before is not known, or it was deleted: name one, \
+                     as in `wasmgate module activate {module}@1`"
+                )
+            })?;
             print(&activate(&client, &module, owner, u32::try_from(before)?)?, as_json, show)
         }
         Verb::Rm { module } => {
@@ -173,6 +175,7 @@ fn show(module: &Value) -> std::io::Result<()> {
         ("public", "/public"),
         ("abi", "/abi"),
         ("imports from", "/capabilities"),
+        ("active before", "/previous_version"),
         ("runs", "/execution_count"),
         ("last run", "/last_executed"),
     ] {
@@ -181,6 +184,7 @@ fn show(module: &Value) -> std::io::Result<()> {
     let columns = [
         ("VERSION", "/version"),
         ("ACTIVE", "/active"),
+        ("ABI", "/abi"),
         ("BYTES", "/size_bytes"),
         ("UPLOADED", "/upload_time"),
         ("DIGEST", "/digest"),

@@ -76,7 +76,14 @@ pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
             ("AUTH", "/auth"),
             ("HANDLERS", "/handlers"),
         ];
-        output::objects(&list["routes"], &columns)
+        output::objects(&list["routes"], &columns)?;
+        let routes = list["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for route in routes.iter().filter(|route| route["not_stored"].as_array().is_some_and(|m| !m.is_empty())) {
+            let (name, modules) = (output::cell(route, "/name"), output::cell(route, "/not_stored"));
+            // Not on standard output, whose lines are the rows.
+            eprintln!("the route {name} fails: not stored: {modules}");
+        }
+        Ok(())
     })
 }
 

@@ -103,7 +103,8 @@ async fn start(file: &Path) -> anyhow::Result<Started> {
     }
     let app = App::open(config, Some(file.to_owned()), logs, std::env::current_exe()?).await?;
     let running = listen(&app)?;
-    tracing::info!(proxy = ?running.proxy, admin = %running.admin, "listening");
+    let token_file = app.config().admin.token_file.display().to_string();
+    tracing::info!(proxy = ?running.proxy, admin = %running.admin, admin_token_file = token_file, "listening");
     Ok(Started { app, running, demo_key: None })
 }
 

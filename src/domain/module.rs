@@ -133,6 +133,8 @@ pub struct Module {
     /// Anyone with the execute scope may run it.
     pub public: bool,
     pub active: u32,
+    /// The version that was active before; `None` too when it has been deleted.
+    pub previous: Option<u32>,
     pub versions: Vec<ModuleVersion>,
     pub executions: u64,
     pub last_executed: Option<Timestamp>,

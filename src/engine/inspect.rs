@@ -98,6 +98,10 @@ fn check_format(bytes: &[u8], max_bytes: u64) -> Result<(), NotLoadable> {
             refuse(UnsupportedFormat, "this is a component; components come later: build a core module (wasip1)")
         }
         [0, b'a', b's', b'm', ..] => refuse(UnsupportedFormat, "unknown WebAssembly version: only version 1 runs here"),
+        text if text.trim_ascii_start().starts_with(b"(") || text.trim_ascii_start().starts_with(b";;") => refuse(
+            UnsupportedFormat,
+            "this is WebAssembly text, and the API takes binaries; `wasmgate module push` and `exec` take text as well",
+        ),
         _ => refuse(UnsupportedFormat, "this is not a WebAssembly binary: it does not begin with `\\0asm`"),
     }
 }

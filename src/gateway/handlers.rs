@@ -27,7 +27,7 @@ use super::presence::while_here;
 use super::service::Shared;
 use super::snapshot::{Action, Snapshot};
 use crate::config::{self, HandlerFail};
-use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
+use crate::domain::{Abi, GuestFailure, Meter, ModuleRef, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
     Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
@@ -37,7 +37,7 @@ use crate::limit::network;
 pub struct RouteHandler {
     pub config: config::Handler,
     version: Option<ModuleVersion>,
-    /// `owner/name@version`.
+    /// `owner/name@version`; of what is not stored, as the configuration names it.
     pub label: Arc<str>,
     pub breaker: Arc<Breaker>,
     module: OnceCell<Arc<LoadedModule>>,
@@ -51,9 +51,15 @@ impl RouteHandler {
         version: Option<ModuleVersion>,
         breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
     ) -> Self {
-        let number = version.as_ref().map_or(0, |v| v.version);
-        let label: Arc<str> = format!("{}/{}@{number}", config.owner, config.module.name).into();
-        let breaker = breakers.entry(label.clone()).or_default().clone();
+        let label: Arc<str> = match &version {
+            Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
+            None => ModuleRef { owner: Some(config.owner.clone()), ..config.module.clone() }.to_string().into(),
+        };
+        // What is not stored has no breaker to pass on to the version that will be.
+        let breaker = match &version {
+            Some(_) => breakers.entry(label.clone()).or_default().clone(),
+            None => Arc::default(),
+        };
         Self { config, version, label, breaker, module: OnceCell::new(), http: OnceCell::new() }
     }
 
@@ -64,8 +70,8 @@ impl RouteHandler {
     }
 
     pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
-        let digests = (self.version.as_ref().map(|v| v.digest), version.map(|v| v.digest));
-        self.config == *config && digests.0 == digests.1
+        let code = |version: &ModuleVersion| (version.digest, version.abi);
+        self.config == *config && self.version.as_ref().map(code) == version.map(code)
     }
 
     pub fn version(&self) -> Option<&ModuleVersion> {

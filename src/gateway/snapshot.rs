@@ -172,6 +172,12 @@ impl Snapshot {
         }
     }
 
+    /// Of each route, in the order of the configuration, the modules that are not stored.
+    pub fn not_stored(&self) -> impl Iterator<Item = Vec<String>> {
+        let missing = |h: &&Arc<RouteHandler>| h.version().is_none();
+        self.states.iter().map(move |s| s.every_handler().filter(missing).map(|h| h.label.to_string()).collect())
+    }
+
     /// The upstreams by name, for the admin API.
     pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Upstream)> {
         let mut all: Vec<_> = self.upstreams.iter().map(|(name, upstream)| (name, &**upstream)).collect();

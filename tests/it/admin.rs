@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::admin::NewKey;
 use crate::support::api::Form;
 use crate::support::toml::{keyed_proxy, open_proxy};
-use crate::support::{Gateway, Request, Upstream, eventually};
+use crate::support::{Gateway, Request, Upstream, eventually, wat};
 
 fn start() -> (Upstream, Gateway) {
     let up = Upstream::echo();
@@ -307,4 +307,42 @@ fn the_first_token_is_listed_and_its_runs_are_counted() {
         let rows = usage["rows"].as_array().expect("a list");
         rows.iter().any(|r| r["key"] == "token:bootstrap" && r["executions"] == 1 && r["owner"] == "wasmgate")
     });
+}
+
+/// A mistyped name is taken, because the module may come later, and told wherever an operator looks.
+#[test]
+fn modules_that_are_not_stored_are_named() {
+    let up = Upstream::echo();
+    let config = |module: &str| open_proxy(up.addr, &format!("handlers = [{{ module = \"{module}\" }}]"));
+    let gw = Gateway::start(&open_proxy(up.addr, ""));
+    gw.upload("acme/run", "core", &wat("(module (func (export \"run\")))"));
+    let check = |module: &str| {
+        let request = gw.admin("POST", "/api/config/check").header("Content-Type", "application/toml");
+        request.body(config(module)).send().expect(200).json()
+    };
+    for module in ["acme/haeder", "acme/run@9"] {
+        let checked = check(module);
+        assert_eq!((&checked["ok"], &checked["errors"]), (&json!(true), &json!([])), "{checked}");
+        gw.write_config(&config(module));
+        let reloaded = gw.reload().expect(200).json();
+        for warnings in [&checked["warnings"], &reloaded["warnings"]] {
+            assert_eq!(warnings[0]["key"], "routes[0].handlers[0].module", "{warnings}");
+            let message = warnings[0]["message"].as_str().unwrap_or_default();
+            assert!(message.contains("`all`") && message.contains(&format!("`{module}`")), "{warnings}");
+        }
+        assert_eq!(
+            gw.admin("GET", "/api/routes").send().expect(200).json()["routes"][0]["not_stored"],
+            json!([module])
+        );
+        gw.get("/").send().expect(500);
+        eventually("the log names it", || gw.log().contains(&format!("\"handler\":\"{module}\"")));
+        assert!(gw.log().contains(&format!("`{module}`, which is not stored")), "{}", gw.log());
+    }
+    assert!(!gw.log().contains("@0"), "{}", gw.log());
+    let unfit = check("acme/run");
+    assert_eq!((&unfit["ok"], &unfit["warnings"]), (&json!(false), &json!([])), "{unfit}");
+    assert!(unfit["errors"].to_string().contains("can't use this version of `acme/run`"), "{unfit}");
+    gw.write_config(&open_proxy(up.addr, ""));
+    assert_eq!(gw.reload().expect(200).json()["warnings"], json!([]));
+    assert_eq!(gw.admin("GET", "/api/routes").send().expect(200).json()["routes"][0]["not_stored"], json!([]));
 }

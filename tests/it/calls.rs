@@ -135,6 +135,25 @@ fn the_three_forms_take_the_same_things() {
 }
 
 #[test]
+fn a_raw_body_that_is_no_binary_or_names_a_module_says_what_to_send() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let send = |target: &str, body: &[u8]| {
+        gw.request("POST", target).key(&key).header("Content-Type", "application/wasm").body(body).send()
+    };
+    for body in ["(module)", " \n;; a comment\n(module)"] {
+        for target in ["/api/wasm/execute", "/api/wasm/validate"] {
+            let refused = send(target, body.as_bytes());
+            refused.problem(422, "unsupported-format");
+            assert!(refused.text().contains("`wasmgate module push`"), "{refused}");
+        }
+    }
+    let refused = send("/api/wasm/execute?module=upper", b"quiet");
+    refused.problem(400, "bad-request");
+    assert!(refused.text().contains("`application/json`"), "{refused}");
+}
+
+#[test]
 fn a_raw_answer_has_its_figures_and_a_core_functions_result_as_headers() {
     let (gw, key) = gateway();
     let raw = |body: Value| post(&gw, &key, "").header("Accept", "application/octet-stream").json(&body).send();

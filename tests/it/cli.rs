@@ -171,7 +171,10 @@ fn modules_of_a_running_gateway() {
     assert!(ok(verb(&gw, &["module", "list"])).contains("calc"));
     ok(verb(&gw, &["module", "activate", "acme/calc@2"]));
     ok(verb(&gw, &["module", "rollback", "acme/calc"]));
-    assert!(ok(verb(&gw, &["module", "show", "acme/calc"])).contains("sha256:"));
+    let shown = ok(verb(&gw, &["module", "show", "acme/calc"]));
+    assert!(shown.contains("sha256:"), "{shown}");
+    let versions = shown.lines().skip_while(|line| !line.starts_with("VERSION"));
+    assert_eq!(versions.filter(|line| line.contains("ABI") || line.contains(" core ")).count(), 3, "{shown}");
     for args in [
         &["push", &file, "--name", "acme/calc"][..],
         &["show", "acme/calc"],
@@ -182,6 +185,30 @@ fn modules_of_a_running_gateway() {
     }
     ok(verb(&gw, &["module", "rm", "acme/calc"]));
     fails(verb(&gw, &["module", "show", "acme/calc"]), 1, "calc");
+}
+
+#[test]
+fn a_rollback_goes_to_what_was_active_whatever_its_number() {
+    let gw = Gateway::start("");
+    let file = gw.dir.path().join("m.wasm");
+    let file = file.to_str().expect("UTF-8");
+    let push = |n: u32, more: &[&str]| {
+        std::fs::write(file, wat(&format!("(module (func (export \"run\") (result i32) (i32.const {n})))"))).unwrap();
+        ok(verb(&gw, &[&["module", "push", file, "--name", "acme/m"][..], more].concat()));
+    };
+    let active = |args: &[&str]| json(verb(&gw, &[&["module"], args, &["--json"]].concat()))["active_version"].clone();
+    push(1, &[]);
+    fails(verb(&gw, &["module", "rollback", "acme/m"]), 1, "activate acme/m@1");
+    push(2, &["--activate"]);
+    ok(verb(&gw, &["module", "activate", "acme/m@1"]));
+    push(3, &[]);
+    push(4, &["--activate"]);
+    push(4, &["--activate"]);
+    assert_eq!(active(&["rollback", "acme/m"]), 1, "2 was rejected, 3 never active");
+    assert_eq!(active(&["rollback", "acme/m"]), 4, "a second time goes back again");
+    ok(verb(&gw, &["module", "rm", "acme/m@1"]));
+    fails(verb(&gw, &["module", "rollback", "acme/m"]), 1, "deleted");
+    assert_eq!(active(&["show", "acme/m"]), 4);
 }
 
 #[test]
@@ -317,4 +344,24 @@ fn a_tier_is_set_and_reset() {
     // Again is harmless; a tier that isn't there is named.
     ok(tier(&["reset", "free"]));
     fails(tier(&["reset", "fre"]), 1, "no tier of this name");
+}
+
+#[test]
+fn a_mistyped_value_is_told_with_what_there_is() {
+    let gw = Gateway::start("");
+    let create = |more: &[&str]| verb(&gw, &[&["key", "create", "--owner", "acme"], more].concat());
+    fails(create(&["--tier", "pro2"]), 1, "; use `free`, `basic`");
+    fails(verb(&gw, &["tier", "set", "prro", "--concurrent", "3"]), 1, "`basic`");
+    let scopes = create(&["--tier", "pro", "--scopes", "usage,proxi"]);
+    let errors = String::from_utf8_lossy(&scopes.stderr).into_owned();
+    assert!(errors.contains("proxy") && errors.contains("execute") && !errors.contains("column"), "{errors}");
+    fails(scopes, 2, "proxi");
+    let token = json(verb(&gw, &["token", "create", "ops", "--json"]));
+    fails(verb(&gw, &["token", "revoke", "ops"]), 1, token["id"].as_str().expect("an id"));
+    // Another gateway's token: the file that was read is named, and the log tells which one it had to be.
+    let other = gw.dir.path().join("other.token");
+    std::fs::write(&other, "wg_admin_other").expect("writable");
+    let other = other.to_str().expect("UTF-8");
+    fails(verb(&gw, &["key", "list", "--token-file", other]), 1, other);
+    assert!(gw.log().contains(gw.ready["admin_token_file"].as_str().expect("a path")), "{}", gw.log());
 }

@@ -62,6 +62,26 @@ fn versions_are_immutable_and_activation_is_explicit() {
     assert_eq!(details["versions"].as_array().map(Vec::len), Some(3), "{details}");
 }
 
+/// Who forgot `--abi cgi` has a way back, also while a route uses the module.
+#[test]
+fn the_same_bytes_under_another_abi_are_a_new_version() {
+    let routes =
+        route("page", "match.path_prefix = \"/page\"\ntarget.handler = { module = \"acme/page\" }\nauth = \"none\"");
+    let wasm = c_guest("cgi");
+    let gw = Gateway::with_modules("", &[("acme/page", "command", &wasm)], &routes);
+    assert!(!gw.get("/page/a?teapot").send().text().is_empty());
+    let second = gw.upload("acme/page", "cgi", &wasm);
+    assert_eq!((&second["version"], &second["abi"], &second["active"]), (&json!(2), &json!("cgi"), &json!(true)));
+    gw.get("/page/a?teapot").send().expect(418);
+    let again = gw.try_upload("acme/page", "cgi", &wasm).expect(200).json();
+    assert_eq!(again["version"], 2, "with the same ABI it is the same version: {again}");
+    // The first version goes, and the bytes that both share stay.
+    gw.admin("DELETE", "/api/wasm/modules/page@1?owner=acme").send().expect(204);
+    gw.write_config(&routes.replace("acme/page", "acme/page@2"));
+    gw.reload().expect(200);
+    gw.get("/page/a?teapot").send().expect(418);
+}
+
 #[test]
 fn the_form_upload_does_the_same() {
     let gw = Gateway::start(&api::config(""));

@@ -8,11 +8,11 @@ use axum::response::Response;
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::api::Api;
 use crate::api::access::Actor;
 use crate::api::body;
 use crate::api::openapi::{Problem, json};
-use crate::app::{AppError, Reloaded, files};
+use crate::api::{Api, refused};
+use crate::app::{AppError, ModuleCheck, Reloaded, files};
 use crate::config::{self, HostPattern, Route, Segment, Target};
 use crate::domain::Rejection;
 use crate::gateway::snapshot::module_key;
@@ -43,6 +43,8 @@ pub(in crate::api) struct RouteView {
     limited: bool,
     max_body_bytes: u64,
     handlers: Vec<String>,
+    /// Those of its modules that are not stored: its requests get 500.
+    not_stored: Vec<String>,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -50,6 +52,8 @@ pub(in crate::api) struct CheckReport {
     ok: bool,
     /// In line order.
     errors: Vec<CheckError>,
+    /// What a reload would take and tell of: modules that are not stored yet.
+    warnings: Vec<CheckError>,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -67,10 +71,12 @@ pub(in crate::api) struct ReloadReport {
     generation: u64,
     /// Settings that differ from those the process was started with and count only from its next start on.
     needs_restart: Vec<&'static str>,
+    /// Modules that are not stored, expired certificates.
+    warnings: Vec<CheckError>,
 }
 
 impl RouteView {
-    fn new(route: &Route) -> Self {
+    fn new(route: &Route, not_stored: Vec<String>) -> Self {
         let host = |h: &HostPattern| match h {
             HostPattern::Exact(host) => host.clone(),
             HostPattern::Suffix(suffix) => format!("*.{suffix}"),
@@ -91,6 +97,7 @@ impl RouteView {
             limited: route.limited,
             max_body_bytes: route.max_body_bytes,
             handlers: route.handlers.iter().map(module).collect(),
+            not_stored,
         }
     }
 }
@@ -131,7 +138,9 @@ fn target(target: &Target) -> String {
     responses((status = 200, description = "the routes, in the file's order", body = RouteList)))]
 pub(in crate::api) async fn routes(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;
-    let routes = api.app.config().routes.iter().map(RouteView::new).collect();
+    let snapshot = api.app.snapshot();
+    let routes = snapshot.config.routes.iter().zip(snapshot.not_stored());
+    let routes = routes.map(|(route, not_stored)| RouteView::new(route, not_stored)).collect();
     Ok(json(StatusCode::OK, RouteList { routes }))
 }
 
@@ -155,17 +164,21 @@ pub(in crate::api) async fn check(
     }
     // A large file takes a while to check.
     let checked = tokio::task::spawn_blocking(move || match (text.is_empty(), file) {
-        (true, Some(file)) => files::load(&file).map(|config| config.warnings),
+        (true, Some(file)) => files::load(&file),
         (_, file) => {
             let base = file.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
-            config::check::check(&text, "body", base, files::look).map(|config| config.warnings)
+            config::check::check(&text, "body", base, files::look)
         }
     });
-    let errors = match checked.await.map_err(|_| Rejection::Internal)? {
-        Ok(warnings) => shown(warnings),
-        Err(errors) => shown(errors.errors),
+    let (errors, warnings) = match checked.await.map_err(|_| Rejection::Internal)? {
+        Ok(mut config) => {
+            let ModuleCheck { errors, warnings } = api.app.check_modules(&config).await.map_err(refused)?;
+            config.warnings.extend(errors);
+            (shown(config.warnings), shown(warnings))
+        }
+        Err(errors) => (shown(errors.errors), Vec::new()),
     };
-    Ok(json(StatusCode::OK, CheckReport { ok: errors.is_empty(), errors }))
+    Ok(json(StatusCode::OK, CheckReport { ok: errors.is_empty(), errors, warnings }))
 }
 
 fn shown(errors: Vec<config::ConfigError>) -> Vec<CheckError> {
@@ -186,14 +199,15 @@ pub(in crate::api) async fn reload(State(api): State<Arc<Api>>, actor: Actor) ->
         return Err(Rejection::Conflict("the gateway runs without a configuration file".into()));
     }
     match api.app.reload(&actor.audit_name()).await {
-        Ok(Reloaded { generation, waiting }) => {
-            Ok(json(StatusCode::OK, ReloadReport { generation, needs_restart: waiting }))
+        Ok(Reloaded { generation, waiting, warnings }) => {
+            let report = ReloadReport { generation, needs_restart: waiting, warnings: shown(warnings) };
+            Ok(json(StatusCode::OK, report))
         }
         Err(AppError::Config(errors)) => {
             let lines = errors.errors.iter().take(MAX_ERRORS).map(|e| e.in_file(&errors.file));
             Err(Rejection::BadRequest(lines.collect::<Vec<_>>().join("; ")))
         }
         Err(AppError::Setting { key, message }) => Err(Rejection::BadRequest(format!("`{key}`: {message}"))),
-        Err(AppError::Store(error)) => Err(crate::api::refused(error)),
+        Err(AppError::Store(error)) => Err(refused(error)),
     }
 }

@@ -143,7 +143,7 @@ pub(in crate::api) async fn reset(
 
 fn existing(api: &Api, name: &str) -> Result<(Name, Arc<Tier>), Rejection> {
     let found = name.parse::<Name>().ok().and_then(|name| api.app.tier(&name).map(|tier| (name, tier)));
-    found.ok_or_else(|| Rejection::NotFound("there is no tier of this name".into()))
+    found.ok_or_else(|| Rejection::NotFound(format!("there is no tier of this name; use {}", api.tier_names(|_| true))))
 }
 
 /// The fields that differ, as `concurrent: 1 -> 5, limits.wall_ms: 5000 -> 1000`.

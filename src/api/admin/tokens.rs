@@ -128,6 +128,11 @@ pub(in crate::api) async fn revoke(
         let detail = format!("the first token is renewed by deleting its file, `{file}`, and starting again");
         return Err(Rejection::Conflict(detail));
     }
+    let named = |t: &&AdminToken| t.name.as_str() == id && t.revoked_at.is_none();
+    if let Some(token) = api.app.store.tokens().await.map_err(refused)?.iter().find(named) {
+        let detail = format!("`{id}` is a token's name; a token is revoked by its id, here `{}`", token.id);
+        return Err(Rejection::NotFound(detail));
+    }
     let revoked = api.app.store.revoke_token(&TokenId::from(id.as_str()), Timestamp::now()).await.map_err(refused)?;
     api.audit(&actor, "token.revoke", id, revoked.name.as_str()).await;
     Ok(StatusCode::NO_CONTENT.into_response())

@@ -1,13 +1,13 @@
 //! Modules, their versions and their execution counts.
 //!
-//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once; a number is never given twice, also not
-//! after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
+//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI; a number is never given
+//! twice, also not after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
-use crate::domain::{Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
+use crate::domain::{Abi, Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
 use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
 
 type Named = (&'static str, &'static str);
@@ -33,8 +33,20 @@ struct Record {
     description: String,
     public: bool,
     active: u32,
+    /// Records of earlier releases have none.
+    #[serde(default)]
+    previous: Option<u32>,
     /// The highest number given so far.
     last: u32,
+}
+
+impl Record {
+    fn activate(&mut self, version: u32) {
+        if self.active != version {
+            self.previous = Some(self.active).filter(|before| *before > 0);
+            self.active = version;
+        }
+    }
 }
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
@@ -152,10 +164,11 @@ pub fn add_version(
             description: String::new(),
             public: false,
             active: 0,
+            previous: None,
             last: writer.unretire(owner, name)?,
         },
     };
-    let (known, held) = writer.find_version(&record.id, &new.version.digest)?;
+    let (known, held) = writer.find_version(&record.id, &new.version)?;
     let (number, added) = match known {
         Some(number) => (number, false),
         None if held >= MAX_VERSIONS => {
@@ -174,7 +187,7 @@ pub fn add_version(
         writer.by_id.insert(record.id.as_str(), (owner, name)).map_err(fault)?;
     }
     if is_first || new.activate {
-        record.active = number;
+        record.activate(number);
     }
     if let Some(description) = &new.description {
         record.description.clone_from(description);
@@ -190,7 +203,7 @@ pub fn activate(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u3
     if writer.versions.get((record.id.as_str(), version)).map_err(fault)?.is_none() {
         return Err(StoreError::NotFound(format!("{owner}/{name}@{version}")));
     }
-    record.active = version;
+    record.activate(version);
     writer.write(&record)?;
     writer.module(record)
 }
@@ -214,17 +227,21 @@ pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Mod
 
 pub fn delete_version(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion> {
     let mut writer = WriterTables::open(tx)?;
-    let record = writer.existing(owner, name)?;
+    let mut record = writer.existing(owner, name)?;
     if record.active == version {
         return Err(StoreError::Conflict(format!(
             "`{owner}/{name}@{version}` is active; activate another one first, or delete the whole module"
         )));
     }
-    let removed = writer.versions.remove((record.id.as_str(), version)).map_err(fault)?;
-    match removed {
-        Some(row) => decode(row.value(), &record.id),
-        None => Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+    let removed = match writer.versions.remove((record.id.as_str(), version)).map_err(fault)? {
+        Some(row) => decode(row.value(), &record.id)?,
+        None => return Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+    };
+    if record.previous == Some(version) {
+        record.previous = None;
+        writer.write(&record)?;
     }
+    Ok(removed)
 }
 
 pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
@@ -265,6 +282,7 @@ fn join(
         description: record.description,
         public: record.public,
         active: record.active,
+        previous: record.previous,
         versions: all,
         executions,
         last_executed: last,
@@ -359,17 +377,19 @@ impl<'tx> WriterTables<'tx> {
         Ok(held)
     }
 
-    /// The version that has this digest, and how many there are.
-    fn find_version(&self, id: &str, digest: &Digest) -> Result<(Option<u32>, u32)> {
+    /// The version that has these bytes with this ABI, and how many there are.
+    fn find_version(&self, id: &str, new: &ModuleVersion) -> Result<(Option<u32>, u32)> {
         #[derive(Deserialize)]
         struct Head {
             digest: Digest,
+            abi: Abi,
         }
         let (mut known, mut held) = (None, 0);
         for row in self.versions.range((id, 0)..=(id, u32::MAX)).map_err(fault)? {
             let (key, value) = row.map_err(fault)?;
             held += 1;
-            if decode::<Head>(value.value(), id)?.digest == *digest {
+            let head = decode::<Head>(value.value(), id)?;
+            if (head.digest, head.abi) == (new.digest, new.abi) {
                 known = Some(key.value().1);
             }
         }
