@@ -42,15 +42,10 @@ pub struct Allowance {
 impl Allowance {
     /// The limits, their wall time beginning now.
     pub fn from_now(limits: Limits, cancel: Cancel) -> Allowance {
-        let wall = limits.wall_ms;
-        Self::lasting(limits, wall, cancel)
-    }
-
-    /// As `from_now`, with another wall time.
-    pub fn lasting(limits: Limits, wall: Duration, cancel: Cancel) -> Allowance {
         let began = Instant::now();
         // No run may last longer than a day, whatever a tier says.
-        Allowance { limits, began, deadline: began + wall.min(Duration::from_secs(86_400)), cancel }
+        let deadline = began + limits.wall_ms.min(Duration::from_secs(86_400));
+        Allowance { limits, began, deadline, cancel }
     }
 }
 

@@ -11,7 +11,7 @@ use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
-use super::lane::{INLINE_SLICE, Lane};
+use super::lane::{INLINE_FUEL, INLINE_WALL, Lane, took};
 use super::pool::Need;
 use super::vms::{Handled, Leased, Permit, Turn, Vm, Vms};
 use super::{Engine, LoadedModule, RunError};
@@ -74,14 +74,9 @@ pub struct HttpOutcome {
     pub vm: Option<PinnedVm>,
 }
 
-/// What an inline phase may use: about [`INLINE_SLICE`] of processor time, counted in fuel, so that a busy machine does
-/// not make a guest look slow.
-const INLINE_FUEL: u64 = 250_000;
 /// A response phase can't be run again, since its guest holds the request's state. It gets more, once per row of short
 /// runs, so that only a guest that is far from its own past loses the request.
 const INLINE_RESPONSE_FUEL: u64 = 4 * INLINE_FUEL;
-/// Where fuel says too little about time.
-const INLINE_WALL: Duration = INLINE_SLICE.saturating_mul(20);
 /// Wall time is what ends a handler's phase; the fuel is enough for any that fits.
 const FUEL: u64 = u64::MAX / 2;
 const LOG_BYTES: u64 = 64 << 10;
@@ -362,13 +357,6 @@ impl HttpHandler {
             }
         }
     }
-}
-
-/// Time in the guest, for its lane. A phase that used little fuel was short, whatever the clock says: it was the
-/// processor that was busy.
-fn took(meter: &Meter) -> Duration {
-    const SLOW_NANOS_A_UNIT: u64 = 20;
-    meter.cpu.min(Duration::from_nanos(meter.fuel.saturating_mul(SLOW_NANOS_A_UNIT)))
 }
 
 const _: () = {

@@ -5,12 +5,24 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::domain::Meter;
+
 /// So many in a row.
 pub const SHORT_RUNS: u32 = 128;
 /// A run below this is short.
 pub const SHORT: Duration = Duration::from_micros(200);
-/// An inline run is trapped at this time and started again on the pool.
-pub const INLINE_SLICE: Duration = Duration::from_millis(1);
+/// What an inline run may use: about a millisecond of processor time, counted in fuel, so that a busy machine does not
+/// make a guest look slow. Over it, the run is trapped and started again on the pool.
+pub const INLINE_FUEL: u64 = 250_000;
+/// Where fuel says too little about time.
+pub const INLINE_WALL: Duration = Duration::from_millis(20);
+
+/// Time in the guest, for its lane. A run that used little fuel was short, whatever the clock says: it was the processor
+/// that was busy.
+pub fn took(meter: &Meter) -> Duration {
+    const SLOW_NANOS_A_UNIT: u64 = 20;
+    meter.cpu.min(Duration::from_nanos(meter.fuel.saturating_mul(SLOW_NANOS_A_UNIT)))
+}
 
 /// The history of one module or handler.
 #[derive(Debug, Default)]
@@ -23,7 +35,7 @@ impl Lane {
         Lane { short_in_a_row: AtomicU32::new(0) }
     }
 
-    /// The next run may use the calling worker, for [`INLINE_SLICE`].
+    /// The next run may use the calling worker, for [`INLINE_FUEL`].
     pub fn is_inline(&self) -> bool {
         self.short_in_a_row.load(Ordering::Relaxed) >= SHORT_RUNS
     }

@@ -193,6 +193,15 @@ pub struct Stats {
     pub artifacts_rejected: u64,
 }
 
+/// An inline run met the bound of its lane, not one of its own: it has to be done again on the pool.
+fn overran(finished: &Finished, own: &Limits) -> bool {
+    match &finished.result {
+        Err(RunError::Guest(GuestFailure::OutOfFuel)) => own.fuel > lane::INLINE_FUEL,
+        Err(RunError::Guest(GuestFailure::Deadline)) => own.wall_ms > lane::INLINE_WALL,
+        _ => false,
+    }
+}
+
 impl Engine {
     pub fn new(settings: Settings) -> Result<Arc<Engine>, String> {
         let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
@@ -308,8 +317,8 @@ impl Engine {
             && let Some(memory) = need.account.reserve(need.bytes)
         {
             let finished = self.run_inline(&job, &call, memory);
-            if !run::overran(&finished) {
-                job.module.lane().record(finished.meter.wall);
+            if !overran(&finished, &job.limits) {
+                job.module.lane().record(lane::took(&finished.meter));
                 return finished;
             }
             // The run on the pool is the run: what the first try used is not charged twice.
@@ -320,7 +329,7 @@ impl Engine {
         let work = move |memory| {
             let allowance = Allowance::from_now(limits, token);
             let finished = run::execute(&module, &label, &input, &call, &allowance, memory, true);
-            module.lane().record(finished.meter.wall);
+            module.lane().record(lane::took(&finished.meter));
             finished
         };
         match self.pool.run(&owner, &cancel, need, work).await {
@@ -337,8 +346,12 @@ impl Engine {
     }
 
     fn run_inline(&self, job: &Job, call: &run::Call, memory: budget::Reserved) -> Finished {
-        let wall_ms = job.limits.wall_ms.min(lane::INLINE_SLICE);
-        let allowance = Allowance::lasting(job.limits.clone(), wall_ms, job.cancel.clone());
+        let limits = Limits {
+            fuel: job.limits.fuel.min(lane::INLINE_FUEL),
+            wall_ms: job.limits.wall_ms.min(lane::INLINE_WALL),
+            ..job.limits.clone()
+        };
+        let allowance = Allowance::from_now(limits, job.cancel.clone());
         run::execute(&job.module, &job.label, &job.input, call, &allowance, memory, false)
     }
 

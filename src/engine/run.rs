@@ -105,8 +105,3 @@ fn execute_unguarded(
 pub fn refused(error: RunError) -> Finished {
     Finished { result: Err(error), meter: Meter::default(), stderr: Bytes::new() }
 }
-
-/// The end of an inline run that has to be done again on the pool.
-pub fn overran(finished: &Finished) -> bool {
-    matches!(finished.result, Err(RunError::Guest(GuestFailure::Deadline)))
-}

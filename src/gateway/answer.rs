@@ -5,10 +5,10 @@
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, StatusCode};
-use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 
 use super::context::Context;
 use super::exchange;
@@ -87,9 +87,11 @@ pub fn from_reply(reply: Reply) -> Result<(ResponseHeader, Bytes)> {
 }
 
 /// Refuses the request. Handlers that saw it are told (`is_error`), and may change what the client reads.
+///
+/// An answer that has begun can only be broken off: the error keeps the caller from ending it like a whole one.
 pub async fn reject(session: &mut Session, ctx: &mut Context, shared: &Shared, rejection: Rejection) -> Result<()> {
     if written(session) {
-        return Ok(());
+        return Err(Error::explain(ErrorType::InternalError, rejection.detail()));
     }
     let problem = problem_answer(session, ctx, &rejection)?;
     if rejection.status() == 400 {

@@ -59,30 +59,32 @@ pub trait App: HttpServerApp + Send + Sync + 'static {
 pub struct Incoming<'a> {
     gate: Box<Gate>,
     head: BytesMut,
+    /// The answer closes the connection.
+    last: bool,
     limits: &'a ConnectionLimits,
 }
 
 impl Incoming<'_> {
     pub fn session(self) -> ServerSession {
         let mut session = ServerSession::new_http1(self.gate);
-        Self::prepare(&mut session, self.head, self.limits);
+        Self::prepare(&mut session, self.head, self.last, self.limits);
         session
     }
 
     pub fn proxy_session(self) -> Session {
         let mut session = Session::new_h1(self.gate);
-        Self::prepare(&mut session.downstream_session, self.head, self.limits);
+        Self::prepare(&mut session.downstream_session, self.head, self.last, self.limits);
         session
     }
 
-    fn prepare(session: &mut ServerSession, head: BytesMut, limits: &ConnectionLimits) {
+    fn prepare(session: &mut ServerSession, head: BytesMut, last: bool, limits: &ConnectionLimits) {
         if let ServerSession::H1(h1) = session {
             h1.set_pipelined_prefix(head);
         }
         session.set_read_timeout(Some(limits.body));
         session.set_write_timeout(Some(limits.body));
         session.set_total_drain_timeout(Some(DRAIN_BODY));
-        if limits.head.idle.is_zero() {
+        if last || limits.head.idle.is_zero() {
             session.set_keepalive_reuses_remaining(Some(0));
         }
     }
@@ -140,9 +142,9 @@ pub async fn serve<A>(
     let mut idle = limits.head.deadline;
     loop {
         match head::read(&mut gate, &limits.head, idle, &mut drain).await {
-            Head::Request { buf, bodyless } => {
+            Head::Request { buf, bodyless, last } => {
                 idle = limits.head.idle;
-                let request = Incoming { gate, head: buf, limits };
+                let request = Incoming { gate, head: buf, last, limits };
                 let reused = if bodyless {
                     app.bodyless(request, &drain.0).await
                 } else {

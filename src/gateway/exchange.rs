@@ -202,11 +202,8 @@ async fn send(client: &mut Client, head: RequestHeader, body: Option<&Bytes>) ->
     }
 }
 
-/// Early hints and the like. HTTP/1.0 knows none (RFC 9110 section 15.2), Pingora's HTTP/2 sends none.
+/// Early hints and the like. Sessions of HTTP/1.0 and Pingora's HTTP/2 send none.
 async fn interim(session: &mut Session, answer: &ResponseHeader) -> pingora::Result<()> {
-    if session.req_header().version != Version::HTTP_11 {
-        return Ok(());
-    }
     let head = forward::strip_response(answer)?;
     session.downstream_session.write_response_header(Box::new(head)).await.map_err(|e| e.into_down())
 }
@@ -400,7 +397,7 @@ pub fn soonest(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
     }
 }
 
-/// An error before anything of the answer was sent.
+/// What the client is told of an error, unless its answer has begun ([`answer::reject`]).
 fn stop(error: Box<Error>) -> Stop {
     match rejection(&error) {
         Some(rejection) => Stop::Reject(rejection),

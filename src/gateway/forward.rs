@@ -252,7 +252,9 @@ pub fn strip_response(head: &ResponseHeader) -> Result<ResponseHeader> {
     (kept.status, kept.version) = (head.status, head.version);
     kept.headers = HeaderMap::with_capacity(head.headers.len() + ADDED);
     for (name, value) in &head.headers {
-        if is_hop_by_hop(name.as_str()) || doomed.contains(name) {
+        // RFC 9110 section 8.6: an interim answer has no length.
+        let framing = head.status.is_informational() && *name == CONTENT_LENGTH;
+        if framing || is_hop_by_hop(name.as_str()) || doomed.contains(name) {
             continue;
         }
         if *name != CONTENT_LENGTH {

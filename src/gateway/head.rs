@@ -35,10 +35,12 @@ pub struct HeadLimits {
 
 pub enum Head {
     /// A head that passed, and what of its body came with it. The gate is shut behind the request.
-    /// `bodyless`: nothing of the connection but the head belongs to it: no body, no upgrade.
+    /// `bodyless`: nothing of the connection but the head belongs to it: no body, no upgrade. `last`: no request can
+    /// follow.
     Request {
         buf: BytesMut,
         bodyless: bool,
+        last: bool,
     },
     /// The client is gone or has been idle too long: nothing is owed.
     Closed,
@@ -66,8 +68,9 @@ pub async fn read(gate: &mut Gate, limits: &HeadLimits, idle: Duration, drain: &
                 return match check(&buf[..end], limits.fields) {
                     Ok(rest) => {
                         let bodyless = matches!(rest, Rest::Bytes(0));
+                        let last = matches!(rest, Rest::Everything);
                         gate.shut_behind(&mut buf, end, rest);
-                        Head::Request { buf, bodyless }
+                        Head::Request { buf, bodyless, last }
                     }
                     Err(rejection) => Head::Refused(rejection),
                 };
@@ -151,6 +154,7 @@ struct Framing<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     coding: bool,
+    /// To a WebSocket, the one that can be granted; others are asked for in vain.
     upgrade: bool,
 }
 
@@ -175,7 +179,7 @@ impl<'a> Framing<'a> {
                     return Err(Rejection::BadRequest("send one `Content-Length`".into()));
                 }
             } else if name.eq_ignore_ascii_case("upgrade") {
-                found.upgrade = true;
+                found.upgrade |= value.eq_ignore_ascii_case(b"websocket");
             } else if name.eq_ignore_ascii_case("transfer-encoding")
                 && (std::mem::replace(&mut found.coding, true) || !value.eq_ignore_ascii_case(b"chunked"))
             {
@@ -191,6 +195,10 @@ impl<'a> Framing<'a> {
         }
         if self.coding && version == 0 {
             return Err(Rejection::BadRequest("HTTP/1.0 has no `Transfer-Encoding`".into()));
+        }
+        // RFC 6455 section 4.1. It would pass like the bytes of a WebSocket, which no limit on bodies is kept for.
+        if self.upgrade && (self.coding || self.length.unwrap_or(0) > 0) {
+            return Err(Rejection::BadRequest("a WebSocket handshake has no body".into()));
         }
         if self.host.is_none() && version == 1 {
             return Err(Rejection::BadRequest("send a `Host`".into()));
@@ -255,6 +263,8 @@ mod tests {
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
             "Transfer-Encoding: xchunked",
             "Transfer-Encoding : chunked",
+            "Upgrade: WebSocket\r\nTransfer-Encoding: chunked",
+            "Upgrade: websocket\r\nContent-Length: 1",
             "X: 1\r\n folded",
             "X: a\rb",
             "Host: b",

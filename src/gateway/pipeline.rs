@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri, Version};
 use pingora::Error;
 use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 use super::answer;
@@ -79,6 +80,11 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
         // HTTP/1 sessions get theirs from the connection loop.
         let patience = ctx.snapshot.config.server.body_timeout;
         session.set_write_timeout(Some(patience));
+    }
+    let old = session.req_header().version == Version::HTTP_10;
+    if let ServerSession::H1(h1) = &mut *session.downstream_session {
+        // HTTP/1.0 knows no interim answers (RFC 9110 section 15.2).
+        h1.set_ignore_info_resp(old);
     }
     let target = find_route(session, ctx)?;
     let state = ctx.route.clone().ok_or(Rejection::Internal)?;

@@ -142,7 +142,9 @@ impl Gateway {
     async fn fail(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> u16 {
         let rejection = ctx.refused.take().or_else(|| exchange::rejection(error));
         let status = rejection.as_ref().map_or(0, Rejection::status);
-        if let Some(rejection) = rejection {
+        if let Some(rejection) = rejection
+            && !answer::written(session)
+        {
             session.set_keepalive(None);
             if let Err(error) = self.refuse(session, ctx, rejection).await {
                 tracing::debug!(%error, "a refusal could not be sent");

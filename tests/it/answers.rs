@@ -99,6 +99,34 @@ fn an_answers_framing_is_the_same_on_both_ways_and_both_versions() {
     }
 }
 
+/// RFC 9110 sections 8.6 and 15.2: an interim answer has no framing, and HTTP/1.0 knows none.
+#[test]
+fn interim_answers_have_no_framing_and_do_not_go_to_http_1_0() {
+    let up = Upstream::bytes(
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n\
+         HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 7\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    );
+    let gw = Gateway::start(&open_proxy(up.addr, ""));
+    for (way, body) in [("GET", ""), ("POST", "streams")] {
+        let request = |version| {
+            let length = body.len();
+            format!("{way} / HTTP/{version}\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}")
+        };
+        let mut conn = Conn::connect(gw.proxy);
+        conn.send(request("1.1"));
+        for _ in 0..2 {
+            let (status, fields) = conn.head().expect("an interim answer");
+            let names: Vec<_> = fields.iter().map(|(name, _)| name.to_lowercase()).collect();
+            assert_eq!((status, &names[..]), (103, &["link".to_owned()][..]), "{way}");
+        }
+        assert_eq!(conn.try_read(way).expect("the answer").text(), "hello", "{way}");
+        let mut conn = Conn::connect(gw.proxy);
+        conn.send(request("1.0"));
+        assert_eq!(conn.head().expect("the answer").0, 200, "{way}");
+    }
+}
+
 /// The same for answers that no upstream gives.
 #[test]
 fn fixed_answers_and_modules_frame_what_has_no_content() {

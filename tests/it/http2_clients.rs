@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::h2c::H2;
+use crate::support::h2c::{H2, frame};
 use crate::support::toml::open_proxy;
 use crate::support::{Conn, Gateway, Upstream};
 
@@ -12,12 +12,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 fn start(up: &Upstream) -> Gateway {
     let listener = "[[server.listeners]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
     Gateway::start(&(listener.to_owned() + &open_proxy(up.addr, "max_body = \"1KiB\"")))
-}
-
-/// RFC 9113 section 4.1.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let len = (payload.len() as u32).to_be_bytes();
-    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// `:method GET`, `:scheme http`, `:path /` and `:authority a` in HPACK.

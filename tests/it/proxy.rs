@@ -220,6 +220,47 @@ fn websocket_passes_through() {
     }
 }
 
+/// RFC 6455 section 4.1: a handshake has none; what follows one would be no body that a limit is kept for.
+#[test]
+fn a_websocket_handshake_with_a_body_is_refused() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&open_proxy(up.addr, "max_body = \"1KiB\""));
+    let upgrade = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n";
+    for body in ["Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "Content-Length: 5\r\n\r\nhello"] {
+        let mut conn = Conn::connect(gw.proxy);
+        conn.ask(format!("{upgrade}{body}")).problem(400, "bad-request");
+        assert!(conn.closes());
+    }
+    assert!(up.seen().is_empty());
+    // Who asks for nothing that is granted has a body like any other.
+    let other = "POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\nhello";
+    assert_eq!(Conn::connect(gw.proxy).ask(other).expect(200).json()["body"], "hello");
+}
+
+/// What the answer to an upgrade that does not come about says of the connection is true.
+#[test]
+fn a_declined_upgrade_leaves_the_connection_as_it_says() {
+    let up = Upstream::echo();
+    let fixed = "match.path = \"/fixed\"\nauth = \"none\"\ntarget.respond = { status = 200, body = \"no\" }";
+    let gw = Gateway::start(&(open_proxy(up.addr, "") + &route("fixed", fixed)));
+    let next = "GET /next HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (target, protocol, says) in [
+        ("/", "websocket", "close"),
+        ("/fixed", "websocket", "close"),
+        ("/", "h2c", "keep-alive"),
+        ("/fixed", "h2c", "keep-alive"),
+    ] {
+        let mut conn = Conn::connect(gw.proxy);
+        let upgrade = format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n");
+        let got = conn.ask(upgrade + next).expect(200);
+        assert_eq!(got.header("connection"), Some(says), "{target} {protocol}");
+        match says {
+            "close" => assert!(conn.closes(), "{target} {protocol}"),
+            _ => assert_eq!(conn.read().expect(200).json()["uri"], "/next", "{target} {protocol}"),
+        }
+    }
+}
+
 #[test]
 fn http2_with_prior_knowledge_reaches_an_http1_upstream() {
     let up = Upstream::echo();

@@ -1,15 +1,18 @@
 //! Upstreams that fail, and how requests are spread over those that don't.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::h2c::{H2, frame};
 use crate::support::toml::{open_proxy, route, upstream};
 use crate::support::upstream::{Gate, echo, hang, respond};
 use crate::support::{Conn, Gateway, Upstream, eventually};
+
+const H2C: &str = "[[server.listeners]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
 
 /// Everything goes to these endpoints, with more lines of the upstream's table.
 fn pool(endpoints: &[SocketAddr], more: &str) -> String {
@@ -63,10 +66,9 @@ fn total_timeout_bounds_an_answer_that_trickles() {
         }
         false
     });
-    let gw = Gateway::start(&pool(&[up.addr], "read_timeout = \"10s\"\ntotal_timeout = \"500ms\""));
+    let gw = Gateway::start(&(H2C.to_owned() + &pool(&[up.addr], "read_timeout = \"10s\"\ntotal_timeout = \"500ms\"")));
     let start = Instant::now();
-    let cut = gw.get("/").try_send();
-    assert!(cut.is_err() || cut.is_ok_and(|r| r.status == 504), "a cut answer must not look whole");
+    never_looks_whole(&gw, "trickles");
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
@@ -84,20 +86,82 @@ fn garbage_is_502() {
     }
 }
 
+/// Nobody takes the answer for whole, on either way and over either version.
+#[track_caller]
+fn never_looks_whole(gw: &Gateway, what: &str) {
+    for (method, body) in [("GET", None), ("POST", Some(&b"streams"[..]))] {
+        let got = match body {
+            Some(body) => gw.post("/", body).try_send(),
+            None => gw.get("/").try_send(),
+        };
+        assert!(got.as_ref().map_or(true, |r| r.status >= 502), "{method}, {what}: {got:?}");
+        let got = H2::connect(gw.proxy).try_send(method, "http://a/", &[], body);
+        assert!(got.as_ref().map_or(true, |r| r.status.is_server_error()), "{method} over HTTP/2, {what}: {got:?}");
+    }
+}
+
 #[test]
 fn an_answer_cut_short_never_looks_whole() {
     for partial in [
         "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nZZ\r\n",
     ] {
         let up = Upstream::start(move |_, stream| {
             stream.write_all(partial.as_bytes()).ok();
             false
         });
-        let mut gw = Gateway::start(&pool(&[up.addr], ""));
-        let got = gw.get("/").try_send();
-        assert!(got.as_ref().is_err() || got.as_ref().is_ok_and(|r| r.status == 502), "{got:?}");
+        let mut gw = Gateway::start(&(H2C.to_owned() + &pool(&[up.addr], "")));
+        never_looks_whole(&gw, partial);
         assert!(gw.is_running());
+        let stalls = Upstream::start(move |_, stream| {
+            stream.write_all(partial.as_bytes()).ok();
+            hang(stream)
+        });
+        let gw = Gateway::start(&(H2C.to_owned() + &pool(&[stalls.addr], "read_timeout = \"300ms\"")));
+        never_looks_whole(&gw, &format!("{partial} and silence"));
+    }
+}
+
+/// An HTTP/2 origin whose answers are `hello` and then a reset, or the connection's end.
+fn h2_origin(reset: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || break_off(stream, reset));
+        }
+    });
+    addr
+}
+
+fn break_off(mut stream: TcpStream, reset: bool) -> std::io::Result<()> {
+    stream.write_all(&frame(4, 0, 0, &[]))?;
+    stream.read_exact(&mut [0; 24])?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize])?;
+        if head[3] != 1 {
+            continue;
+        }
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        // `:status 200`, and no END_STREAM.
+        stream.write_all(&[frame(1, 4, id, &[0x88]), frame(0, 0, id, b"hello")].concat())?;
+        if !reset {
+            return stream.shutdown(Shutdown::Both);
+        }
+        stream.write_all(&frame(3, 0, id, &[0, 0, 0, 2]))?;
+    }
+}
+
+#[test]
+fn an_http2_answer_cut_short_never_looks_whole() {
+    for (reset, what) in [(true, "reset"), (false, "closed")] {
+        let gw = Gateway::start(&(H2C.to_owned() + &pool(&[h2_origin(reset)], "http = \"h2\"")));
+        never_looks_whole(&gw, what);
     }
 }
 

@@ -76,7 +76,11 @@ static void tell(void) {
 EXPORT("handle_request") long long handle_request(void) {
   requests++;
   config_len = get_config(config, sizeof config);
-  if (is("transform")) {
+  if (is("header")) {
+    set(REQUEST, "x-guest", "was here");
+    // Set ahead of time, which needs no buffering; the gateway merges it into the upstream's answer.
+    set(RESPONSE, "x-guest-response", "was here too");
+  } else if (is("transform")) {
     // ABI section 3: without it, writing to the answer's head behind the upstream is a trap.
     enable_features(2);
     set(REQUEST, "x-guest", "was here");

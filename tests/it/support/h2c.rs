@@ -75,14 +75,25 @@ impl H2 {
     /// `uri` is absolute: its authority becomes `:authority`.
     #[track_caller]
     pub fn send(&self, method: &str, uri: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> H2Response {
+        self.try_send(method, uri, headers, body).unwrap_or_else(|e| panic!("{method} {uri}: {e}"))
+    }
+
+    /// The error: the stream or its connection broke off.
+    #[track_caller]
+    pub fn try_send(
+        &self,
+        method: &str,
+        uri: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<H2Response, h2::Error> {
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(()).expect("a valid request");
         let body = body.map(Bytes::copy_from_slice);
-        let answer = self.runtime.block_on(in_time("the answer", exchange(self.sender.clone(), request, body)));
-        answer.unwrap_or_else(|e| panic!("{method} {uri}: {e}"))
+        self.runtime.block_on(in_time("the answer", exchange(self.sender.clone(), request, body)))
     }
 
     /// Sends a request, and resets its stream once `when` returns.
@@ -116,6 +127,12 @@ impl H2 {
             streams
         }))
     }
+}
+
+/// The bytes of a frame (RFC 9113 section 4.1), for what no library sends.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = (payload.len() as u32).to_be_bytes();
+    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 async fn exchange(
