@@ -114,7 +114,7 @@ fn growth_leaves_memory_to_other_owners() {
         let held = || gw.metric("wasm_memory_usage_bytes", &[]);
         eventually("they hold what they can", || held() >= f64::from(42 << 20));
         assert_eq!(run(&gw, &keys[2], &quick, "").expect(200).json()["result"], 7);
-        assert_eq!(running(&gw), 2.0, "the hoarders are still there");
+        assert!(held() >= f64::from(42 << 20), "the hoarders are still there");
     });
 }
 
