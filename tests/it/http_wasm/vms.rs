@@ -276,9 +276,11 @@ async fn many_at_once_share_what_there_is() {
     for task in tasks {
         task.await.expect("no panic");
     }
+    // The last ones may have trapped, or gone as better code came.
     let stats = engine.stats();
     assert_eq!(stats.vms_busy, 0);
-    assert!((1..=4).contains(&stats.vms_idle), "{stats:?}");
+    assert!(stats.vms_idle <= 4, "{stats:?}");
+    assert!(count(&handler).await > 0);
 }
 
 #[tokio::test]
