@@ -133,7 +133,7 @@ async fn a_compiler_without_time_or_memory_refuses_the_module() {
             Err(InstallError::NotLoadable(e)) => assert_refused(&e, CompileLimit, "compile"),
             other => panic!("{other:?}"),
         }
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < Duration::from_secs(30));
         assert_eq!(kit.engine.stats().compiling, 0);
     }
 }
