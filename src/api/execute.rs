@@ -147,22 +147,13 @@ impl Figures {
             output_base64: base64,
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
             exit_code: output.exit_code,
-            result: result(output.values),
+            result: output.result(),
             execution_time_ms: meter.wall_ms(),
             cpu_ms: meter.cpu_ms(),
             fuel: meter.fuel,
             memory_peak_bytes: meter.memory_peak_bytes,
             request_id: request_id.to_owned(),
         }
-    }
-}
-
-/// One value stands alone, several are an array.
-fn result(mut values: Vec<serde_json::Value>) -> Option<serde_json::Value> {
-    match values.len() {
-        0 => None,
-        1 => values.pop(),
-        _ => Some(values.into()),
     }
 }
 
@@ -191,7 +182,7 @@ fn raw_answer(ran: Ran) -> Response {
         ("x-wasmgate-fuel", ran.meter.fuel.to_string()),
         ("x-wasmgate-memory-peak-bytes", ran.meter.memory_peak_bytes.to_string()),
     ];
-    let result = result(ran.output.values);
+    let result = ran.output.result();
     let mut response = ran.output.stdout.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -294,7 +294,7 @@ pub(super) async fn inspect(
     inspected.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)
 }
 
-pub(super) fn not_installed(error: InstallError) -> Rejection {
+fn not_installed(error: InstallError) -> Rejection {
     match error {
         InstallError::NotLoadable(NotLoadable { kind, detail }) => Rejection::NotLoadable(NotLoadable { kind, detail }),
         InstallError::Busy => Rejection::CompilerBusy { retry_after: INSPECTION_WAIT },

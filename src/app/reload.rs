@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{App, AppError, files};
 use crate::config::{Config, ConfigError, Handler, Route, restart};
-use crate::domain::{ModuleRef, ModuleVersion, Name, OwnerId, Selector, Tier};
+use crate::domain::{ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::abi;
 use crate::gateway::snapshot::{self, Parts, ResolvedModules};
 use crate::gateway::{Shared, Snapshot, warm};
@@ -165,7 +165,7 @@ impl Use<'_> {
     }
 
     fn missing(&self) -> ConfigError {
-        let module = ModuleRef { owner: Some(self.handler.owner.clone()), ..self.handler.module.clone() };
+        let module = self.handler.reference();
         let message = format!(
             "the route `{}` uses `{module}`, which is not stored yet: its requests get 500; upload it with \
              `wasmgate module push`, or correct the name",

@@ -173,12 +173,7 @@ fn report(finished: Finished, as_json: bool) -> Outcome {
                 }
                 value["exit_code"] = json!(out.exit_code);
                 value["status"] = json!(if out.exit_code == 0 { "ok" } else { "failed" });
-                // As the execute endpoint has it: one value stands alone.
-                value["result"] = match out.values.as_slice() {
-                    [] => json!(null),
-                    [one] => one.clone(),
-                    several => json!(several),
-                };
+                value["result"] = json!(out.result());
                 u8::from(out.exit_code != 0)
             }
             Err(error) => {

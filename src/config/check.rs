@@ -59,6 +59,10 @@ impl ConfigError {
     }
 }
 
+pub(super) fn in_line_order(errors: &mut [ConfigError]) {
+    errors.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
+}
+
 pub fn load_file(path: &Path, look: Look) -> Result<Config, ConfigErrors> {
     let file = path.display().to_string();
     let fail = |message: String| ConfigErrors {
@@ -104,7 +108,7 @@ pub fn check(text: &str, file: &str, base: &Path, look: Look) -> Result<Config, 
         Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
         _ => {
             errors.extend(warnings);
-            errors.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
+            in_line_order(&mut errors);
             Err(ConfigErrors { file: file.to_owned(), errors })
         }
     }

@@ -376,6 +376,13 @@ pub struct Handler {
     pub max_buffer_bytes: u64,
 }
 
+impl Handler {
+    /// Its module with the owner: `owner/name[@version]`.
+    pub fn reference(&self) -> ModuleRef {
+        ModuleRef { owner: Some(self.owner.clone()), ..self.module.clone() }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandlerFail {
     /// The request fails with the handler's status.

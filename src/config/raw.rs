@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 
-use super::check::ConfigError;
+use super::check::{ConfigError, in_line_order};
 use super::files::{FileUse, Finding, Look};
 use super::units::{nearest, type_of};
 
@@ -141,7 +141,7 @@ impl Doc {
             errors.push(ConfigError { key: at.key, line: at.line, message });
         }
         for list in [&mut errors, &mut warnings] {
-            list.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
+            in_line_order(list);
             list.dedup();
         }
         (errors, warnings)

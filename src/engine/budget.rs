@@ -107,12 +107,8 @@ impl Account {
 
     fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::SeqCst);
-        self.budget.used.fetch_sub(bytes, Ordering::SeqCst);
-        self.freed();
-    }
-
-    fn freed(&self) {
         let budget = &self.budget;
+        budget.used.fetch_sub(bytes, Ordering::SeqCst);
         if budget.awaited.load(Ordering::SeqCst)
             && budget.awaited.swap(false, Ordering::SeqCst)
             && let Some(hook) = budget.on_freed.get()

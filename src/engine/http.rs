@@ -11,7 +11,7 @@ use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::guest_log::GuestLog;
-use super::lane::{INLINE_FUEL, INLINE_WALL, Lane, took};
+use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::pool::Need;
 use super::vms::{Handled, Leased, Permit, Turn, Vm, Vms};
 use super::{Engine, LoadedModule, RunError};
@@ -186,7 +186,7 @@ impl HttpHandler {
         let mut exchange = Some(exchange);
         let (result, meter) = leased.vm.request(&mut exchange, &turn);
         let exchange = given_back(exchange);
-        if self.overran(&result) {
+        if matches!(&result, Err(failure) if lane::overran(failure, &self.limits)) {
             self.requests.overran();
             let Leased { vm, permit } = leased;
             drop(vm);
@@ -291,22 +291,9 @@ impl HttpHandler {
 
     /// A phase's limits from now on: on a guest thread, or inline with so much fuel.
     fn turn(&self, inline: Option<u64>, exchange: &HttpExchange) -> Turn<'_> {
-        let mut limits = self.limits.clone();
-        if let Some(fuel) = inline {
-            limits.fuel = fuel;
-            limits.wall_ms = limits.wall_ms.min(INLINE_WALL);
-        }
+        let limits = inline.map_or_else(|| self.limits.clone(), |fuel| lane::inline(&self.limits, fuel));
         let allowance = Allowance::from_now(limits, exchange.cancel.clone());
         Turn { allowance, may_block: inline.is_none(), log: &self.log }
-    }
-
-    /// An inline phase met the bound of its lane, not one of the handler's.
-    fn overran<T>(&self, result: &Result<T, GuestFailure>) -> bool {
-        match result {
-            Err(GuestFailure::OutOfFuel) => true,
-            Err(GuestFailure::Deadline) => self.limits.wall_ms > INLINE_WALL,
-            _ => false,
-        }
     }
 }
 

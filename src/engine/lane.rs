@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::domain::Meter;
+use crate::domain::{GuestFailure, Limits, Meter};
 
 /// So many in a row.
 pub const SHORT_RUNS: u32 = 128;
@@ -16,6 +16,20 @@ pub const SHORT: Duration = Duration::from_micros(200);
 pub const INLINE_FUEL: u64 = 250_000;
 /// Where fuel says too little about time.
 pub const INLINE_WALL: Duration = Duration::from_millis(20);
+
+/// A guest's own limits under those of the lane; `fuel` for what the lane gives.
+pub fn inline(own: &Limits, fuel: u64) -> Limits {
+    Limits { fuel: own.fuel.min(fuel), wall_ms: own.wall_ms.min(INLINE_WALL), ..own.clone() }
+}
+
+/// An inline run met the bound of its lane, not one of its own: it has to be done again on the pool.
+pub fn overran(failure: &GuestFailure, own: &Limits) -> bool {
+    match failure {
+        GuestFailure::OutOfFuel => own.fuel > INLINE_FUEL,
+        GuestFailure::Deadline => own.wall_ms > INLINE_WALL,
+        _ => false,
+    }
+}
 
 /// Time in the guest, for its lane. A run that used little fuel was short, whatever the clock says: it was the processor
 /// that was busy.

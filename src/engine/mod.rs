@@ -160,6 +160,17 @@ pub struct Output {
     pub values: Vec<serde_json::Value>,
 }
 
+impl Output {
+    /// Its values as answers show them: one stands alone, several are an array.
+    pub fn result(&self) -> Option<serde_json::Value> {
+        match self.values.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            several => Some(several.into()),
+        }
+    }
+}
+
 /// How a run ended, with what it used and wrote to stderr (cut at the log limit) in every case.
 #[derive(Debug)]
 pub struct Finished {
@@ -191,15 +202,6 @@ pub struct Stats {
     pub modules_loaded: u64,
     pub compiling: u64,
     pub artifacts_rejected: u64,
-}
-
-/// An inline run met the bound of its lane, not one of its own: it has to be done again on the pool.
-fn overran(finished: &Finished, own: &Limits) -> bool {
-    match &finished.result {
-        Err(RunError::Guest(GuestFailure::OutOfFuel)) => own.fuel > lane::INLINE_FUEL,
-        Err(RunError::Guest(GuestFailure::Deadline)) => own.wall_ms > lane::INLINE_WALL,
-        _ => false,
-    }
 }
 
 impl Engine {
@@ -317,7 +319,8 @@ impl Engine {
             && let Some(memory) = need.account.reserve(need.bytes)
         {
             let finished = self.run_inline(&job, &call, memory);
-            if !overran(&finished, &job.limits) {
+            let failure = finished.result.as_ref().err();
+            if !matches!(failure, Some(RunError::Guest(failure)) if lane::overran(failure, &job.limits)) {
                 job.module.lane().record(lane::took(&finished.meter));
                 return finished;
             }
@@ -346,11 +349,7 @@ impl Engine {
     }
 
     fn run_inline(&self, job: &Job, call: &run::Call, memory: budget::Reserved) -> Finished {
-        let limits = Limits {
-            fuel: job.limits.fuel.min(lane::INLINE_FUEL),
-            wall_ms: job.limits.wall_ms.min(lane::INLINE_WALL),
-            ..job.limits.clone()
-        };
+        let limits = lane::inline(&job.limits, lane::INLINE_FUEL);
         let allowance = Allowance::from_now(limits, job.cancel.clone());
         run::execute(&job.module, &job.label, &job.input, call, &allowance, memory, false)
     }

@@ -54,10 +54,10 @@ pub async fn send(
     ctx.release();
     restore_method(session, ctx);
     forward::finish_response(&mut head, ctx)?;
-    let length = if has_body(&Method::GET, head.status) { Some(body.len()) } else { None };
-    match length {
-        Some(n) => head.set(&CONTENT_LENGTH, HeaderValue::from(n))?,
-        None => head.drop_all(&CONTENT_LENGTH),
+    if has_body(&Method::GET, head.status) {
+        head.set(&CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    } else {
+        head.drop_all(&CONTENT_LENGTH);
     }
     let with_body = has_body(&ctx.method, head.status);
     exchange::frame_answer(&mut head, session.req_header().version, with_body, 0)?;

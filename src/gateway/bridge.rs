@@ -125,7 +125,7 @@ pub async fn call(
         if let Some(to) = to {
             pump(session, to, max_body, body_timeout).await?;
         }
-        Err(Stop::Broken(presence::gone(session).await))
+        Err(Stop::Broken(presence::gone(session, false).await))
     };
     let stop = tokio::select! {
         biased;

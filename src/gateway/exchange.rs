@@ -24,7 +24,7 @@ use super::forward::{self, Fields};
 use super::handlers;
 use super::pipeline::Stop;
 use super::pool::{Client, Pool};
-use super::presence::gone_without_body;
+use super::presence::gone;
 use super::proxy::Gateway;
 use super::service::Shared;
 use super::upstream::{Endpoint, Upstream};
@@ -165,7 +165,7 @@ async fn attempt(
         tokio::select! {
             biased;
             read = client.read_response_header() => read.map_err(after_sending)?,
-            error = gone_without_body(&mut session.downstream_session) => {
+            error = gone(&mut session.downstream_session, true) => {
                 client.shutdown().await;
                 return Err(Failure { error, again: false, stale: false });
             }
@@ -281,7 +281,7 @@ async fn next_chunk(session: &mut Session, connected: &mut Connected<'_>) -> Res
     tokio::select! {
         biased;
         chunk = connected.client()?.read_response_body() => chunk.map_err(|e| stop(e.into_up())),
-        error = gone_without_body(&mut session.downstream_session) => Err(Stop::Broken(error)),
+        error = gone(&mut session.downstream_session, true) => Err(Stop::Broken(error)),
     }
 }
 

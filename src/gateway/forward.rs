@@ -175,20 +175,19 @@ fn nominated(map: &HeaderMap) -> Vec<HeaderName> {
     doomed
 }
 
+/// All values of a field, one behind the other.
+fn joined(fields: &HeaderMap, name: &HeaderName, separator: &[u8]) -> Vec<u8> {
+    fields.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(separator)
+}
+
 /// Joins what an HTTP/2 client may split (RFC 9113 section 8.2.3), so that guests and HTTP/1 upstreams see one `Cookie`,
 /// the only one that they have to understand (RFC 6265 section 5.4).
 pub fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
-    let mut crumbs = fields.get_all(COOKIE).iter();
-    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
-        let mut joined = first.as_bytes().to_vec();
-        for crumb in std::iter::once(second).chain(crumbs) {
-            joined.extend_from_slice(b"; ");
-            joined.extend_from_slice(crumb.as_bytes());
-        }
+    if fields.get_all(COOKIE).iter().nth(1).is_some()
         // Of valid values' bytes; it can't fail.
-        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-            fields.set(&COOKIE, joined)?;
-        }
+        && let Ok(one) = HeaderValue::from_bytes(&joined(fields, &COOKIE, b"; "))
+    {
+        fields.set(&COOKIE, one)?;
     }
     Ok(())
 }
@@ -196,19 +195,13 @@ pub fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
 /// What the gateway tells the upstream. Runs last, so that neither client nor handler can say otherwise.
 pub fn compose_request(fields: &mut HeaderMap, ctx: &Context, ids: &Ids) -> Result<()> {
     if let Ok(address) = HeaderValue::from_bytes(&address_text(ctx.peer.ip())) {
-        match fields.get(FORWARDED_FOR) {
-            Some(before) if ctx.peer_is_trusted => {
-                let mut list = Vec::with_capacity(before.len() + 2 + address.len());
-                for value in fields.get_all(FORWARDED_FOR) {
-                    list.extend_from_slice(value.as_bytes());
-                    list.extend_from_slice(b", ");
-                }
-                list.extend_from_slice(address.as_bytes());
-                if let Ok(list) = HeaderValue::from_bytes(&list) {
-                    fields.set(&FORWARDED_FOR, list)?;
-                }
+        if ctx.peer_is_trusted && fields.contains_key(FORWARDED_FOR) {
+            fields.add(&FORWARDED_FOR, address)?;
+            if let Ok(list) = HeaderValue::from_bytes(&joined(fields, &FORWARDED_FOR, b", ")) {
+                fields.set(&FORWARDED_FOR, list)?;
             }
-            _ => fields.set(&FORWARDED_FOR, address)?,
+        } else {
+            fields.set(&FORWARDED_FOR, address)?;
         }
     }
     if !ctx.peer_is_trusted {

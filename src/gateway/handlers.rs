@@ -25,9 +25,9 @@ use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::presence::while_here;
 use super::service::Shared;
-use super::snapshot::{Action, Snapshot};
+use super::snapshot::Snapshot;
 use crate::config::{self, HandlerFail};
-use crate::domain::{Abi, GuestFailure, Meter, ModuleRef, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
+use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
     Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
@@ -53,7 +53,7 @@ impl RouteHandler {
     ) -> Self {
         let label: Arc<str> = match &version {
             Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
-            None => ModuleRef { owner: Some(config.owner.clone()), ..config.module.clone() }.to_string().into(),
+            None => config.reference().to_string().into(),
         };
         // What is not stored has no breaker to pass on to the version that will be.
         let breaker = match &version {
@@ -142,12 +142,8 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
 
 fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
     snapshot.states.iter().flat_map(|state| {
-        let answering = match &state.action {
-            Action::Guest(handler) => Some(handler),
-            _ => None,
-        };
         let route = &snapshot.config.routes[state.index].name;
-        state.handlers.iter().chain(answering).map(move |handler| (route, handler))
+        state.every_handler().map(move |handler| (route, handler))
     })
 }
 
@@ -400,6 +396,44 @@ fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &
     }
 }
 
+/// What a response phase made of the answer.
+struct Answered {
+    head: ResponseHeader,
+    /// The body, where the handler wrote it anew.
+    written: Option<Bytes>,
+    result: Result<(), Rejection>,
+}
+
+/// One handler's response phase over a head, and the body where it is held. The error: the client has gone.
+async fn response_phase(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    waiting: Waiting,
+    (head, body): (ResponseHeader, Option<Bytes>),
+    is_error: bool,
+) -> Result<Answered> {
+    let Waiting { handler, vm, .. } = waiting;
+    let mut exchange = take_exchange(session, ctx);
+    exchange.response = head.into();
+    exchange.response_body = body;
+    let cancel = exchange.cancel.clone();
+    let phase = vm.into_inner().response(exchange, is_error);
+    let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
+    let HttpOutcome { exchange, result, meter, .. } = outcome;
+    record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
+    let exchange = *exchange;
+    *session.req_header_mut() = exchange.request.into();
+    match gone {
+        Some(error) => Err(error),
+        None => Ok(Answered {
+            head: exchange.response.into(),
+            written: exchange.response_body_replaced.map(Bytes::from),
+            result: result.map(drop).map_err(rejection_of),
+        }),
+    }
+}
+
 /// The response phase over an answer whose body is held. Gives the answer as the client is to read it.
 pub async fn respond(
     session: &mut Session,
@@ -418,26 +452,15 @@ pub async fn respond(
             body = [pending.body, body].concat().into();
         }
     }
-    for Waiting { handler, vm, .. } in passed.into_iter().rev() {
-        let mut exchange = take_exchange(session, ctx);
-        exchange.response = head.into();
-        exchange.response_body = Some(body.clone());
-        let cancel = exchange.cancel.clone();
-        let phase = vm.into_inner().response(exchange, is_error);
-        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
-        let HttpOutcome { exchange, result, meter, .. } = outcome;
-        record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
-        let exchange = *exchange;
-        *session.req_header_mut() = exchange.request.into();
-        if let Some(error) = gone {
-            return Err(error);
+    for waiting in passed.into_iter().rev() {
+        let handler = waiting.handler.clone();
+        let answered = response_phase(session, ctx, shared, waiting, (head, Some(body.clone())), is_error).await?;
+        head = answered.head;
+        if let Some(written) = answered.written {
+            body = written;
         }
-        head = exchange.response.into();
-        if let Some(written) = exchange.response_body_replaced {
-            body = written.into();
-        }
-        if let Err(error) = result
-            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection_of(error))
+        if let Err(rejection) = answered.result
+            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection)
         {
             (head, body) = answer::problem_answer(session, ctx, &rejection)?;
             ctx.refused = Some(rejection);
@@ -457,22 +480,12 @@ pub async fn respond_head(
     let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
     let Chain { mut passed, pending } = *chain;
     merge_pending(&mut head, pending.head)?;
-    while let Some(Waiting { handler, vm, .. }) = passed.pop() {
-        let mut exchange = take_exchange(session, ctx);
-        exchange.response = head.into();
-        let cancel = exchange.cancel.clone();
-        let phase = vm.into_inner().response(exchange, false);
-        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
-        let HttpOutcome { exchange, result, meter, .. } = outcome;
-        record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
-        let exchange = *exchange;
-        *session.req_header_mut() = exchange.request.into();
-        if let Some(error) = gone {
-            return Err(Stop::Broken(error));
-        }
-        head = exchange.response.into();
-        if let Err(error) = result
-            && let Err(stop) = tolerate(ctx, &handler, rejection_of(error))
+    while let Some(waiting) = passed.pop() {
+        let handler = waiting.handler.clone();
+        let answered = response_phase(session, ctx, shared, waiting, (head, None), false).await?;
+        head = answered.head;
+        if let Err(rejection) = answered.result
+            && let Err(stop) = tolerate(ctx, &handler, rejection)
         {
             // The refusal passes the handlers before this one.
             ctx.chain = Some(Box::new(Chain { passed, pending: Pending::default() }));

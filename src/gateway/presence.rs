@@ -11,20 +11,11 @@ use pingora::protocols::http::ServerSession;
 
 use crate::engine::Cancel;
 
-/// Resolves when the client is gone. What is left of a body that nobody reads is dropped; what is pipelined behind stays
-/// where it is.
-pub async fn gone(session: &mut ServerSession) -> Box<Error> {
+/// Resolves when the client is gone; what is pipelined behind the request stays where it is. `no_body`: the body is absent
+/// or held; else what is left of one that nobody reads is dropped.
+pub async fn gone(session: &mut ServerSession, no_body: bool) -> Box<Error> {
     loop {
-        if let Err(error) = session.read_body_or_idle(false).await {
-            return error.into_down();
-        }
-    }
-}
-
-/// As [`gone`], for a request whose body is absent or held.
-pub async fn gone_without_body(session: &mut ServerSession) -> Box<Error> {
-    loop {
-        if let Err(error) = session.read_body_or_idle(true).await {
+        if let Err(error) = session.read_body_or_idle(no_body).await {
             return error.into_down();
         }
     }
@@ -44,7 +35,7 @@ pub async fn while_here<T>(
     tokio::select! {
         biased;
         done = &mut work => (done, None),
-        error = gone_without_body(session) => {
+        error = gone(session, true) => {
             cancel.cancel();
             (work.await, Some(error))
         }

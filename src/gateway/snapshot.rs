@@ -165,8 +165,7 @@ impl Snapshot {
     /// Lets a module that was refused for its failures run again at once.
     pub fn reset_breakers(&self, owner: &OwnerId, name: &Name) {
         for handler in self.route_handlers() {
-            let module = &handler.config.module;
-            if module.name == *name && module.owner.as_ref().unwrap_or(&handler.config.owner) == owner {
+            if handler.config.module.name == *name && handler.config.owner == *owner {
                 handler.breaker.reset();
             }
         }
@@ -192,7 +191,7 @@ impl RouteState {
         self.every_handler().find(|h| h.is_same(config, version)).cloned()
     }
 
-    fn every_handler(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {
+    pub(super) fn every_handler(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {
         let answering = match &self.action {
             Action::Guest(handler) => Some(handler),
             _ => None,

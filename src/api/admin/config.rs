@@ -15,7 +15,6 @@ use crate::api::{Api, refused};
 use crate::app::{AppError, ModuleCheck, Reloaded, files};
 use crate::config::{self, HostPattern, Route, Segment, Target};
 use crate::domain::Rejection;
-use crate::gateway::snapshot::module_key;
 use crate::store::Role;
 
 /// Bound of a configuration sent to be checked: 10,000 routes take about 2 MiB.
@@ -104,8 +103,7 @@ impl RouteView {
 
 /// `owner/name[@version]`.
 fn module(handler: &config::Handler) -> String {
-    let (owner, name) = module_key(handler);
-    format!("{owner}/{name}")
+    handler.reference().to_string()
 }
 
 fn pattern(segments: &[Segment]) -> String {
