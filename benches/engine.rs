@@ -48,6 +48,9 @@ fn limits() -> Limits {
         output_bytes: MIB,
         log_bytes: 64 << 10,
         table_elements: 10_000,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     }
 }
 

@@ -103,6 +103,35 @@ pub struct Limits {
     pub output_bytes: u64,
     pub log_bytes: u64,
     pub table_elements: u32,
+    #[serde(default = "default_stack_bytes")]
+    pub stack_bytes: u64,
+    /// What it may keep in its `/tmp`; 0: nothing.
+    #[serde(default = "default_file_bytes")]
+    pub file_bytes: u64,
+    /// Runs of one module that its caller may have under way at once on one node.
+    #[serde(default = "default_instances")]
+    pub instances: u32,
+}
+
+impl Limits {
+    /// Room for a call of the host and a few frames at least; above, a thousand runs under way would show.
+    pub const STACK_RANGE: std::ops::RangeInclusive<u64> = 64 << 10..=MIB;
+    pub const STACK_BYTES: u64 = 256 << 10;
+    pub const FILE_BYTES: u64 = 16 * MIB;
+    pub const INSTANCES: u32 = 256;
+}
+
+// For tiers that were stored before these limits were there.
+fn default_stack_bytes() -> u64 {
+    Limits::STACK_BYTES
+}
+
+fn default_file_bytes() -> u64 {
+    Limits::FILE_BYTES
+}
+
+fn default_instances() -> u32 {
+    Limits::INSTANCES
 }
 
 /// A duration as whole milliseconds in records.
@@ -190,6 +219,9 @@ impl Tier {
                     output_bytes: 8 * MIB,
                     log_bytes: 64 << 10,
                     table_elements: 100_000,
+                    stack_bytes: Limits::STACK_BYTES,
+                    file_bytes: Limits::FILE_BYTES,
+                    instances: Limits::INSTANCES,
                 },
                 fail,
             }

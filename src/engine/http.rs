@@ -129,6 +129,9 @@ impl HttpHandler {
             output_bytes: handler.max_buffer_bytes,
             log_bytes: LOG_BYTES,
             table_elements: TABLE_ELEMENTS,
+            stack_bytes: Limits::STACK_BYTES,
+            file_bytes: Limits::FILE_BYTES,
+            instances: Limits::INSTANCES,
         };
         Arc::new(HttpHandler {
             engine: engine.clone(),

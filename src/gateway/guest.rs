@@ -116,6 +116,9 @@ fn limits(handler: &RouteHandler) -> Limits {
         output_bytes: config.max_buffer_bytes,
         log_bytes: LOG_BYTES,
         table_elements: TABLE_ELEMENTS,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     }
 }
 

@@ -63,6 +63,12 @@ pub(in crate::api) struct LimitsChange {
     output_bytes: Option<u64>,
     log_bytes: Option<u64>,
     table_elements: Option<u32>,
+    /// 65536 to 1048576.
+    stack_bytes: Option<u64>,
+    /// What it may keep in its `/tmp`; 0: nothing.
+    file_bytes: Option<u64>,
+    /// Runs of one module that its caller may have under way at once.
+    instances: Option<u32>,
 }
 
 impl LimitsChange {
@@ -75,6 +81,9 @@ impl LimitsChange {
             output_bytes: self.output_bytes.unwrap_or(before.output_bytes),
             log_bytes: self.log_bytes.unwrap_or(before.log_bytes),
             table_elements: self.table_elements.unwrap_or(before.table_elements),
+            stack_bytes: self.stack_bytes.unwrap_or(before.stack_bytes),
+            file_bytes: self.file_bytes.unwrap_or(before.file_bytes),
+            instances: self.instances.unwrap_or(before.instances),
         }
     }
 }
@@ -186,8 +195,12 @@ impl TierChange {
         }
         if let Some(change) = self.limits {
             let limits = change.apply(&before.limits);
-            if limits.wall_ms.is_zero() || limits.fuel == 0 || limits.memory_bytes == 0 {
-                return bad("limits", "`wall_ms`, `fuel` and `memory_bytes` are numbers from 1");
+            if limits.wall_ms.is_zero() || limits.fuel == 0 || limits.memory_bytes == 0 || limits.instances == 0 {
+                return bad("limits", "`wall_ms`, `fuel`, `memory_bytes` and `instances` are numbers from 1");
+            }
+            if !Limits::STACK_RANGE.contains(&limits.stack_bytes) {
+                let (least, most) = Limits::STACK_RANGE.into_inner();
+                return bad("limits.stack_bytes", &format!("use {least} to {most}"));
             }
             tier.limits = limits;
         }

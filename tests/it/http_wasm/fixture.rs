@@ -110,6 +110,9 @@ pub fn limits() -> Limits {
         output_bytes: 1 << 20,
         log_bytes: 64 << 10,
         table_elements: 10_000,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     }
 }
 
