@@ -20,8 +20,10 @@ use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
+use super::loaded::{Code, Link};
 use super::memory::{Grant, GuestMemory, with_grant};
 use super::sys;
+use super::wasix::Wasix;
 
 /// Names that instrumentation adds to every module; no upload may use them.
 pub const FUEL_MODULE: &str = "wasmgate:fuel";
@@ -90,6 +92,7 @@ impl Guest {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
+        let for_files = reserved.none_yet();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
         let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
         state.output_limit = limits.output_bytes;
@@ -99,17 +102,10 @@ impl Guest {
         let code = module.code();
         let mut store = Store::new(code.engine.clone());
         let env = FunctionEnv::new(&mut store, state);
-        let imports: Vec<Extern> = code.imports.iter().map(|make| Extern::from(make(&mut store, &env))).collect();
-        let made = with_grant(grant, || Instance::new_by_index(&mut store, &code.module, &imports).map_err(Box::new));
+        let made = with_grant(grant, || link(&mut store, &env, &code, limits.file_bytes, for_files));
         let ended = match made {
-            Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
-                Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started }),
-                Err(_) => Ended::Failed(GuestFailure::NotLoadable("the artifact has no fuel counter".into())),
-            },
-            Err(e) => {
-                let refused = env.as_ref(&store).memory.take_refused();
-                classify_instantiation(&e, refused)
-            }
+            Ok((instance, fuel)) => return Ok(Guest { store, instance, env, fuel, started }),
+            Err(ended) => ended,
         };
         let state = env.as_mut(&mut store);
         let meter = meter(state, state.fuel.used_at_least(), started);
@@ -180,6 +176,37 @@ impl Guest {
     pub fn memory_bytes(&self) -> u64 {
         self.env.as_ref(&self.store).memory.size() as u64
     }
+}
+
+/// Makes the imports and the instance. Gives the instance's fuel counter too.
+fn link(
+    store: &mut Store,
+    env: &FunctionEnv<HostState>,
+    code: &Code,
+    file_bytes: u64,
+    for_files: Reserved,
+) -> Result<(Instance, Global), Ended> {
+    let not_loadable = |why: String| Ended::Failed(GuestFailure::NotLoadable(why));
+    let wasix = match code.needs_wasix() {
+        true => Some(Wasix::begin(store, env, file_bytes, for_files).map_err(not_loadable)?),
+        false => None,
+    };
+    let make = |link: &Link| match (link, &wasix) {
+        (Link::Host(make), _) => Ok(Extern::from(make(store, env))),
+        (Link::Wasix(import), Some(wasix)) => wasix.function(store, env, import).map(Extern::from),
+        (Link::Wasix(import), None) => Err(format!("`{}` has nobody to serve it", import.name)),
+    };
+    let imports = code.imports.iter().map(make).collect::<Result<Vec<_>, _>>().map_err(not_loadable)?;
+    let instance = Instance::new_by_index(store, &code.module, &imports).map_err(|e| {
+        let refused = env.as_ref(store).memory.take_refused();
+        classify_instantiation(&e, refused)
+    })?;
+    let fuel = instance.exports.get_global(FUEL_GLOBAL).cloned();
+    let fuel = fuel.map_err(|_| not_loadable("the artifact has no fuel counter".into()))?;
+    if let Some(wasix) = wasix {
+        wasix.initialize(store, env, &instance).map_err(not_loadable)?;
+    }
+    Ok((instance, fuel))
 }
 
 fn meter(state: &HostState, fuel: u64, started: Started) -> Meter {

@@ -33,6 +33,7 @@ mod run;
 mod sys;
 mod tunables;
 mod vms;
+mod wasix;
 
 use std::io;
 use std::path::PathBuf;
@@ -316,6 +317,7 @@ impl Engine {
         }
         let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
         if job.module.lane().is_inline()
+            && !job.module.needs_wasix()
             && let Some(memory) = need.account.reserve(need.bytes)
         {
             let finished = self.run_inline(&job, &call, memory);
