@@ -174,6 +174,10 @@ fn check_imports(host: &'static dyn AbiHost, shape: &ModuleShape) -> Result<(), 
             None => return refuse(unknown_import(host.abi(), module, name)),
         }
     }
+    if resolver.wasix && !shape.exports.iter().any(|export| export.ty == "memory") {
+        let why = "a module that imports WASIX has to export its memory";
+        return Err(NotLoadable::new(NotLoadableKind::MissingExport, why));
+    }
     Ok(())
 }
 

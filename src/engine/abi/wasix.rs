@@ -53,11 +53,13 @@ pub enum Check {
     Descriptor(usize),
     /// Where the number of a new descriptor goes.
     NewDescriptor(usize),
+    /// Flags of looking up a path, and of opening what it leads to.
+    Opening(usize, usize),
     /// Two times, and the flags that say which of them are given and which are now.
     Times(usize, usize),
 }
 
-use Check::{Descriptor, NewDescriptor, Path, Target, Times, Vectors};
+use Check::{Descriptor, NewDescriptor, Opening, Path, Target, Times, Vectors};
 
 /// Files, and facts about the process. Not hard links: wasmer-wasix lets a folder be linked into itself, and then
 /// recurses without end.
@@ -92,8 +94,8 @@ static CHECKED: &[(&str, &[Check])] = &[
     ("path_create_directory", &[Path(1)]),
     ("path_filestat_get", &[Path(2)]),
     ("path_filestat_set_times", &[Path(2), Times(4, 6)]),
-    ("path_open", &[Path(2), NewDescriptor(8)]),
-    ("path_open2", &[Path(2), NewDescriptor(9)]),
+    ("path_open", &[Path(2), NewDescriptor(8), Opening(1, 4)]),
+    ("path_open2", &[Path(2), NewDescriptor(9), Opening(1, 4)]),
     ("path_readlink", &[Path(1)]),
     ("path_remove_directory", &[Path(1)]),
     ("path_rename", &[Path(1), Path(4)]),
@@ -212,6 +214,7 @@ mod tests {
                 let (i32s, last) = match *check {
                     Path(at) | Target(at) | Vectors(at) => (vec![at, at + 1], at + 1),
                     Descriptor(at) | NewDescriptor(at) => (vec![at], at),
+                    Opening(lookup, open) => (vec![lookup, open], open),
                     Times(at, flags) => {
                         assert_eq!(f.ty.params()[at..at + 2], [Type::I64; 2], "{name}");
                         (vec![flags], flags)

@@ -4,6 +4,7 @@
 //! Invariant: between two looks at the clock, wasmer-wasix does work for at most [`PIECE`] bytes and [`MAX_PATH`] of a
 //! path, and its tables hold at most [`DESCRIPTORS`].
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ use super::MAX_PATH;
 /// Error numbers (preview1, `errno`).
 mod errno {
     pub const BADF: i32 = 8;
+    pub const EXIST: i32 = 20;
     pub const INVAL: i32 = 28;
+    pub const LOOP: i32 = 32;
     pub const MFILE: i32 = 33;
     pub const NAMETOOLONG: i32 = 37;
     pub const NOTSUP: i32 = 58;
@@ -45,6 +48,17 @@ const ATIME: i32 = 1 << 0;
 const ATIME_NOW: i32 = 1 << 1;
 const MTIME: i32 = 1 << 2;
 const MTIME_NOW: i32 = 1 << 3;
+
+/// Flags of looking up a path and of opening.
+const FOLLOW: i32 = 1 << 0;
+const CREATE: i32 = 1 << 0;
+const EXCLUSIVE: i32 = 1 << 2;
+const TRUNCATE: i32 = 1 << 3;
+
+thread_local! {
+    /// In wasmer-wasix for a guest.
+    static ASKING: Cell<bool> = const { Cell::new(false) };
+}
 
 type Env<'a> = FunctionEnvMut<'a, HostState>;
 
@@ -78,6 +92,17 @@ pub fn refusing(store: &mut Store, host: &FunctionEnv<HostState>, import: &'stat
     Function::new_with_env(store, host, import.ty.clone(), refuse)
 }
 
+/// Has no panic in wasmer-wasix printed: what a guest brings about is no fault of the gateway's, and writing a backtrace
+/// takes longer than a run may be late. Once for the process.
+pub fn hush_asserts() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !ASKING.get() {
+            print(panic);
+        }
+    }));
+}
+
 pub fn checked(
     store: &mut Store,
     host: &FunctionEnv<HostState>,
@@ -101,6 +126,8 @@ struct Call {
     /// A vector that was shortened: where its length stands, and what stood there.
     shortened: Option<(u32, u32)>,
     new_descriptor: Option<u32>,
+    /// Where the flags are of an opening that may create.
+    creates: Option<(usize, usize)>,
 }
 
 impl Call {
@@ -111,7 +138,7 @@ impl Call {
         }
         host.fuel.charge(CALL_UNITS);
         host.fuel.check()?;
-        let mut call = Call { args: args.to_vec(), shortened: None, new_descriptor: None };
+        let mut call = Call { args: args.to_vec(), shortened: None, new_descriptor: None, creates: None };
         for check in checks {
             call.check(host, *check)?;
         }
@@ -144,6 +171,11 @@ impl Call {
                 self.new_descriptor = Some(self.int(at));
                 // A place for its number there must be, or it would stay open without anybody knowing.
                 host.memory.slice(self.int(at), 4)?;
+                Ok(())
+            }
+            Check::Opening(lookup, open) => {
+                let may = self.int(lookup) as i32 & FOLLOW != 0 && self.int(open) as i32 & CREATE != 0;
+                self.creates = may.then_some((lookup, open));
                 Ok(())
             }
             Check::Times(at, flags) => {
@@ -190,14 +222,41 @@ impl Call {
         self.args[flags] = Value::I32(given);
     }
 
+    /// Wasmer-wasix creates what a link leads to by following the whole chain again at each of its links. Through a link,
+    /// only what exists is opened here.
+    fn open_through_link(
+        &mut self,
+        env: &mut Env<'_>,
+        import: &'static WasixFn,
+        theirs: &Function,
+        close: &Function,
+    ) -> Result<(), Stop> {
+        let (Some((lookup, open)), Some(at)) = (self.creates, self.new_descriptor) else { return Ok(()) };
+        let flags = self.int(open) as i32;
+        let mut look = self.args.clone();
+        look[lookup] = Value::I32(self.int(lookup) as i32 & !FOLLOW);
+        look[open] = Value::I32(flags & !(CREATE | EXCLUSIVE | TRUNCATE));
+        match ask(env, import, theirs, &look)? {
+            0 => {
+                let descriptor = env.data().memory.read_u32(at)?;
+                ask(env, import, close, &[Value::I32(descriptor as i32)])?;
+            }
+            errno::LOOP if flags & EXCLUSIVE != 0 => return Err(Stop::Errno(errno::EXIST)),
+            errno::LOOP => self.args[open] = Value::I32(flags & !CREATE),
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// The error number.
     fn make(
-        self,
+        mut self,
         env: &mut Env<'_>,
         import: &'static WasixFn,
         theirs: &Function,
         close: &Function,
     ) -> Result<i32, Stop> {
+        self.open_through_link(env, import, theirs, close)?;
         let result = ask(env, import, theirs, &self.args);
         if let Some((length, bytes)) = self.shortened {
             env.data_mut().memory.write_u32(length, bytes)?;
@@ -218,7 +277,9 @@ impl Call {
 fn ask(env: &mut Env<'_>, import: &'static WasixFn, theirs: &Function, args: &[Value]) -> Result<i32, Stop> {
     let (_, mut store) = env.data_and_store_mut();
     // It has asserts and unwraps on what guests can bring about. The run ends, so what a panic leaves is not seen again.
+    ASKING.set(true);
     let asked = catch_unwind(AssertUnwindSafe(|| theirs.call(&mut store, args)));
+    ASKING.set(false);
     let failed = || Halt::Trap(format!("`{}` failed in the host", import.name));
     match asked {
         Ok(Ok(results)) => match &*results {

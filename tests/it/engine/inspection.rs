@@ -43,7 +43,7 @@ fn formats_imports_and_exports_are_checked() {
     assert_refused(&kit.refusal(&import("env", "magic")), UnknownImport, "`env.magic`");
     assert_refused(&kit.refusal(&import("env", "proxy_log")), UnknownImport, "proxy-wasm");
     assert_refused(&kit.refusal(&import("wasi_unstable", "fd_write")), UnknownImport, "wasip1");
-    assert_refused(&kit.refusal(&import("wasix_32v1", "thread_spawn")), UnknownImport, "WASIX");
+    assert_refused(&kit.refusal(&import("wasix_32v1", "thread_spawn")), UnknownImport, "(i32, i32) -> i32");
     assert_refused(&kit.refusal(&import("wasi_snapshot_preview1", "no_such")), UnknownImport, "no_such");
     assert_refused(
         &kit.refusal(&import("wasi_snapshot_preview1", "fd_write")),
