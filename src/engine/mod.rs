@@ -30,12 +30,14 @@ pub mod memory;
 mod pace;
 mod permits;
 pub mod pool;
+mod progress;
 mod run;
 mod stack;
 mod sys;
 mod tunables;
 mod vms;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ use pool::{Need, Pool};
 pub use cancel::Cancel;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
+pub use progress::Compile;
 
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
@@ -206,12 +209,15 @@ pub struct Stats {
     pub modules_loaded: u64,
     pub compiling: u64,
     pub artifacts_rejected: u64,
+    pub artifacts_evicted: u64,
+    /// As of the last count, with what was written since.
+    pub artifact_disk_bytes: u64,
 }
 
 impl Engine {
     pub fn new(settings: Settings) -> Result<Arc<Engine>, String> {
         let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
-        let artifacts = Artifacts::open(&data_dir, artifact_key)
+        let artifacts = Artifacts::open(&data_dir, artifact_key, config.artifact_disk_bytes)
             .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
         let budget = Budget::new(config.memory_budget_bytes);
         let pool = Pool::start(&config, &budget).map_err(|e| format!("can't start guest threads: {e}"))?;
@@ -278,7 +284,7 @@ impl Engine {
                 return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
             }
         }
-        let artifact = self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 
@@ -296,6 +302,7 @@ impl Engine {
             }
         })
         .await?;
+        self.make_room().await;
         if compiler == Compiler::Fast {
             self.optimise(digest);
         }
@@ -308,6 +315,28 @@ impl Engine {
         self.modules.forget(digest);
         let artifacts = self.artifacts.clone();
         tokio::task::spawn_blocking(move || artifacts.remove(digest)).await.map_err(io::Error::other)?
+    }
+
+    /// Everything that is stored, whether anybody refers to it or not.
+    pub async fn digests(&self) -> io::Result<HashSet<Digest>> {
+        let artifacts = self.artifacts.clone();
+        tokio::task::spawn_blocking(move || artifacts.digests()).await.map_err(io::Error::other)?
+    }
+
+    /// Notes the use of what is loaded, and deletes the artifacts used longest ago while all are over their bound. For
+    /// whoever looks after things from time to time: writes do it by themselves.
+    pub async fn tend_artifacts(&self) {
+        let loaded = self.modules.loaded();
+        if let Err(error) = self.blocking(move |artifacts| artifacts.make_room(&loaded)).await {
+            tracing::warn!(%error, "the artifacts on disk can't be looked through");
+        }
+    }
+
+    /// After a write.
+    async fn make_room(&self) {
+        if self.artifacts.is_over() {
+            self.tend_artifacts().await;
+        }
     }
 
     /// Runs a command, cgi or core module: on the guest pool, or at once where its history says that it is short.
@@ -373,6 +402,7 @@ impl Engine {
 
     pub fn stats(&self) -> Stats {
         let (guests_running, guests_queued) = self.pool.load();
+        let (artifact_disk_bytes, artifacts_evicted) = self.artifacts.room();
         Stats {
             guests_running,
             guests_queued,
@@ -380,9 +410,16 @@ impl Engine {
             vms_busy: self.vms_busy.load(Ordering::Relaxed),
             memory_bytes: self.budget.used(),
             modules_loaded: self.modules.count(),
-            compiling: self.compilers.running(),
+            compiling: self.compilers.progress.running(),
             artifacts_rejected: self.artifacts_rejected.load(Ordering::Relaxed),
+            artifacts_evicted,
+            artifact_disk_bytes,
         }
+    }
+
+    /// The compiles under way and those that wait, at most so many of each, and how many modules wait for better code.
+    pub fn compiles(&self, most: usize) -> (progress::Snapshot, usize) {
+        (self.compilers.progress.snapshot(most), self.optimised.waiting())
     }
 
     /// Ends the pool's threads after the runs under way; for shutdown. Blocks until they have ended.
@@ -400,7 +437,7 @@ impl Engine {
         self.budget.account(owner)
     }
 
-    /// For HTTP handlers.
+    /// What it was started with.
     pub(crate) fn config(&self) -> &crate::config::Engine {
         &self.config
     }

@@ -37,6 +37,7 @@ mod routing;
 mod sdk;
 mod start;
 mod store;
+mod stored;
 mod tls;
 mod uploads;
 mod upstreams;
