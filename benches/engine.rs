@@ -1,4 +1,5 @@
-//! What a run costs: instance, call and drop for each ABI, a cold load, and what fuel adds to a kernel.
+//! What a run costs: instance, call and drop for each ABI, a cold load, an artifact read or mapped, and what fuel adds to
+//! a kernel.
 //!
 //! `cargo bench --bench engine`. Guests run on the bench's own thread, without the pool's hand-over, which is measured
 //! by itself.
@@ -64,6 +65,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
         vms_per_handler: 4,
         vm_requests: 1_000,
         artifact_cache_bytes: 256 * MIB,
+        artifact_disk_bytes: 10 << 30,
         compile: wasmgate::config::Compile {
             processes: 2,
             cpu: Duration::from_secs(60),
@@ -191,5 +193,69 @@ fn fuel(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, runs, cold_load, fuel);
+/// An artifact of about 10 MB, from its file to a module: read or mapped, with the MAC over all of it.
+fn artifact(c: &mut Criterion) {
+    let body =
+        "(i32.store (local.get 0) (i32.add (i32.load (local.get 0)) (i32.load offset=4 (local.get 0))))".repeat(40);
+    let functions = format!("(func (param i32) {body})").repeat(3_750);
+    let wasm = wat::parse_str(format!("(module (memory 1) {functions})")).expect("the guest's text is valid");
+    let mut cranelift = wasmer::sys::Cranelift::new();
+    cranelift.opt_level(wasmer::sys::CraneliftOptLevel::None);
+    let engine: wasmer::Engine = wasmer::sys::EngineBuilder::new(cranelift).engine().into();
+    let bytes =
+        wasmer::Module::new(&engine, wasm).and_then(|m| Ok(m.serialize().expect("it compiled"))).expect("it compiles");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("artifact");
+    std::fs::write(&file, &bytes).expect("the folder is ours");
+    let load = |bytes: Bytes| {
+        let mut mac = <hmac::Hmac<sha2::Sha256> as hmac::KeyInit>::new_from_slice(&[7; 32]).expect("any length");
+        hmac::Mac::update(&mut mac, &bytes);
+        black_box(hmac::Mac::finalize(mac));
+        let engine = wasmer::Engine::headless();
+        // SAFETY: these are the bytes that were just serialised.
+        let module = unsafe { wasmer::Module::deserialize_unchecked(&engine, bytes) };
+        black_box(module.expect("it is whole"));
+    };
+    let mut group = c.benchmark_group(format!("artifact of {} bytes", bytes.len()));
+    group.sample_size(20);
+    group.bench_function("read", |b| b.iter(|| load(std::fs::read(&file).expect("it is there").into())));
+    group.bench_function("mapped", |b| b.iter(|| load(Bytes::from_owner(Mapped::of(&file)))));
+    group.finish();
+}
+
+struct Mapped {
+    at: *mut libc::c_void,
+    bytes: usize,
+}
+
+impl Mapped {
+    fn of(file: &Path) -> Mapped {
+        let file = std::fs::File::open(file).expect("it is there");
+        let bytes = file.metadata().expect("a file").len() as usize;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: a fresh mapping of a file that nobody changes.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        Mapped { at, bytes }
+    }
+}
+
+// SAFETY: it is only read.
+unsafe impl Send for Mapped {}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: mapped until the drop.
+        unsafe { std::slice::from_raw_parts(self.at.cast(), self.bytes) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `of`, once.
+        unsafe { libc::munmap(self.at, self.bytes) };
+    }
+}
+
+criterion_group!(benches, runs, cold_load, artifact, fuel);
 criterion_main!(benches);

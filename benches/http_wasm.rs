@@ -23,6 +23,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
         vms_per_handler: 4,
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,
+        artifact_disk_bytes: 10 << 30,
         compile: config::Compile {
             processes: 1,
             cpu: Duration::from_secs(20),
@@ -63,7 +64,7 @@ async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
         memory_bytes: limits.memory_bytes,
         max_buffer_bytes: 1 << 20,
     };
-    HttpHandler::new(engine, module, "wasmgate/header@1".into(), &config)
+    HttpHandler::new(engine, module, "wasmgate/header@1".into(), &config, config.limits())
 }
 
 /// As much head as a browser sends; values are slices of one buffer, as in a parsed head.

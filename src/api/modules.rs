@@ -17,13 +17,12 @@ use super::upload::OwnerQuery;
 use super::{Api, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{
-    Abi, Digest, Module, ModuleRef, ModuleVersion, Name, OwnerId, Rejection, Scope, Selector, Timestamp,
+    Abi, Digest, Limits, LimitsChange, Module, ModuleRef, ModuleShape, ModuleVersion, Name, OwnerId, Rejection, Scope,
+    Selector, Timestamp,
 };
 use crate::store::Role;
 
 const MAX_PAGE: u64 = 100;
-/// Records read at a time when all modules are looked through.
-const SCAN: u64 = 500;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +57,8 @@ pub(super) struct ModuleView {
     abi: Abi,
     size_bytes: u64,
     capabilities: Vec<String>,
+    /// Of its own, which lower those of the caller's tier or of the route.
+    limits: LimitsChange,
     #[schema(value_type = String)]
     upload_time: Timestamp,
     #[schema(value_type = Option<String>)]
@@ -104,6 +105,13 @@ pub(super) struct ActivateRequest {
     version: u32,
 }
 
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModuleChange {
+    /// The module's own limits from now on, in place of all that it had; `{}`: none.
+    limits: LimitsChange,
+}
+
 impl ModuleView {
     fn new(module: &Module, version: &ModuleVersion) -> Self {
         Self {
@@ -117,6 +125,7 @@ impl ModuleView {
             abi: version.abi,
             size_bytes: version.size_bytes,
             capabilities: capabilities(version),
+            limits: module.limits.clone(),
             upload_time: version.uploaded_at,
             last_executed: module.last_executed,
             execution_count: module.executions,
@@ -279,49 +288,25 @@ pub(super) async fn delete(
         };
         return Err(Rejection::Conflict(format!("the route `{route}` uses `{named}`; {remedy}")));
     }
-    let alone = api.catalogue.write().await;
-    let digests: Vec<Digest> = match selector {
+    let alone = api.app.catalogue.write().await;
+    let digests: HashSet<Digest> = match selector {
         Selector::Active => {
             let deleted = api.app.store.delete_module(owner, name).await.map_err(refused)?;
             deleted.versions.iter().map(|v| v.digest).collect()
         }
         Selector::Version(version) => {
             let deleted = api.app.store.delete_version(owner, name, version).await.map_err(refused)?;
-            vec![deleted.digest]
+            HashSet::from([deleted.digest])
         }
     };
     api.module_changed(owner, name).await?;
-    remove_unused(&api, digests).await;
+    // The same bytes may be a version of another module too.
+    if let Err(error) = api.app.remove_unused(digests).await {
+        tracing::warn!(%error, "the files of a deleted module stay on disk for now");
+    }
     drop(alone);
     api.audit(&actor, "module.delete", named, "").await;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// The same bytes may be a version of another module too. Bytes that stay behind are only lost space.
-async fn remove_unused(api: &Api, digests: Vec<Digest>) {
-    let mut unused: HashSet<Digest> = digests.into_iter().collect();
-    let mut offset = 0;
-    while !unused.is_empty() {
-        let page = match api.app.store.modules(None, false, offset, SCAN).await {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!(%error, "the bytes of a deleted module stay on disk");
-                return;
-            }
-        };
-        for version in page.items.iter().flat_map(|m| &m.versions) {
-            unused.remove(&version.digest);
-        }
-        offset += SCAN;
-        if offset >= page.total {
-            break;
-        }
-    }
-    for digest in unused {
-        if let Err(error) = api.app.shared.engine.remove(digest).await {
-            tracing::warn!(%error, %digest, "the bytes of a deleted module stay on disk");
-        }
-    }
 }
 
 /// Sets which version the module's name means; older ones too (rollback). It takes effect at once.
@@ -349,4 +334,51 @@ pub(super) async fn activate(
     let subject = format!("{}/{}@{}", module.owner, module.name, body.version);
     api.audit(&actor, "module.activate", subject, format!("before: {before}")).await;
     Ok(json(StatusCode::OK, details(&module, Selector::Active)?))
+}
+
+/// Sets the limits that the module has of its own. They lower those of whoever runs it, and of the routes that use it.
+#[utoipa::path(patch, path = "/api/wasm/modules/{module}", tag = "wasm",
+    params(("module" = String, Path, description = "its id or name"), OwnerQuery), request_body = ModuleChange,
+    responses(
+        (status = 200, description = "the module", body = ModuleDetails),
+        (status = 403, description = "somebody else's"),
+        (status = 404, description = "no such module"),
+    ))]
+pub(super) async fn change(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Path(module): Path<String>,
+    Params(query): Params<OwnerQuery>,
+    JsonBody(body): JsonBody<ModuleChange>,
+) -> Result<Response, Rejection> {
+    actor.need(Scope::Modules, Role::Operator)?;
+    let (before, selector) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
+    if selector != Selector::Active {
+        return Err(Rejection::BadRequest("limits are those of all versions: leave out the version".into()));
+    }
+    let active = version(&before, Selector::Active)?;
+    allowed(&body.limits, &actor.tier(&api)?.limits, &active.shape)?;
+    let module = api.app.store.set_limits(&before.owner, &before.name, &body.limits).await.map_err(refused)?;
+    api.module_changed(&module.owner, &module.name).await?;
+    let shown = |limits: &LimitsChange| serde_json::json!(limits);
+    let detail = format!("{} -> {}", shown(&before.limits), shown(&module.limits));
+    api.audit(&actor, "module.limits", format!("{}/{}", module.owner, module.name), detail).await;
+    Ok(json(StatusCode::OK, details(&module, Selector::Active)?))
+}
+
+/// A module's own limits are those that a run could have and still begin, within the tier of who sets them.
+pub(super) fn allowed(own: &LimitsChange, tier: &Limits, shape: &ModuleShape) -> Result<(), Rejection> {
+    let bad = |field: &str, why: String| Err(Rejection::BadRequest(format!("`limits.{field}`: {why}")));
+    if let Some((field, most)) = own.exceeds(tier) {
+        return bad(field, format!("is over the tier's {most}"));
+    }
+    if let Err((field, why)) = own.apply(tier).check() {
+        return bad(field, why);
+    }
+    match own.memory_bytes {
+        Some(bytes) if bytes < shape.memory_min_bytes => {
+            bad("memory_bytes", format!("is {bytes}, the module begins with {}", shape.memory_min_bytes))
+        }
+        _ => Ok(()),
+    }
 }

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use wasmer::sys::NativeEngineExt;
 use wasmer::{
     Extern, Function, FunctionEnv, FunctionEnvMut, Global, Instance, Store, TypedFunction, Value, WasmTypeList,
 };
@@ -22,8 +23,9 @@ use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
 use super::loaded::{Code, Link};
 use super::memory::{Grant, GuestMemory, with_grant};
-use super::sys;
+use super::tunables::GuestTunables;
 use super::wasix::Wasix;
+use super::{stack, sys};
 
 /// Names that instrumentation adds to every module; no upload may use them.
 pub const FUEL_MODULE: &str = "wasmgate:fuel";
@@ -57,6 +59,7 @@ pub struct Guest {
     env: FunctionEnv<HostState>,
     fuel: Global,
     started: Started,
+    stack_bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -92,7 +95,7 @@ impl Guest {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
-        let for_files = reserved.none_yet();
+        let for_wasix = reserved.sibling();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
         let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
         state.output_limit = limits.output_bytes;
@@ -100,11 +103,16 @@ impl Guest {
         prepare(&mut state);
 
         let code = module.code();
-        let mut store = Store::new(code.engine.clone());
+        let mut engine = code.engine.clone();
+        engine.set_tunables(GuestTunables::new(limits.stack_bytes));
+        let mut store = Store::new(engine);
         let env = FunctionEnv::new(&mut store, state);
-        let made = with_grant(grant, || link(&mut store, &env, &code, limits.file_bytes, for_files));
+        let make = || link(&mut store, &env, &code, for_wasix);
+        let made = stack::with(limits.stack_bytes, || with_grant(grant, make));
         let ended = match made {
-            Ok((instance, fuel)) => return Ok(Guest { store, instance, env, fuel, started }),
+            Ok((instance, fuel)) => {
+                return Ok(Guest { store, instance, env, fuel, started, stack_bytes: limits.stack_bytes });
+            }
             Err(ended) => ended,
         };
         let state = env.as_mut(&mut store);
@@ -146,7 +154,7 @@ impl Guest {
         &mut self,
         call: impl FnOnce(&mut Store, &Instance) -> Result<R, wasmer::RuntimeError>,
     ) -> Result<R, Ended> {
-        let result = call(&mut self.store, &self.instance).map_err(|e| {
+        let result = stack::with(self.stack_bytes, || call(&mut self.store, &self.instance)).map_err(|e| {
             let refused = self.env.as_ref(&self.store).memory.take_refused();
             classify(&e, refused)
         });
@@ -183,12 +191,11 @@ fn link(
     store: &mut Store,
     env: &FunctionEnv<HostState>,
     code: &Code,
-    file_bytes: u64,
-    for_files: Reserved,
+    for_wasix: Reserved,
 ) -> Result<(Instance, Global), Ended> {
     let not_loadable = |why: String| Ended::Failed(GuestFailure::NotLoadable(why));
     let wasix = match code.needs_wasix() {
-        true => Some(Wasix::begin(store, env, file_bytes, for_files).map_err(not_loadable)?),
+        true => Some(Wasix::begin(store, env, for_wasix).map_err(not_loadable)?),
         false => None,
     };
     let make = |link: &Link| match (link, &wasix) {

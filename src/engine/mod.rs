@@ -15,12 +15,14 @@ mod cache;
 mod cancel;
 pub mod compile;
 pub mod failure;
+pub mod files;
 pub mod fuel;
 pub mod guest;
 mod guest_log;
 pub mod host;
 pub mod http;
 mod inspect;
+mod instances;
 mod instrument;
 pub mod lane;
 mod load;
@@ -29,12 +31,15 @@ pub mod memory;
 mod pace;
 mod permits;
 pub mod pool;
+mod progress;
 mod run;
+mod stack;
 mod sys;
 mod tunables;
 mod vms;
 mod wasix;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,11 +55,14 @@ use budget::{Account, Budget};
 use cache::Modules;
 use compile::Compilers;
 use guest::Allowance;
+use instances::Instances;
 use pool::{Need, Pool};
 
 pub use cancel::Cancel;
+pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
+pub use progress::Compile;
 
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
@@ -70,6 +78,7 @@ pub struct Engine {
     artifacts: Arc<Artifacts>,
     compilers: Arc<Compilers>,
     modules: Modules,
+    instances: Instances,
     pool: Pool,
     budget: Arc<Budget>,
     config: crate::config::Engine,
@@ -150,6 +159,8 @@ pub struct Input {
     pub entry: Option<String>,
     /// Arguments of a core function, as text; parsed by its signature.
     pub function_args: Vec<String>,
+    /// What it finds at `/`.
+    pub assets: Option<Assets>,
 }
 
 /// A run that came to its own end.
@@ -203,12 +214,15 @@ pub struct Stats {
     pub modules_loaded: u64,
     pub compiling: u64,
     pub artifacts_rejected: u64,
+    pub artifacts_evicted: u64,
+    /// As of the last count, with what was written since.
+    pub artifact_disk_bytes: u64,
 }
 
 impl Engine {
     pub fn new(settings: Settings) -> Result<Arc<Engine>, String> {
         let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
-        let artifacts = Artifacts::open(&data_dir, artifact_key)
+        let artifacts = Artifacts::open(&data_dir, artifact_key, config.artifact_disk_bytes)
             .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
         let budget = Budget::new(config.memory_budget_bytes);
         let pool = Pool::start(&config, &budget).map_err(|e| format!("can't start guest threads: {e}"))?;
@@ -216,6 +230,7 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
             modules: Modules::new(config.artifact_cache_bytes),
+            instances: Instances::default(),
             pool,
             budget,
             config,
@@ -274,7 +289,7 @@ impl Engine {
                 return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
             }
         }
-        let artifact = self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 
@@ -292,6 +307,7 @@ impl Engine {
             }
         })
         .await?;
+        self.make_room().await;
         if compiler == Compiler::Fast {
             self.optimise(digest);
         }
@@ -306,6 +322,28 @@ impl Engine {
         tokio::task::spawn_blocking(move || artifacts.remove(digest)).await.map_err(io::Error::other)?
     }
 
+    /// Everything that is stored, whether anybody refers to it or not.
+    pub async fn digests(&self) -> io::Result<HashSet<Digest>> {
+        let artifacts = self.artifacts.clone();
+        tokio::task::spawn_blocking(move || artifacts.digests()).await.map_err(io::Error::other)?
+    }
+
+    /// Notes the use of what is loaded, and deletes the artifacts used longest ago while all are over their bound. For
+    /// whoever looks after things from time to time: writes do it by themselves.
+    pub async fn tend_artifacts(&self) {
+        let loaded = self.modules.loaded();
+        if let Err(error) = self.blocking(move |artifacts| artifacts.make_room(&loaded)).await {
+            tracing::warn!(%error, "the artifacts on disk can't be looked through");
+        }
+    }
+
+    /// After a write.
+    async fn make_room(&self) {
+        if self.artifacts.is_over() {
+            self.tend_artifacts().await;
+        }
+    }
+
     /// Runs a command, cgi or core module: on the guest pool, or at once where its history says that it is short.
     pub async fn run(self: &Arc<Self>, job: Job) -> Finished {
         let call = match run::Call::prepare(&job.module, &job.input) {
@@ -315,6 +353,13 @@ impl Engine {
         if job.input.stdin.len() as u64 > job.limits.input_bytes {
             return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
         }
+        // Held to the end of the run.
+        let key = (job.owner.clone(), job.module.digest(), job.limits.instances);
+        let _pass = match job.cancel.or_cancelled(self.instances.enter(key, &self.config)).await {
+            Some(Ok(pass)) => pass,
+            Some(Err(busy)) => return run::refused(busy),
+            None => return run::refused(RunError::Guest(GuestFailure::Cancelled)),
+        };
         let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
         if job.module.lane().is_inline()
             && !job.module.needs_wasix()
@@ -363,6 +408,7 @@ impl Engine {
 
     pub fn stats(&self) -> Stats {
         let (guests_running, guests_queued) = self.pool.load();
+        let (artifact_disk_bytes, artifacts_evicted) = self.artifacts.room();
         Stats {
             guests_running,
             guests_queued,
@@ -370,9 +416,16 @@ impl Engine {
             vms_busy: self.vms_busy.load(Ordering::Relaxed),
             memory_bytes: self.budget.used(),
             modules_loaded: self.modules.count(),
-            compiling: self.compilers.running(),
+            compiling: self.compilers.progress.running(),
             artifacts_rejected: self.artifacts_rejected.load(Ordering::Relaxed),
+            artifacts_evicted,
+            artifact_disk_bytes,
         }
+    }
+
+    /// The compiles under way and those that wait, at most so many of each, and how many modules wait for better code.
+    pub fn compiles(&self, most: usize) -> (progress::Snapshot, usize) {
+        (self.compilers.progress.snapshot(most), self.optimised.waiting())
     }
 
     /// Ends the pool's threads after the runs under way; for shutdown. Blocks until they have ended.
@@ -390,7 +443,7 @@ impl Engine {
         self.budget.account(owner)
     }
 
-    /// For HTTP handlers.
+    /// What it was started with.
     pub(crate) fn config(&self) -> &crate::config::Engine {
         &self.config
     }

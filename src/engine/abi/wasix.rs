@@ -1,6 +1,6 @@
 //! Which imports lead to wasmer-wasix, and what of it a guest may call.
 //!
-//! A command or CGI module that imports `wasix_32v1`, or preview1's symbolic links, has all its WASI functions served
+//! A command or CGI module that imports `wasix_32v1`, or makes symbolic links, has all its WASI functions served
 //! here, so that they share one table of descriptors. What the lean WASI does as well, it does here too: arguments,
 //! environment, clocks, random, sleep and exit. Files are wasmer-wasix's, behind the checks of `engine/wasix.rs`.
 //!
@@ -22,8 +22,8 @@ use super::{MakeFn, host_fns, signature, wasi};
 
 pub const MODULE: &str = "wasix_32v1";
 
-/// What preview1 has and the lean WASI has not. Sockets are refused by both.
-const BEYOND_LEAN: [&str; 2] = ["path_readlink", "path_symlink"];
+/// What preview1 has and the lean WASI has not. Hard links and sockets are refused by both.
+const BEYOND_LEAN: &str = "path_symlink";
 
 /// A function of wasmer-wasix's own table.
 pub struct WasixFn {
@@ -153,7 +153,7 @@ host_fns! {
 
 /// Whether a module with these imports is one for wasmer-wasix.
 pub fn serves<'i>(abi: Abi, mut imports: impl Iterator<Item = (&'i str, &'i str)>) -> bool {
-    let theirs = |(module, name)| module == MODULE || (module == wasi::MODULE && BEYOND_LEAN.contains(&name));
+    let theirs = |(module, name)| module == MODULE || (module == wasi::MODULE && name == BEYOND_LEAN);
     matches!(abi, Abi::Command | Abi::Cgi) && imports.any(theirs)
 }
 

@@ -1,19 +1,19 @@
-//! The tree of files of one run with wasmer-wasix: a folder `/tmp` of its own.
+//! A run's tree of files as wasmer-wasix sees it: the module's assets and `/tmp`, which the lean WASI has as well, and
+//! symbolic links in `/tmp`.
 //!
 //! Not wasmer's own in-memory file system: that one takes memory first and asks its limit afterwards, so that a file of a
 //! terabyte aborts the process.
 //!
-//! Invariant: what the tree holds (content by pages, names, nodes) is within the quota, and was taken from the owner's
-//! part of the guest memory before it was allocated. No path leads out of the tree.
+//! Invariant: what wasmer-wasix remembers of a path was counted here first, and was taken from the owner's part of the
+//! guest memory.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::io;
-use std::ops::Bound;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -23,321 +23,280 @@ use virtual_fs::{
 };
 
 use crate::engine::budget::Reserved;
+use crate::engine::cancel::Cancel;
+use crate::engine::files::tree::{At, Place, Tree};
+use crate::engine::files::{Errno, Stop, Times};
+use crate::engine::fuel::Fuel;
 
 /// Bytes of a path.
 pub const MAX_PATH: usize = 1_024;
-/// Files, folders and links: some operations look at all.
+/// Files, folders and links that a run has at once in `/tmp`: some of wasmer-wasix's operations look at all of a folder.
 const MAX_NODES: usize = 4_096;
-/// What a node takes beside its content: here, and as an inode of wasmer-wasix.
-const NODE_BYTES: u64 = 1_024;
-/// Each path is held in several places.
+/// What an inode of wasmer-wasix takes beside its paths, in round figures, and in how many places each path is.
+const INODE_BYTES: u64 = 1_024;
 const PATHS: u64 = 4;
-const PAGE: usize = 4_096;
-/// What a page takes beside its bytes.
-const PAGE_EXTRA: u64 = 64;
-/// No file's size says more: sizes are signed.
-const MAX_LEN: u64 = 1 << 48;
-const TMP: &str = "/tmp";
-
-/// What the tree takes of the memory.
-#[derive(Debug)]
-struct Quota {
-    limit: u64,
-    used: Mutex<(u64, Option<Reserved>)>,
-}
-
-impl Quota {
-    fn take(&self, bytes: u64) -> Result<()> {
-        let (used, reserved) = &mut *self.used.lock();
-        let sum = used.saturating_add(bytes);
-        let granted = sum <= self.limit && reserved.as_mut().is_some_and(|reserved| reserved.raise(sum));
-        if !granted {
-            return Err(FsError::WriteZero);
-        }
-        *used = sum;
-        Ok(())
-    }
-
-    /// What was reserved for it stays the run's.
-    fn give_back(&self, bytes: u64) {
-        let used = &mut self.used.lock().0;
-        *used = used.saturating_sub(bytes);
-    }
-}
-
-/// A file's content; pages that were never written are zeros and take nothing.
-#[derive(Debug)]
-struct Content {
-    len: u64,
-    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
-    modified: u64,
-    accessed: u64,
-    quota: Arc<Quota>,
-}
-
-impl Content {
-    fn read(&self, from: u64, to: &mut ReadBuf<'_>) -> usize {
-        let n = usize::try_from(self.len.saturating_sub(from)).unwrap_or(usize::MAX).min(to.remaining());
-        let mut at = from;
-        let end = from + n as u64;
-        while at < end {
-            let (page, offset) = (at / PAGE as u64, (at % PAGE as u64) as usize);
-            let part = (PAGE - offset).min((end - at) as usize);
-            match self.pages.get(&page) {
-                Some(page) => to.put_slice(&page[offset..offset + part]),
-                None => to.put_slice(&[0; PAGE][..part]),
-            }
-            at += part as u64;
-        }
-        n
-    }
-
-    /// As much as the quota allows; nothing of it is an error.
-    fn write(&mut self, from: u64, bytes: &[u8]) -> Result<usize> {
-        if from.saturating_add(bytes.len() as u64) > MAX_LEN {
-            return Err(FsError::InvalidInput);
-        }
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = from + done as u64;
-            let (page, offset) = (at / PAGE as u64, (at % PAGE as u64) as usize);
-            let part = (PAGE - offset).min(bytes.len() - done);
-            let page = match self.pages.entry(page) {
-                std::collections::btree_map::Entry::Occupied(page) => page.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => match self.quota.take(PAGE as u64 + PAGE_EXTRA) {
-                    Ok(()) => place.insert(Box::new([0; PAGE])),
-                    Err(_) if done > 0 => break,
-                    Err(full) => return Err(full),
-                },
-            };
-            page[offset..offset + part].copy_from_slice(&bytes[done..done + part]);
-            done += part;
-        }
-        self.len = self.len.max(from + done as u64);
-        Ok(done)
-    }
-
-    fn set_len(&mut self, len: u64) -> Result<()> {
-        if len > MAX_LEN {
-            return Err(FsError::InvalidInput);
-        }
-        if len < self.len {
-            let gone = self.pages.split_off(&len.div_ceil(PAGE as u64));
-            self.quota.give_back(gone.len() as u64 * (PAGE as u64 + PAGE_EXTRA));
-            if let Some(last) = self.pages.get_mut(&(len / PAGE as u64)) {
-                last[(len % PAGE as u64) as usize..].fill(0);
-            }
-        }
-        self.len = len;
-        Ok(())
-    }
-}
-
-impl Drop for Content {
-    fn drop(&mut self) {
-        self.quota.give_back(self.pages.len() as u64 * (PAGE as u64 + PAGE_EXTRA));
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Node {
-    Folder,
-    File(Arc<Mutex<Content>>),
-    Link(PathBuf),
-}
+/// Of all inodes of a run.
+const ALL_INODES_BYTES: u64 = 32 << 20;
 
 #[derive(Debug)]
-struct Tree {
-    /// By path; what is in a folder comes right behind it.
-    nodes: BTreeMap<PathBuf, Node>,
-    quota: Arc<Quota>,
-    /// The time of all that happens, as files have it: when the run began.
+struct Shared {
+    tree: Tree,
+    /// Nodes of `/tmp` that are links; their content is the target.
+    links: HashSet<u32>,
+    /// Nodes of `/tmp`.
+    nodes: usize,
+    /// Assets that have an inode.
+    seen: HashSet<u32>,
+    inode_bytes: u64,
+    inodes: Option<Reserved>,
+    /// The time of all that happens: when the run began.
     now: u64,
+    /// Unbounded: calls are charged for, and are small.
+    fuel: Fuel,
 }
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Files {
-    tree: Arc<Mutex<Tree>>,
+    shared: Arc<Mutex<Shared>>,
 }
 
 impl Files {
-    pub fn new(limit: u64, reserved: Reserved, now: Duration) -> Files {
-        Files::with(limit, Some(reserved), now)
-    }
-
-    /// A tree that nothing can be written to.
-    pub fn none() -> Files {
-        Files::with(0, None, Duration::ZERO)
-    }
-
-    fn with(limit: u64, reserved: Option<Reserved>, now: Duration) -> Files {
-        let nodes = [("/", Node::Folder), (TMP, Node::Folder)].map(|(path, node)| (path.into(), node));
-        let quota = Arc::new(Quota { limit, used: Mutex::new((0, reserved)) });
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        Files { tree: Arc::new(Mutex::new(Tree { nodes: nodes.into(), quota, now })) }
+    /// `inodes`: of the owner's memory, for what wasmer-wasix remembers. Without, nothing can be looked up.
+    pub fn new(tree: Tree, inodes: Option<Reserved>, now: Duration) -> Files {
+        let fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(86_400), Cancel::default());
+        let shared = Shared {
+            tree,
+            links: HashSet::new(),
+            nodes: 0,
+            seen: HashSet::new(),
+            inode_bytes: 0,
+            inodes,
+            now: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            fuel,
+        };
+        Files { shared: Arc::new(Mutex::new(shared)) }
     }
 }
 
-/// As the tree has paths: from the root, plain names only.
-fn plain(path: &Path) -> Result<PathBuf> {
-    let mut plain = PathBuf::from("/");
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir => {
-                plain.pop();
-            }
-            Component::Normal(name) => plain.push(name),
-            Component::Prefix(_) => return Err(FsError::InvalidInput),
-        }
+fn refused(errno: Errno) -> FsError {
+    match errno {
+        Errno::NOENT => FsError::EntryNotFound,
+        Errno::EXIST => FsError::AlreadyExists,
+        Errno::NOTDIR => FsError::BaseNotDirectory,
+        Errno::NOTEMPTY => FsError::DirectoryNotEmpty,
+        Errno::NOSPC => FsError::WriteZero,
+        Errno::ROFS | Errno::BUSY => FsError::PermissionDenied,
+        _ => FsError::InvalidInput,
     }
-    if plain.as_os_str().len() > MAX_PATH { Err(FsError::InvalidInput) } else { Ok(plain) }
 }
 
-fn cost(path: &Path) -> u64 {
-    NODE_BYTES + PATHS * path.as_os_str().len() as u64
+fn stopped(stop: Stop) -> FsError {
+    match stop {
+        Stop::Errno(errno) => refused(errno),
+        Stop::Halt(_) => FsError::TimedOut,
+    }
 }
 
-impl Tree {
-    fn get(&self, path: &Path) -> Result<&Node> {
-        self.nodes.get(path).ok_or(FsError::EntryNotFound)
+/// As the tree has paths: below its root.
+fn inside(path: &Path) -> Result<&str> {
+    let path = path.to_str().filter(|path| path.len() <= MAX_PATH).ok_or(FsError::InvalidInput)?;
+    match path.trim_start_matches('/') {
+        "" => Ok("."),
+        path => Ok(path),
+    }
+}
+
+/// An inode of the tree is 0 for none.
+fn node_of(inode: u64) -> u32 {
+    u32::try_from(inode.saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
+impl Shared {
+    fn find<'p>(&mut self, path: &'p Path) -> Result<Place<'p>> {
+        self.tree.find(At::ROOT, inside(path)?, self.now).map_err(refused)
     }
 
-    /// Everything below a folder, however deep.
-    fn below<'t>(&'t self, folder: &'t Path) -> impl Iterator<Item = (&'t PathBuf, &'t Node)> {
-        let behind = (Bound::Excluded(folder), Bound::Unbounded);
-        self.nodes.range::<Path, _>(behind).take_while(move |(path, _)| path.starts_with(folder))
-    }
-
-    /// Where the guest may change something.
-    fn writable(&self, path: &Path) -> Result<()> {
-        match path.parent() {
-            Some(folder) if folder.starts_with(TMP) => match self.nodes.get(folder) {
-                Some(Node::Folder) => Ok(()),
-                Some(_) => Err(FsError::BaseNotDirectory),
-                None => Err(FsError::EntryNotFound),
-            },
-            _ => Err(FsError::PermissionDenied),
-        }
-    }
-
-    fn insert(&mut self, path: PathBuf, node: impl FnOnce(&Tree) -> Node) -> Result<()> {
-        self.writable(&path)?;
-        if self.nodes.contains_key(&path) {
-            return Err(FsError::AlreadyExists);
-        }
-        if self.nodes.len() >= MAX_NODES {
+    fn take_inode(&mut self, bytes: u64) -> Result<()> {
+        let sum = self.inode_bytes + bytes;
+        let granted = sum <= ALL_INODES_BYTES && self.inodes.as_mut().is_some_and(|inodes| inodes.raise(sum));
+        if !granted {
             return Err(FsError::WriteZero);
         }
-        self.quota.take(cost(&path))?;
-        let node = node(self);
-        self.nodes.insert(path, node);
+        self.inode_bytes = sum;
         Ok(())
     }
 
-    fn remove(&mut self, path: &Path) {
-        if self.nodes.remove(path).is_some() {
-            self.quota.give_back(cost(path));
+    /// For a node that can be renamed, so that its paths may get longer.
+    const NODE_BYTES: u64 = INODE_BYTES + PATHS * MAX_PATH as u64;
+
+    /// Before a node is made in `/tmp`.
+    fn take_node(&mut self) -> Result<()> {
+        if self.nodes >= MAX_NODES {
+            return Err(FsError::WriteZero);
+        }
+        self.take_inode(Self::NODE_BYTES)?;
+        self.nodes += 1;
+        Ok(())
+    }
+
+    /// After a node went, or was not made.
+    fn give_node(&mut self) {
+        self.nodes -= 1;
+        self.inode_bytes -= Self::NODE_BYTES;
+    }
+
+    fn created<T>(&mut self, made: std::result::Result<T, Errno>) -> Result<T> {
+        made.map_err(|errno| {
+            self.give_node();
+            refused(errno)
+        })
+    }
+
+    fn link(&self, at: At) -> Option<u32> {
+        match at {
+            At::Tmp(node) if self.links.contains(&node) => Some(node),
+            _ => None,
         }
     }
 
-    fn metadata(&self, node: &Node) -> Metadata {
-        let (ft, len, accessed, modified) = match node {
-            Node::Folder => (FileType::new_dir(), 0, self.now, self.now),
-            Node::Link(target) => {
-                (FileType { symlink: true, ..FileType::default() }, target.as_os_str().len() as u64, self.now, self.now)
-            }
-            Node::File(content) => {
-                let content = content.lock();
-                (FileType::new_file(), content.len, content.accessed, content.modified)
-            }
+    fn target(&self, link: u32) -> Result<PathBuf> {
+        let mut target = vec![0; MAX_PATH];
+        let len = self.tree.tmp.read(&self.fuel, link, 0, &mut target).map_err(stopped)?;
+        target.truncate(len);
+        String::from_utf8(target).map(PathBuf::from).map_err(|_| FsError::InvalidInput)
+    }
+
+    fn metadata(&self, at: At) -> Metadata {
+        let stat = self.tree.stat(at);
+        let ft = match self.link(at) {
+            Some(_) => FileType { symlink: true, ..FileType::default() },
+            None if stat.is_folder => FileType::new_dir(),
+            None => FileType::new_file(),
         };
-        Metadata { ft, accessed, created: self.now, modified, len }
+        let Times { accessed, modified, changed } = stat.times;
+        Metadata { ft, accessed, created: changed, modified, len: stat.size }
     }
 
-    fn rename(&mut self, from: &Path, to: PathBuf) -> Result<()> {
-        self.writable(from)?;
-        self.writable(&to)?;
-        let moved = self.get(from)?.clone();
-        if from == to {
-            return Ok(());
-        }
-        if to.starts_with(from) {
-            return Err(FsError::InvalidInput);
-        }
-        match (&moved, self.nodes.get(&to)) {
-            (_, None) => {}
-            (Node::Folder, Some(Node::Folder)) if self.below(&to).next().is_none() => {}
-            (Node::Folder, Some(Node::Folder)) => return Err(FsError::DirectoryNotEmpty),
-            (Node::Folder, Some(_)) => return Err(FsError::BaseNotDirectory),
-            (_, Some(Node::Folder)) => return Err(FsError::NotAFile),
-            (_, Some(_)) => {}
-        }
-        let paths: Vec<PathBuf> = self.below(from).map(|(path, _)| path.clone()).collect();
-        let longer = to.as_os_str().len().saturating_sub(from.as_os_str().len());
-        if paths.iter().any(|path| path.as_os_str().len() + longer > MAX_PATH) {
-            return Err(FsError::InvalidInput);
-        }
-        self.quota.take(PATHS * longer as u64 * (paths.len() as u64 + 1))?;
-        self.remove(&to);
-        for path in paths.into_iter().chain([from.to_owned()]) {
-            if let (Some(node), Ok(rest)) = (self.nodes.remove(&path), path.strip_prefix(from)) {
-                // Joining an empty rest would add a slash.
-                let path = if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) };
-                self.nodes.insert(path, node);
+    /// Bytes of the longest path below a node of `/tmp`.
+    fn longest_below(&self, at: At) -> usize {
+        let mut longest = 0;
+        let mut folders = vec![(at, 0)];
+        while let Some((folder, above)) = folders.pop() {
+            // Behind `.` and `..`.
+            let mut cookie = 2;
+            while let Some(entry) = self.tree.entry(folder, cookie).filter(|_| self.tree.is_folder(folder)) {
+                cookie = entry.next;
+                let len = above + 1 + entry.name.len();
+                longest = longest.max(len);
+                if entry.is_folder {
+                    folders.push((At::Tmp(node_of(entry.inode)), len));
+                }
             }
         }
+        longest
+    }
+
+    fn remove(&mut self, place: &Place<'_>) -> Result<()> {
+        let now = self.now;
+        self.tree.remove_file(place, now).map_err(refused)?;
+        self.forget(place.node);
         Ok(())
+    }
+
+    /// A node of `/tmp` that has no name any more.
+    fn forget(&mut self, at: Option<At>) {
+        if let Some(At::Tmp(node)) = at {
+            self.links.remove(&node);
+            self.give_node();
+        }
     }
 }
 
 impl FileSystem for Files {
     fn readlink(&self, path: &Path) -> Result<PathBuf> {
-        match self.tree.lock().get(&plain(path)?)? {
-            Node::Link(target) => Ok(target.clone()),
-            _ => Err(FsError::InvalidInput),
-        }
+        let mut shared = self.shared.lock();
+        let at = shared.find(path)?.node.ok_or(FsError::EntryNotFound)?;
+        shared.target(shared.link(at).ok_or(FsError::InvalidInput)?)
     }
 
     fn read_dir(&self, path: &Path) -> Result<ReadDir> {
-        let (tree, path) = (self.tree.lock(), plain(path)?);
-        if !matches!(tree.get(&path)?, Node::Folder) {
+        let mut shared = self.shared.lock();
+        let folder = shared.find(path)?.node.ok_or(FsError::EntryNotFound)?;
+        if !shared.tree.is_folder(folder) {
             return Err(FsError::BaseNotDirectory);
         }
-        let inside = tree.below(&path).filter(|(inside, _)| inside.parent() == Some(&path));
-        let entries = inside.map(|(path, node)| DirEntry { path: path.clone(), metadata: Ok(tree.metadata(node)) });
-        Ok(ReadDir::new(entries.collect()))
+        let mut entries = Vec::new();
+        // The first two are `.` and `..`, which wasmer-wasix adds.
+        let mut cookie = 2;
+        while let Some(entry) = shared.tree.entry(folder, cookie) {
+            cookie = entry.next;
+            let is_link = matches!(folder, At::Tmp(_)) && shared.links.contains(&node_of(entry.inode));
+            let ft = FileType {
+                dir: entry.is_folder,
+                file: !entry.is_folder && !is_link,
+                symlink: is_link,
+                ..FileType::default()
+            };
+            let metadata = Metadata { ft, ..Metadata::default() };
+            entries.push(DirEntry { path: path.join(entry.name), metadata: Ok(metadata) });
+        }
+        Ok(ReadDir::new(entries))
     }
 
     fn create_dir(&self, path: &Path) -> Result<()> {
-        self.tree.lock().insert(plain(path)?, |_| Node::Folder)
+        let mut shared = self.shared.lock();
+        let (place, now) = (shared.find(path)?, shared.now);
+        shared.take_node()?;
+        let made = shared.tree.create_folder(&place, now);
+        shared.created(made)
     }
 
     fn create_symlink(&self, source: &Path, target: &Path) -> Result<()> {
-        self.tree.lock().insert(plain(target)?, |_| Node::Link(source.to_owned()))
+        let shared = &mut *self.shared.lock();
+        let content = source.to_str().filter(|source| source.len() <= MAX_PATH).ok_or(FsError::InvalidInput)?;
+        let (place, now) = (shared.find(target)?, shared.now);
+        shared.take_node()?;
+        let made = shared.tree.create_file(&place, now);
+        let At::Tmp(node) = shared.created(made)? else { return Err(FsError::PermissionDenied) };
+        let written = shared.tree.tmp.write(&shared.fuel, node, 0, content.as_bytes(), now);
+        if let Err(stop) = written {
+            let place = shared.find(target)?;
+            shared.remove(&place)?;
+            return Err(stopped(stop));
+        }
+        shared.links.insert(node);
+        Ok(())
     }
 
+    /// Said to exist, so that wasmer-wasix does not make one of its own, of which nobody counts the names.
     fn hard_link(&self, _source: &Path, _target: &Path) -> Result<()> {
         Err(FsError::PermissionDenied)
     }
 
     fn remove_dir(&self, path: &Path) -> Result<()> {
-        let (mut tree, path) = (self.tree.lock(), plain(path)?);
-        tree.writable(&path)?;
-        match tree.get(&path)? {
-            Node::Folder if tree.below(&path).next().is_some() => Err(FsError::DirectoryNotEmpty),
-            Node::Folder => {
-                tree.remove(&path);
-                Ok(())
-            }
-            _ => Err(FsError::BaseNotDirectory),
-        }
+        let mut shared = self.shared.lock();
+        let (place, now) = (shared.find(path)?, shared.now);
+        shared.tree.remove_folder(&place, now).map_err(refused)?;
+        shared.forget(place.node);
+        Ok(())
     }
 
     fn rename<'a>(&'a self, from: &'a Path, to: &'a Path) -> BoxFuture<'a, Result<()>> {
-        let renamed = plain(from).and_then(|from| self.tree.lock().rename(&from, plain(to)?));
-        Box::pin(std::future::ready(renamed))
+        let rename = || {
+            let shared = &mut *self.shared.lock();
+            let (old, new) = (shared.find(from)?, shared.find(to)?);
+            let below = old.node.filter(|at| matches!(at, At::Tmp(_))).map_or(0, |at| shared.longest_below(at));
+            if to.as_os_str().len() + below > MAX_PATH {
+                return Err(FsError::InvalidInput);
+            }
+            shared.tree.rename(&mut shared.fuel, &old, &new, shared.now).map_err(stopped)?;
+            if old.node != new.node {
+                shared.forget(new.node);
+            }
+            Ok(())
+        };
+        Box::pin(std::future::ready(rename()))
     }
 
     /// Wasmer-wasix follows links itself, name by name.
@@ -345,22 +304,24 @@ impl FileSystem for Files {
         self.symlink_metadata(path)
     }
 
+    /// What wasmer-wasix asks before it makes an inode.
     fn symlink_metadata(&self, path: &Path) -> Result<Metadata> {
-        let (tree, path) = (self.tree.lock(), plain(path)?);
-        let metadata = tree.metadata(tree.get(&path)?);
-        Ok(metadata)
+        let mut shared = self.shared.lock();
+        let at = shared.find(path)?.node.ok_or(FsError::EntryNotFound)?;
+        if let At::Asset(node) = at
+            && at != At::ROOT
+            && !shared.seen.contains(&node)
+        {
+            shared.take_inode(INODE_BYTES + PATHS * path.as_os_str().len() as u64)?;
+            shared.seen.insert(node);
+        }
+        Ok(shared.metadata(at))
     }
 
     fn remove_file(&self, path: &Path) -> Result<()> {
-        let (mut tree, path) = (self.tree.lock(), plain(path)?);
-        tree.writable(&path)?;
-        match tree.get(&path)? {
-            Node::Folder => Err(FsError::NotAFile),
-            _ => {
-                tree.remove(&path);
-                Ok(())
-            }
-        }
+        let mut shared = self.shared.lock();
+        let place = shared.find(path)?;
+        shared.remove(&place)
     }
 
     fn new_open_options(&self) -> OpenOptions<'_> {
@@ -370,57 +331,94 @@ impl FileSystem for Files {
 
 impl FileOpener for Files {
     fn open(&self, path: &Path, options: &OpenOptionsConfig) -> Result<Box<dyn VirtualFile + Send + Sync + 'static>> {
-        let (mut tree, path) = (self.tree.lock(), plain(path)?);
-        if options.would_mutate() {
-            tree.writable(&path)?;
-        }
-        match tree.nodes.get(&path) {
+        let mut shared = self.shared.lock();
+        let (place, now) = (shared.find(path)?, shared.now);
+        let at = match place.node {
             Some(_) if options.create_new => return Err(FsError::AlreadyExists),
-            Some(_) => {}
-            None if options.create || options.create_new => tree.insert(path.clone(), |tree| {
-                let (now, quota) = (tree.now, tree.quota.clone());
-                let content = Content { len: 0, pages: BTreeMap::new(), modified: now, accessed: now, quota };
-                Node::File(Arc::new(Mutex::new(content)))
-            })?,
+            Some(at) => at,
+            None if options.create || options.create_new => {
+                shared.take_node()?;
+                let made = shared.tree.create_file(&place, now);
+                shared.created(made)?
+            }
             None => return Err(FsError::EntryNotFound),
+        };
+        if shared.tree.is_folder(at) || shared.link(at).is_some() {
+            return Err(FsError::NotAFile);
         }
-        let Node::File(content) = tree.get(&path)? else { return Err(FsError::NotAFile) };
-        if options.truncate {
-            content.lock().set_len(0)?;
+        if options.would_mutate() {
+            let node = Tree::writable(at).map_err(refused)?;
+            if options.truncate {
+                shared.tree.tmp.set_size(node, 0, now).map_err(refused)?;
+            }
         }
-        let (content, created) = (content.clone(), tree.now);
-        drop(tree);
+        if let At::Tmp(node) = at {
+            shared.tree.tmp.open(node);
+        }
         let writable = options.write || options.append;
-        Ok(Box::new(Open { content, files: self.clone(), at: 0, writable, created }))
+        Ok(Box::new(Open { files: self.clone(), node: at, at: 0, writable }))
     }
 }
 
 /// An open file.
 #[derive(Debug)]
 struct Open {
-    content: Arc<Mutex<Content>>,
     files: Files,
+    node: At,
     at: u64,
     writable: bool,
-    created: u64,
+}
+
+impl Open {
+    fn to_write(&self) -> Result<u32> {
+        if self.writable { Tree::writable(self.node).map_err(refused) } else { Err(FsError::PermissionDenied) }
+    }
+
+    fn times(&self) -> Times {
+        self.files.shared.lock().tree.stat(self.node).times
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let At::Tmp(node) = self.node {
+            self.files.shared.lock().tree.tmp.close(node);
+        }
+    }
 }
 
 impl AsyncRead for Open {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let n = self.content.lock().read(self.at, buffer);
-        self.at += n as u64;
+        let files = self.files.clone();
+        let shared = files.shared.lock();
+        let read = match self.node {
+            At::Asset(node) => {
+                let content = shared.tree.content(node).map_or(&[][..], |content| content);
+                let rest = usize::try_from(self.at).ok().and_then(|at| content.get(at..)).unwrap_or_default();
+                let there = rest.len().min(buffer.remaining());
+                buffer.put_slice(&rest[..there]);
+                there
+            }
+            At::Tmp(node) => {
+                let to = buffer.initialize_unfilled();
+                let read = shared.tree.tmp.read(&shared.fuel, node, self.at, to).map_err(stopped)?;
+                buffer.advance(read);
+                read
+            }
+        };
+        self.at += read as u64;
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Open {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if !self.writable {
-            return Poll::Ready(Err(FsError::PermissionDenied.into()));
-        }
-        let written = self.content.lock().write(self.at, bytes)?;
-        self.at += written as u64;
-        Poll::Ready(Ok(written))
+        let node = self.to_write()?;
+        let files = self.files.clone();
+        let shared = &mut *files.shared.lock();
+        shared.tree.tmp.write(&shared.fuel, node, self.at, bytes, shared.now).map_err(stopped)?;
+        self.at += bytes.len() as u64;
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -436,10 +434,10 @@ impl AsyncSeek for Open {
     fn start_seek(mut self: Pin<&mut Self>, to: io::SeekFrom) -> io::Result<()> {
         let at = match to {
             io::SeekFrom::Start(at) => Some(at),
-            io::SeekFrom::End(by) => self.content.lock().len.checked_add_signed(by),
+            io::SeekFrom::End(by) => self.size().checked_add_signed(by),
             io::SeekFrom::Current(by) => self.at.checked_add_signed(by),
         };
-        self.at = at.filter(|at| *at <= MAX_LEN).ok_or(io::ErrorKind::InvalidInput)?;
+        self.at = at.filter(|at| i64::try_from(*at).is_ok()).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(())
     }
 
@@ -450,38 +448,42 @@ impl AsyncSeek for Open {
 
 impl VirtualFile for Open {
     fn last_accessed(&self) -> u64 {
-        self.content.lock().accessed
+        self.times().accessed
     }
 
     fn last_modified(&self) -> u64 {
-        self.content.lock().modified
+        self.times().modified
     }
 
     fn created_time(&self) -> u64 {
-        self.created
+        self.times().changed
     }
 
     fn set_times(&mut self, accessed: Option<u64>, modified: Option<u64>) -> Result<()> {
-        let mut content = self.content.lock();
-        content.accessed = accessed.unwrap_or(content.accessed);
-        content.modified = modified.unwrap_or(content.modified);
-        Ok(())
+        let (node, times) = (Tree::writable(self.node).map_err(refused)?, self.times());
+        let times = Times {
+            accessed: accessed.unwrap_or(times.accessed),
+            modified: modified.unwrap_or(times.modified),
+            changed: times.changed,
+        };
+        self.files.shared.lock().tree.tmp.set_times(node, times).map_err(refused)
     }
 
     fn size(&self) -> u64 {
-        self.content.lock().len
+        self.files.shared.lock().tree.stat(self.node).size
     }
 
     fn set_len(&mut self, len: u64) -> Result<()> {
-        if self.writable { self.content.lock().set_len(len) } else { Err(FsError::PermissionDenied) }
+        let node = self.to_write()?;
+        let shared = &mut *self.files.shared.lock();
+        shared.tree.tmp.set_size(node, len, shared.now).map_err(refused)
     }
 
     fn unlink(&mut self) -> Result<()> {
-        let mut tree = self.files.tree.lock();
-        // It may have been renamed since.
-        let own = |node: &Node| matches!(node, Node::File(content) if Arc::ptr_eq(content, &self.content));
-        let path = tree.nodes.iter().find(|(_, node)| own(node)).map(|(path, _)| path.clone());
-        tree.remove(&path.ok_or(FsError::EntryNotFound)?);
+        let node = Tree::writable(self.node).map_err(refused)?;
+        let shared = &mut *self.files.shared.lock();
+        shared.tree.tmp.remove_file(node, shared.now).map_err(refused)?;
+        shared.forget(Some(self.node));
         Ok(())
     }
 
@@ -490,6 +492,6 @@ impl VirtualFile for Open {
     }
 
     fn poll_write_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(PAGE))
+        Poll::Ready(Ok(1))
     }
 }

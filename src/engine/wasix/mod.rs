@@ -1,10 +1,10 @@
 //! Runs with wasmer-wasix: what it is given, and its functions behind our checks (`gate.rs`).
 //!
-//! It is given a tree of files in memory, three streams, and nothing else: a task manager that starts no task, no
+//! It is given the run's tree of files, three streams, and nothing else: a task manager that starts no task, no
 //! network, no tty, no packages. Which of its functions a guest may call is `abi/wasix.rs`.
 //!
-//! Invariant: a run's host memory is bounded by its files' quota and the number of its descriptors, and all of it goes
-//! with the store.
+//! Invariant: a run's host memory is bounded by its limits and the number of its descriptors, and all of it goes with the
+//! store.
 
 mod files;
 mod gate;
@@ -26,6 +26,7 @@ use wasmer_wasix::{
 use super::abi::wasix::{MODULE, Served, WasixFn};
 use super::budget::Reserved;
 use super::failure::Halt;
+use super::files::tree::Tree;
 use super::host::HostState;
 use files::Files;
 use streams::{Stream, Streams};
@@ -47,15 +48,11 @@ pub struct Wasix {
 }
 
 impl Wasix {
-    /// `reserved`: of the owner's memory, for files of at most `file_bytes`.
-    pub fn begin(
-        store: &mut Store,
-        host: &FunctionEnv<HostState>,
-        file_bytes: u64,
-        reserved: Reserved,
-    ) -> Result<Wasix, String> {
+    /// Takes the run's input and files. `reserved`: of the owner's memory, for what it remembers of files.
+    pub fn begin(store: &mut Store, host: &FunctionEnv<HostState>, reserved: Reserved) -> Result<Wasix, String> {
         let state = host.as_mut(store);
-        let files = Files::new(file_bytes, reserved, state.clock.started_at());
+        let tree = std::mem::take(&mut state.wasi.files).into_tree();
+        let files = Files::new(tree, Some(reserved), state.clock.started_at());
         state.wasix = WasixState { streams: Streams::new(std::mem::take(&mut state.wasi.stdin)), ready: false };
         let streams = state.wasix.streams.clone();
         let env = environment(store, files, &streams).map_err(|e| e.to_string())?;
@@ -100,7 +97,9 @@ impl Wasix {
 pub fn functions() -> HashMap<String, FunctionType> {
     let mut store = Store::new(Engine::headless());
     let streams = Streams::default();
-    let Ok(env) = environment(&mut store, Files::none(), &streams) else { return HashMap::new() };
+    let Ok(env) = environment(&mut store, Files::new(Tree::default(), None, Duration::ZERO), &streams) else {
+        return HashMap::new();
+    };
     let functions = generate_import_object_from_env(&mut store, &env.env, WasiVersion::Wasix32v1);
     let of_module = functions.iter().filter(|(module, _, _)| *module == MODULE);
     of_module

@@ -31,6 +31,7 @@ pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)
         vms_per_handler: 1,
         vm_requests: 1_000_000,
         artifact_cache_bytes: 64 << 20,
+        artifact_disk_bytes: 10 << 30,
         compile: config::Compile {
             processes: 2,
             cpu: Duration::from_secs(20),
@@ -137,7 +138,7 @@ pub fn handler_config() -> config::Handler {
 
 pub fn handler(module: &Arc<LoadedModule>, config: impl Into<Vec<u8>>) -> Arc<HttpHandler> {
     let config = config::Handler { config: config.into(), ..handler_config() };
-    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config)
+    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config, config.limits())
 }
 
 /// `GET /path?query` from 127.0.0.1:4711 with the headers `host`, `multi` (twice) and `x-one`.
