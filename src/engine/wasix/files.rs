@@ -8,18 +8,15 @@
 //! guest memory.
 
 use std::collections::HashSet;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use virtual_fs::{
-    AsyncRead, AsyncSeek, AsyncWrite, DirEntry, FileOpener, FileSystem, FileType, FsError, Metadata, OpenOptions,
-    OpenOptionsConfig, ReadBuf, ReadDir, Result, VirtualFile,
+    DirEntry, FileOpener, FileSystem, FileType, FsError, Metadata, OpenOptions, OpenOptionsConfig, ReadDir, Result,
+    VirtualFile,
 };
 
 use crate::engine::budget::Reserved;
@@ -27,6 +24,8 @@ use crate::engine::cancel::Cancel;
 use crate::engine::files::tree::{At, Place, Tree};
 use crate::engine::files::{Errno, Stop, Times};
 use crate::engine::fuel::Fuel;
+
+use super::open::Open;
 
 /// Bytes of a path.
 pub const MAX_PATH: usize = 1_024;
@@ -39,8 +38,8 @@ const PATHS: u64 = 4;
 const ALL_INODES_BYTES: u64 = 32 << 20;
 
 #[derive(Debug)]
-struct Shared {
-    tree: Tree,
+pub struct Shared {
+    pub(super) tree: Tree,
     /// Nodes of `/tmp` that are links; their content is the target.
     links: HashSet<u32>,
     /// Nodes of `/tmp`.
@@ -50,15 +49,15 @@ struct Shared {
     inode_bytes: u64,
     inodes: Option<Reserved>,
     /// The time of all that happens: when the run began.
-    now: u64,
+    pub(super) now: u64,
     /// Unbounded: calls are charged for, and are small.
-    fuel: Fuel,
+    pub(super) fuel: Fuel,
 }
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Files {
-    shared: Arc<Mutex<Shared>>,
+    pub(super) shared: Arc<Mutex<Shared>>,
 }
 
 impl Files {
@@ -79,7 +78,7 @@ impl Files {
     }
 }
 
-fn refused(errno: Errno) -> FsError {
+pub fn refused(errno: Errno) -> FsError {
     match errno {
         Errno::NOENT => FsError::EntryNotFound,
         Errno::EXIST => FsError::AlreadyExists,
@@ -91,7 +90,7 @@ fn refused(errno: Errno) -> FsError {
     }
 }
 
-fn stopped(stop: Stop) -> FsError {
+pub fn stopped(stop: Stop) -> FsError {
     match stop {
         Stop::Errno(errno) => refused(errno),
         Stop::Halt(_) => FsError::TimedOut,
@@ -142,8 +141,8 @@ impl Shared {
 
     /// After a node went, or was not made.
     fn give_node(&mut self) {
-        self.nodes -= 1;
-        self.inode_bytes -= Self::NODE_BYTES;
+        self.nodes = self.nodes.saturating_sub(1);
+        self.inode_bytes = self.inode_bytes.saturating_sub(Self::NODE_BYTES);
     }
 
     fn created<T>(&mut self, made: std::result::Result<T, Errno>) -> Result<T> {
@@ -205,7 +204,7 @@ impl Shared {
     }
 
     /// A node of `/tmp` that has no name any more.
-    fn forget(&mut self, at: Option<At>) {
+    pub(super) fn forget(&mut self, at: Option<At>) {
         if let Some(At::Tmp(node)) = at {
             self.links.remove(&node);
             self.give_node();
@@ -357,141 +356,5 @@ impl FileOpener for Files {
         }
         let writable = options.write || options.append;
         Ok(Box::new(Open { files: self.clone(), node: at, at: 0, writable }))
-    }
-}
-
-/// An open file.
-#[derive(Debug)]
-struct Open {
-    files: Files,
-    node: At,
-    at: u64,
-    writable: bool,
-}
-
-impl Open {
-    fn to_write(&self) -> Result<u32> {
-        if self.writable { Tree::writable(self.node).map_err(refused) } else { Err(FsError::PermissionDenied) }
-    }
-
-    fn times(&self) -> Times {
-        self.files.shared.lock().tree.stat(self.node).times
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let At::Tmp(node) = self.node {
-            self.files.shared.lock().tree.tmp.close(node);
-        }
-    }
-}
-
-impl AsyncRead for Open {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let files = self.files.clone();
-        let shared = files.shared.lock();
-        let read = match self.node {
-            At::Asset(node) => {
-                let content = shared.tree.content(node).map_or(&[][..], |content| content);
-                let rest = usize::try_from(self.at).ok().and_then(|at| content.get(at..)).unwrap_or_default();
-                let there = rest.len().min(buffer.remaining());
-                buffer.put_slice(&rest[..there]);
-                there
-            }
-            At::Tmp(node) => {
-                let to = buffer.initialize_unfilled();
-                let read = shared.tree.tmp.read(&shared.fuel, node, self.at, to).map_err(stopped)?;
-                buffer.advance(read);
-                read
-            }
-        };
-        self.at += read as u64;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Open {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let node = self.to_write()?;
-        let files = self.files.clone();
-        let shared = &mut *files.shared.lock();
-        shared.tree.tmp.write(&shared.fuel, node, self.at, bytes, shared.now).map_err(stopped)?;
-        self.at += bytes.len() as u64;
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncSeek for Open {
-    fn start_seek(mut self: Pin<&mut Self>, to: io::SeekFrom) -> io::Result<()> {
-        let at = match to {
-            io::SeekFrom::Start(at) => Some(at),
-            io::SeekFrom::End(by) => self.size().checked_add_signed(by),
-            io::SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.filter(|at| i64::try_from(*at).is_ok()).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(())
-    }
-
-    fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
-        Poll::Ready(Ok(self.at))
-    }
-}
-
-impl VirtualFile for Open {
-    fn last_accessed(&self) -> u64 {
-        self.times().accessed
-    }
-
-    fn last_modified(&self) -> u64 {
-        self.times().modified
-    }
-
-    fn created_time(&self) -> u64 {
-        self.times().changed
-    }
-
-    fn set_times(&mut self, accessed: Option<u64>, modified: Option<u64>) -> Result<()> {
-        let (node, times) = (Tree::writable(self.node).map_err(refused)?, self.times());
-        let times = Times {
-            accessed: accessed.unwrap_or(times.accessed),
-            modified: modified.unwrap_or(times.modified),
-            changed: times.changed,
-        };
-        self.files.shared.lock().tree.tmp.set_times(node, times).map_err(refused)
-    }
-
-    fn size(&self) -> u64 {
-        self.files.shared.lock().tree.stat(self.node).size
-    }
-
-    fn set_len(&mut self, len: u64) -> Result<()> {
-        let node = self.to_write()?;
-        let shared = &mut *self.files.shared.lock();
-        shared.tree.tmp.set_size(node, len, shared.now).map_err(refused)
-    }
-
-    fn unlink(&mut self) -> Result<()> {
-        let node = Tree::writable(self.node).map_err(refused)?;
-        let shared = &mut *self.files.shared.lock();
-        shared.tree.tmp.remove_file(node, shared.now).map_err(refused)?;
-        shared.forget(Some(self.node));
-        Ok(())
-    }
-
-    fn poll_read_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(usize::try_from(self.size().saturating_sub(self.at)).unwrap_or(usize::MAX)))
-    }
-
-    fn poll_write_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(1))
     }
 }

@@ -278,7 +278,9 @@ fn ask(env: &mut Env<'_>, import: &'static WasixFn, theirs: &Function, args: &[V
     let (_, mut store) = env.data_and_store_mut();
     // It has asserts and unwraps on what guests can bring about. The run ends, so what a panic leaves is not seen again.
     ASKING.set(true);
-    let asked = catch_unwind(AssertUnwindSafe(|| theirs.call(&mut store, args)));
+    let call = || catch_unwind(AssertUnwindSafe(|| theirs.call(&mut store, args)));
+    // Nor does it write to the log: it warns of bad pointers and the like, as often as a guest tries them.
+    let asked = tracing::dispatcher::with_default(&tracing::Dispatch::none(), call);
     ASKING.set(false);
     let failed = || Halt::Trap(format!("`{}` failed in the host", import.name));
     match asked {

@@ -8,6 +8,7 @@
 
 mod files;
 mod gate;
+mod open;
 mod streams;
 
 use std::collections::HashMap;

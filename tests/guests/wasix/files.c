@@ -27,6 +27,13 @@ int main(int argc, char **argv) {
     CHECK(unlink("/tmp/d") == 0 && pwrite(fd, "x", 1, 0) == 1 && pread(copy, text, 1, 0) == 1 && text[0] == 'x');
     CHECK(close(fd) == 0 && close(copy) == 0);
 
+    CHECK((fd = open("/tmp/old", O_RDWR | O_CREAT, 0644)) > 2 && write(fd, "old", 3) == 3);
+    CHECK((copy = open("/tmp/new", O_RDWR | O_CREAT, 0644)) > 2 && write(copy, "new", 3) == 3);
+    CHECK(rename("/tmp/new", "/tmp/old") == 0 && pread(fd, text, 3, 0) == 3 && memcmp(text, "old", 3) == 0);
+    CHECK(close(fd) == 0 && close(copy) == 0 && access("/tmp/new", R_OK) == -1);
+    CHECK((fd = open("/tmp/old", O_RDONLY)) > 2 && read(fd, text, 3) == 3 && memcmp(text, "new", 3) == 0);
+    CHECK(close(fd) == 0 && unlink("/tmp/old") == 0 && access("/tmp/old", R_OK) == -1);
+
     CHECK(wx_chdir("/tmp", 4) == 0);
     uint32_t len = sizeof text;
     CHECK(wx_getcwd(text, &len) == 0 && len == 4 && memcmp(text, "/tmp", 4) == 0);

@@ -216,6 +216,7 @@ fn the_server_contains_hostile_wasix_guests() {
         run(&gw, &key, attack).problem(502, "handler-trap");
     }
     run(&gw, &key, "output").problem(502, "handler-output-too-large");
+    assert!(!gw.log().contains("wasmer_wasix") && !gw.log().contains("wasmer::"), "no guest writes our log");
     let doc = run(&gw, &key, "deny").expect(200).json();
     assert_eq!(doc["exit_code"], 0, "{doc}");
     let shared = r#"(module (import "wasix_32v1" "sched_yield" (func (result i32)))
