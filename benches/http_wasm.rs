@@ -44,6 +44,9 @@ async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
         output_bytes: 1 << 20,
         log_bytes: 64 << 10,
         table_elements: 10_000,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     };
     let wat = include_bytes!("../examples/http-wasm-header/header.wat");
     let wasm = wat::parse_bytes(wat).expect("WAT").into_owned();
@@ -60,7 +63,7 @@ async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
         memory_bytes: limits.memory_bytes,
         max_buffer_bytes: 1 << 20,
     };
-    HttpHandler::new(engine, module, "wasmgate/header@1".into(), &config)
+    HttpHandler::new(engine, module, "wasmgate/header@1".into(), &config, config.limits())
 }
 
 /// As much head as a browser sends; values are slices of one buffer, as in a parsed head.

@@ -104,6 +104,9 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
         output_bytes: args.output.saturating_mul(MIB),
         log_bytes: MIB,
         table_elements: 1_000_000,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     };
     let mut artifact_key = [0u8; 32];
     getrandom::fill(&mut artifact_key).map_err(|e| anyhow!("no random bytes: {e}"))?;

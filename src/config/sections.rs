@@ -243,6 +243,9 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
         output_bytes: t.get("output", old.output_bytes, size(0..=GIB)),
         log_bytes: t.get("log", old.log_bytes, size(0..=16 * MIB)),
         table_elements: t.get("table_elements", old.table_elements, int(0..=10_000_000)),
+        stack_bytes: t.get("stack", old.stack_bytes, size(Limits::STACK_RANGE)),
+        file_bytes: t.get("files", old.file_bytes, size(0..=GIB)),
+        instances: t.get("instances", old.instances, int(1..=1_000_000)),
     });
 }
 

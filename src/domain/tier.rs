@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Limits;
 use super::id::Name;
 
 /// The window of a quota. Below one hour it rolls (GCRA); from one hour up it is a calendar window in UTC.
@@ -90,36 +91,6 @@ pub enum FailMode {
     Closed,
 }
 
-/// Bounds of one invocation. Bytes, fuel units and durations; every one is enforced by the engine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Fuel units, about one per WebAssembly instruction.
-    pub fuel: u64,
-    pub memory_bytes: u64,
-    #[serde(with = "millis")]
-    pub wall_ms: Duration,
-    pub input_bytes: u64,
-    pub output_bytes: u64,
-    pub log_bytes: u64,
-    pub table_elements: u32,
-}
-
-/// A duration as whole milliseconds in records.
-pub mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_u64(u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-        u64::deserialize(d).map(Duration::from_millis)
-    }
-}
-
 /// A named set of quotas and limits. `rank` orders tiers: a route or a module may need "at least" a tier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -190,6 +161,9 @@ impl Tier {
                     output_bytes: 8 * MIB,
                     log_bytes: 64 << 10,
                     table_elements: 100_000,
+                    stack_bytes: Limits::STACK_BYTES,
+                    file_bytes: Limits::FILE_BYTES,
+                    instances: Limits::INSTANCES,
                 },
                 fail,
             }

@@ -25,7 +25,7 @@ use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, N
 use wasmer_types::Features;
 
 use crate::domain::rejection::NotLoadableKind;
-use crate::domain::{NotLoadable, OwnerId};
+use crate::domain::{Limits, NotLoadable, OwnerId};
 
 use super::instrument::instrument;
 use super::pace::Pace;
@@ -336,7 +336,7 @@ fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>
     }
     let config: Box<dyn CompilerConfig> = Box::new(cranelift);
     let mut engine: wasmer::Engine = EngineBuilder::new(config).set_features(Some(features())).engine().into();
-    engine.set_tunables(GuestTunables);
+    engine.set_tunables(GuestTunables::new(Limits::STACK_BYTES));
     let module = wasmer::Module::new(&engine, instrumented).map_err(|e| e.to_string())?;
     module.serialize().map(|bytes| bytes.to_vec()).map_err(|e| e.to_string())
 }

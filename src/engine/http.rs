@@ -77,10 +77,6 @@ pub struct HttpOutcome {
 /// A response phase can't be run again, since its guest holds the request's state. It gets more, once per row of short
 /// runs, so that only a guest that is far from its own past loses the request.
 const INLINE_RESPONSE_FUEL: u64 = 4 * INLINE_FUEL;
-/// Wall time is what ends a handler's phase; the fuel is enough for any that fits.
-const FUEL: u64 = u64::MAX / 2;
-const LOG_BYTES: u64 = 64 << 10;
-const TABLE_ELEMENTS: u32 = 100_000;
 /// After a failed start, requests get its failure for so long before it is tried again.
 const START_AGAIN: Duration = Duration::from_secs(1);
 
@@ -120,23 +116,15 @@ impl HttpHandler {
         module: Arc<LoadedModule>,
         label: Arc<str>,
         handler: &crate::config::Handler,
+        limits: Limits,
     ) -> Arc<HttpHandler> {
-        let limits = Limits {
-            fuel: FUEL,
-            memory_bytes: handler.memory_bytes,
-            wall_ms: handler.wall,
-            input_bytes: handler.max_buffer_bytes,
-            output_bytes: handler.max_buffer_bytes,
-            log_bytes: LOG_BYTES,
-            table_elements: TABLE_ELEMENTS,
-        };
         Arc::new(HttpHandler {
             engine: engine.clone(),
             module,
             owner: handler.owner.clone(),
             account: engine.account(&handler.owner),
             config: handler.config.clone().into(),
-            vms: Vms::new(engine.clone(), limits.memory_bytes),
+            vms: Vms::new(engine.clone(), &limits),
             limits,
             requests: Lane::new(),
             responses: Lane::new(),
@@ -336,8 +324,12 @@ impl HttpHandler {
             }
             Err(failure) => {
                 self.responses.overran();
-                // Fuel is no limit of a handler: time is.
-                let failure = if failure == GuestFailure::OutOfFuel { GuestFailure::Deadline } else { failure };
+                // The lane's fuel stood for time.
+                let of_lane = inline.is_some_and(|fuel| self.limits.fuel > fuel);
+                let failure = match failure {
+                    GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
+                    failure => failure,
+                };
                 leased.vm.print(&exchange.request_id, &self.log);
                 HttpOutcome::failed(exchange, failure.into(), meter)
             }

@@ -5,12 +5,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use wasmer::TypedFunction;
 
 use super::at_rest::AtRest;
@@ -21,6 +21,7 @@ use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
+use super::instances::Gate;
 use super::{Compiler, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
@@ -207,23 +208,6 @@ impl Drop for Permit {
     }
 }
 
-/// A place in the queue, left by dropping it, as a request does whose client goes away.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, bound: usize) -> Option<Place<'a>> {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Place(waiting);
-        (before < bound).then_some(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A VM and the right to it. The VM goes first; it is large, and moves often.
 pub struct Leased {
     pub vm: Box<Vm>,
@@ -232,9 +216,7 @@ pub struct Leased {
 
 /// The VMs of one handler.
 pub struct Vms {
-    permits: Arc<Semaphore>,
-    /// Requests that wait for a permit; at most the engine's queue.
-    waiting: AtomicUsize,
+    gate: Gate,
     /// The one used last is at the back.
     idle: Mutex<VecDeque<(Box<Vm>, Instant)>>,
     engine: Arc<Engine>,
@@ -243,45 +225,26 @@ pub struct Vms {
 }
 
 impl Vms {
-    pub fn new(engine: Arc<Engine>, memory_limit: u64) -> Vms {
-        let cap = engine.config().vms_per_handler.clamp(1, Semaphore::MAX_PERMITS);
+    pub fn new(engine: Arc<Engine>, limits: &Limits) -> Vms {
+        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
+        let cap = engine.config().vms_per_handler.min(own);
         let requests = engine.config().vm_requests;
-        Vms {
-            permits: Arc::new(Semaphore::new(cap)),
-            waiting: AtomicUsize::new(0),
-            idle: Mutex::default(),
-            engine,
-            requests,
-            memory_limit,
-        }
+        Vms { gate: Gate::new(cap), idle: Mutex::default(), engine, requests, memory_limit: limits.memory_bytes }
     }
 
-    /// In the order of asking; `Busy` after the queue's time, and at once when the queue is full.
     pub async fn permit(&self) -> Result<Permit, RunError> {
-        match self.permit_now() {
-            Some(permit) => Ok(permit),
-            None => Ok(self.counted(self.wait().await?)),
-        }
+        let permit = self.gate.enter(self.engine.config()).await?;
+        Ok(self.counted(permit))
     }
 
     /// Unless others wait for one.
     pub fn permit_now(&self) -> Option<Permit> {
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(self.counted(permit))
+        self.gate.enter_now().map(|permit| self.counted(permit))
     }
 
     fn counted(&self, permit: OwnedSemaphorePermit) -> Permit {
         self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
         Permit { _permit: permit, engine: self.engine.clone() }
-    }
-
-    async fn wait(&self) -> Result<OwnedSemaphorePermit, RunError> {
-        let config = self.engine.config();
-        let busy = RunError::Busy { retry_after: config.queue_timeout.max(Duration::from_secs(1)) };
-        let place = Place::take(&self.waiting, config.queue).ok_or(busy.clone())?;
-        let in_time = tokio::time::timeout(config.queue_timeout, self.permits.clone().acquire_owned()).await;
-        drop(place);
-        in_time.ok().and_then(Result::ok).ok_or(busy)
     }
 
     /// An idle VM, the warmest first.

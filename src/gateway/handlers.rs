@@ -26,9 +26,9 @@ use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::presence::while_here;
 use super::service::Shared;
-use super::snapshot::Snapshot;
+use super::snapshot::{Resolved, Snapshot};
 use crate::config::{self, HandlerFail};
-use crate::domain::{Abi, GuestFailure, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
+use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
     Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
@@ -39,6 +39,8 @@ use crate::telemetry::{Metrics, ModuleMetrics};
 pub struct RouteHandler {
     pub config: config::Handler,
     version: Option<ModuleVersion>,
+    /// The route's under the module's own.
+    pub limits: Limits,
     /// `owner/name@version`; of what is not stored, as the configuration names it.
     pub label: Arc<str>,
     pub breaker: Arc<Breaker>,
@@ -51,9 +53,11 @@ impl RouteHandler {
     /// `breakers`: those of module versions in use, by label.
     pub fn new(
         config: config::Handler,
-        version: Option<ModuleVersion>,
+        resolved: Option<Resolved>,
         breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
     ) -> Self {
+        let limits = limits(&config, resolved.as_ref());
+        let version = resolved.map(|r| r.version);
         let label: Arc<str> = match &version {
             Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
             None => config.reference().to_string().into(),
@@ -66,6 +70,7 @@ impl RouteHandler {
         Self {
             config,
             version,
+            limits,
             label,
             breaker,
             metrics: OnceLock::new(),
@@ -80,9 +85,11 @@ impl RouteHandler {
         admitted.map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
     }
 
-    pub fn is_same(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> bool {
+    pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
         let code = |version: &ModuleVersion| (version.digest, version.abi);
-        self.config == *config && self.version.as_ref().map(code) == version.map(code)
+        self.config == *config
+            && self.version.as_ref().map(code) == resolved.map(|r| code(&r.version))
+            && self.limits == limits(config, resolved)
     }
 
     pub fn version(&self) -> Option<&ModuleVersion> {
@@ -105,9 +112,14 @@ impl RouteHandler {
 
     pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
         let module = self.module(engine).await?.clone();
-        let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config);
+        let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config, self.limits.clone());
         Ok(self.http.get_or_init(|| async { make() }).await)
     }
+}
+
+fn limits(config: &config::Handler, resolved: Option<&Resolved>) -> Limits {
+    let route = config.limits();
+    resolved.map_or(route.clone(), |r| r.limits.lower(&route))
 }
 
 /// A handler that can't start.
@@ -183,7 +195,7 @@ pub struct Chain {
 impl Chain {
     /// The most of an answer that may be held, when a handler asked for the whole of it.
     pub fn buffer_limit(&self) -> Option<u64> {
-        self.passed.iter().filter(|w| w.buffers).map(|w| w.handler.config.max_buffer_bytes).min()
+        self.passed.iter().filter(|w| w.buffers).map(|w| w.handler.limits.input_bytes).min()
     }
 }
 
@@ -216,7 +228,7 @@ pub async fn request_phase(
             }
         };
         if has_body && body.is_none() && http.wants_request_body() {
-            body = Some(body::gather(session, ctx, max_body.min(handler.config.max_buffer_bytes)).await?);
+            body = Some(body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?);
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };

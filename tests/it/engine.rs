@@ -57,6 +57,9 @@ fn limits() -> Limits {
         output_bytes: MIB,
         log_bytes: 1_000,
         table_elements: 1_000,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     }
 }
 

@@ -110,6 +110,9 @@ pub fn limits() -> Limits {
         output_bytes: 1 << 20,
         log_bytes: 64 << 10,
         table_elements: 10_000,
+        stack_bytes: Limits::STACK_BYTES,
+        file_bytes: Limits::FILE_BYTES,
+        instances: Limits::INSTANCES,
     }
 }
 
@@ -134,7 +137,7 @@ pub fn handler_config() -> config::Handler {
 
 pub fn handler(module: &Arc<LoadedModule>, config: impl Into<Vec<u8>>) -> Arc<HttpHandler> {
     let config = config::Handler { config: config.into(), ..handler_config() };
-    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config)
+    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config, config.limits())
 }
 
 /// `GET /path?query` from 127.0.0.1:4711 with the headers `host`, `multi` (twice) and `x-one`.
