@@ -2,7 +2,7 @@
 //! real compiler process, memory pool and guest threads; what owners do to each other is asked of the running server.
 
 mod artifacts;
-mod bombs;
+pub mod bombs;
 mod commands;
 mod compiler;
 mod core;
