@@ -7,6 +7,7 @@ mod commands;
 mod compiler;
 mod core;
 mod fuel;
+mod generated;
 mod inspection;
 mod memory;
 mod owners;

@@ -21,6 +21,7 @@ mod drain;
 mod engine;
 mod execute;
 mod gateway;
+mod generated;
 mod handlers;
 mod http2_clients;
 mod http_wasm;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::attack_table::loops::LOOPS;
+use crate::support::{c_guest, wat};
 
 #[tokio::test]
 async fn every_shape_of_loop_runs_out_of_fuel() {
@@ -14,28 +15,40 @@ async fn every_shape_of_loop_runs_out_of_fuel() {
     }
 }
 
+/// Real guests and a kernel, each with an argument that keeps it busy for a while.
+fn guests() -> [(&'static str, Vec<u8>, Input); 4] {
+    let words = Input { stdin: "make me loud ".repeat(2_000).into(), ..Input::default() };
+    let core = Input { entry: Some("add".into()), function_args: vec!["2".into(), "40".into()], ..Input::default() };
+    [
+        ("sieve", wat(SIEVE), number(50_000)),
+        ("a command in C", c_guest("command"), words.clone()),
+        ("a CGI program in C", c_guest("cgi"), words),
+        ("core functions in C", c_guest("core"), core),
+    ]
+}
+
 #[tokio::test]
 async fn fuel_is_the_same_at_both_levels_and_on_every_run() {
-    let kit = Kit::new();
-    let mut seen = Vec::new();
-    for compiler in [Compiler::Fast, Compiler::Optimising] {
-        let other = kit.dir.path().join(format!("{compiler:?}"));
-        let engine = open(other, [7; 32], config());
-        let bytes = Bytes::from(wat::parse_str(SIEVE).unwrap());
-        let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
-        engine.install(bytes, &inspected, compiler).await.unwrap();
-        let module = engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
-        for wall in [2_000, 20_000] {
-            // Slices differ with the time that is left; the sum must not.
-            let limits = Limits { wall_ms: Duration::from_millis(wall), ..limits() };
-            let finished = kit.run(&module, limits, number(50_000)).await;
-            assert_eq!(finished.result.unwrap().values, [serde_json::json!(5_133)]);
-            seen.push(finished.meter.fuel);
+    for (name, wasm, input) in guests() {
+        let kit = Kit::new();
+        let mut seen = Vec::new();
+        for compiler in [Compiler::Fast, Compiler::Optimising] {
+            let module = kit.load_bytes(wasm.clone().into(), None, compiler).await.unwrap();
+            for wall in [2_000, 20_000] {
+                // Slices differ with the time that is left; the sum must not.
+                let limits = Limits { wall_ms: Duration::from_millis(wall), ..limits() };
+                let finished = kit.run(&module, limits, input.clone()).await;
+                let output = finished.result.unwrap_or_else(|e| panic!("{name}: {e}"));
+                seen.push((finished.meter.fuel, output.values, output.stdout));
+            }
+        }
+        assert!(seen.windows(2).all(|w| w[0] == w[1]), "{name}: {seen:?}");
+        if name == "sieve" {
+            assert_eq!(seen[0].1, [serde_json::json!(5_133)]);
+            // "About one unit for an instruction": this run executes some 2 million.
+            assert!((1_000_000..4_000_000).contains(&seen[0].0), "{seen:?}");
         }
     }
-    assert!(seen.windows(2).all(|w| w[0] == w[1]), "{seen:?}");
-    // "About one unit for an instruction": this run executes some 2 million.
-    assert!((1_000_000..4_000_000).contains(&seen[0]), "{seen:?}");
 }
 
 #[tokio::test]
