@@ -15,6 +15,7 @@ mod cache;
 mod cancel;
 pub mod compile;
 pub mod failure;
+pub mod files;
 pub mod fuel;
 pub mod guest;
 mod guest_log;
