@@ -46,7 +46,7 @@ async fn counting(edit: impl FnOnce(&mut config::Handler)) -> Arc<HttpHandler> {
 }
 
 async fn count(handler: &Arc<HttpHandler>) -> u8 {
-    reply(handler.request(get()).await).body[0]
+    reply(request(handler, get()).await).body[0]
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_short_handler_that_turns_long_is_run_again_unharmed() {
         assert_eq!(count(&handler).await, expected, "short ones stay on one VM");
     }
     // Takes far longer than an inline slice, and far less than the wall.
-    let outcome = handler.request(with_header("x-work", "")).await;
+    let outcome = request(&handler, with_header("x-work", "")).await;
     let expected = with_header("x-work", "");
     assert_eq!(format!("{:?}", outcome.exchange.request), format!("{:?}", expected.request));
     assert_eq!(reply(outcome).body[0], 1, "on a fresh VM");
@@ -167,19 +167,19 @@ async fn a_response_phase_that_turns_from_short_to_endless_is_stopped() {
     };
     let handler = handler(&guest.load().await, "");
     for i in 0..200 {
-        let (exchange, vm) = went_on(handler.request(get()).await);
-        let outcome = vm.response(answered(exchange, 200, "up"), false).await;
+        let (exchange, vm) = went_on(request(&handler, get()).await);
+        let outcome = response(vm, answered(exchange, 200, "up"), false).await;
         assert_eq!(failure(&outcome.result), "ok", "{i}");
     }
-    let (exchange, vm) = went_on(handler.request(get()).await);
+    let (exchange, vm) = went_on(request(&handler, get()).await);
     let mut exchange = answered(exchange, 200, "up");
     exchange.response.headers.insert("x-spin", http::HeaderValue::from_static("1"));
     let start = Instant::now();
-    let outcome = vm.response(exchange, false).await;
+    let outcome = response(vm, exchange, false).await;
     assert_eq!(failure(&outcome.result), "handler-timeout");
     assert!(start.elapsed() < Duration::from_secs(2), "inline, it may not hold its worker for the wall of 10 s");
     assert!(outcome.exchange.response.headers.contains_key("x-spin"));
-    went_on(handler.request(get()).await);
+    went_on(request(&handler, get()).await);
 }
 
 #[tokio::test]
