@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
+use wasmer::sys::NativeEngineExt;
 
 const ROUNDS: u32 = 30;
 
@@ -80,9 +81,8 @@ impl Mapped {
         let file = std::fs::File::open(path).expect("it is there");
         let bytes = file.metadata().expect("a file").len() as usize;
         // SAFETY: a new mapping, of a file that nobody changes.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
-        };
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
         assert_ne!(at, libc::MAP_FAILED, "it can be mapped");
         Mapped { at, bytes }
     }
