@@ -144,6 +144,7 @@ fn engine(limits: &Limits) -> config::Engine {
         vms_per_handler: 1,
         vm_requests: 1,
         artifact_cache_bytes: MAX_MODULE,
+        artifact_disk_bytes: 10 << 30,
         compile: config::Compile {
             processes: 1,
             cpu: Duration::from_secs(120),
