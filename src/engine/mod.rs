@@ -56,6 +56,13 @@ pub use cancel::Cancel;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
 
+/// What the fuzz targets ask beside the rest.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::artifacts::{Artifacts, Stored};
+    pub use super::instrument::instrument;
+}
+
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
     pub data_dir: PathBuf,
