@@ -204,6 +204,8 @@ struct Ready {
     /// The caller may see what is inside.
     own: bool,
     stored: Option<(OwnerId, Name)>,
+    /// The caller's under the module's own.
+    limits: Limits,
 }
 
 pub(super) async fn run(
@@ -216,13 +218,17 @@ pub(super) async fn run(
     gone: &Cancel,
 ) -> Result<Ran, Failure> {
     let ready = match call.source {
-        Source::Stored(reference) => stored(api, actor, asked, reference, call.abi, &limits).await?,
-        Source::Inline(wasm) => inline(api, actor, wasm, call.abi, gone).await?,
+        Source::Stored(reference) => stored(api, actor, asked, reference, call.abi, limits).await?,
+        Source::Inline(wasm) => inline(api, actor, wasm, call.abi, limits, gone).await?,
     };
     let abi = ready.module.abi();
     if abi == Abi::HttpWasm {
         let detail = "`module`: an `http-wasm` module handles requests on a route; it can't be executed";
         return Err(Rejection::BadRequest(detail.into()).into());
+    }
+    let limits = ready.limits;
+    if call.input.len() as u64 > limits.input_bytes {
+        return Err(Rejection::PayloadTooLarge { limit: limits.input_bytes }.into());
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
     let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args };
@@ -243,7 +249,8 @@ pub(super) async fn run(
         Err(RunError::Busy { retry_after }) => return Err(Rejection::Busy { retry_after: *retry_after }.into()),
         Ok(_) => None,
     };
-    api.app.shared.metrics.execution(&ready.label, abi, Phase::Execute, failure, &finished.meter);
+    let metrics = &api.app.shared.metrics;
+    metrics.execution(&metrics.module(&ready.label, abi), Phase::Execute, failure, &finished.meter);
     charge(api, actor, &finished.meter, ready.stored.as_ref());
     match finished.result {
         Ok(output) => Ok(Ran { output, meter: finished.meter, stderr: finished.stderr }),
@@ -285,7 +292,7 @@ async fn stored(
     asked: Option<&OwnerId>,
     reference: crate::domain::ModuleRef,
     abi: Option<Abi>,
-    limits: &Limits,
+    limits: Limits,
 ) -> Result<Ready, Failure> {
     let owner = actor.owner_of(&reference, asked)?;
     let unknown = || Rejection::NotFound(format!("`{owner}/{}` is not a module", reference.name));
@@ -315,16 +322,24 @@ async fn stored(
         Rejection::Guest(failure)
     })?;
     let stored = Some((owner.clone(), module.name.clone()));
-    Ok(Ready { module: loaded, owner: actor.own().cloned().unwrap_or(owner), label, own, stored })
+    let limits = module.limits.lower(&limits);
+    Ok(Ready { module: loaded, owner: actor.own().cloned().unwrap_or(owner), label, own, stored, limits })
 }
 
-async fn inline(api: &Arc<Api>, actor: &Actor, wasm: Bytes, abi: Option<Abi>, gone: &Cancel) -> Result<Ready, Failure> {
+async fn inline(
+    api: &Arc<Api>,
+    actor: &Actor,
+    wasm: Bytes,
+    abi: Option<Abi>,
+    limits: Limits,
+    gone: &Cancel,
+) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
     let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
     let owner = actor.owner(None)?;
     let load = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner));
     let module = upload::compiled(gone, load).await?;
-    Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None })
+    Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None, limits })
 }
 
 #[cfg(test)]

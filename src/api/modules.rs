@@ -17,7 +17,8 @@ use super::upload::OwnerQuery;
 use super::{Api, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{
-    Abi, Digest, Module, ModuleRef, ModuleVersion, Name, OwnerId, Rejection, Scope, Selector, Timestamp,
+    Abi, Digest, Limits, LimitsChange, Module, ModuleRef, ModuleShape, ModuleVersion, Name, OwnerId, Rejection, Scope,
+    Selector, Timestamp,
 };
 use crate::store::Role;
 
@@ -58,6 +59,8 @@ pub(super) struct ModuleView {
     abi: Abi,
     size_bytes: u64,
     capabilities: Vec<String>,
+    /// Of its own, which lower those of the caller's tier or of the route.
+    limits: LimitsChange,
     #[schema(value_type = String)]
     upload_time: Timestamp,
     #[schema(value_type = Option<String>)]
@@ -104,6 +107,13 @@ pub(super) struct ActivateRequest {
     version: u32,
 }
 
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModuleChange {
+    /// The module's own limits from now on, in place of all that it had; `{}`: none.
+    limits: LimitsChange,
+}
+
 impl ModuleView {
     fn new(module: &Module, version: &ModuleVersion) -> Self {
         Self {
@@ -117,6 +127,7 @@ impl ModuleView {
             abi: version.abi,
             size_bytes: version.size_bytes,
             capabilities: capabilities(version),
+            limits: module.limits.clone(),
             upload_time: version.uploaded_at,
             last_executed: module.last_executed,
             execution_count: module.executions,
@@ -349,4 +360,51 @@ pub(super) async fn activate(
     let subject = format!("{}/{}@{}", module.owner, module.name, body.version);
     api.audit(&actor, "module.activate", subject, format!("before: {before}")).await;
     Ok(json(StatusCode::OK, details(&module, Selector::Active)?))
+}
+
+/// Sets the limits that the module has of its own. They lower those of whoever runs it, and of the routes that use it.
+#[utoipa::path(patch, path = "/api/wasm/modules/{module}", tag = "wasm",
+    params(("module" = String, Path, description = "its id or name"), OwnerQuery), request_body = ModuleChange,
+    responses(
+        (status = 200, description = "the module", body = ModuleDetails),
+        (status = 403, description = "somebody else's"),
+        (status = 404, description = "no such module"),
+    ))]
+pub(super) async fn change(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Path(module): Path<String>,
+    Params(query): Params<OwnerQuery>,
+    JsonBody(body): JsonBody<ModuleChange>,
+) -> Result<Response, Rejection> {
+    actor.need(Scope::Modules, Role::Operator)?;
+    let (before, selector) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
+    if selector != Selector::Active {
+        return Err(Rejection::BadRequest("limits are those of all versions: leave out the version".into()));
+    }
+    let active = version(&before, Selector::Active)?;
+    allowed(&body.limits, &actor.tier(&api)?.limits, &active.shape)?;
+    let module = api.app.store.set_limits(&before.owner, &before.name, &body.limits).await.map_err(refused)?;
+    api.module_changed(&module.owner, &module.name).await?;
+    let shown = |limits: &LimitsChange| serde_json::json!(limits);
+    let detail = format!("{} -> {}", shown(&before.limits), shown(&module.limits));
+    api.audit(&actor, "module.limits", format!("{}/{}", module.owner, module.name), detail).await;
+    Ok(json(StatusCode::OK, details(&module, Selector::Active)?))
+}
+
+/// A module's own limits are those that a run could have and still begin, within the tier of who sets them.
+pub(super) fn allowed(own: &LimitsChange, tier: &Limits, shape: &ModuleShape) -> Result<(), Rejection> {
+    let bad = |field: &str, why: String| Err(Rejection::BadRequest(format!("`limits.{field}`: {why}")));
+    if let Some((field, most)) = own.exceeds(tier) {
+        return bad(field, format!("is over the tier's {most}"));
+    }
+    if let Err((field, why)) = own.apply(tier).check() {
+        return bad(field, why);
+    }
+    match own.memory_bytes {
+        Some(bytes) if bytes < shape.memory_min_bytes => {
+            bad("memory_bytes", format!("is {bytes}, the module begins with {}", shape.memory_min_bytes))
+        }
+        _ => Ok(()),
+    }
 }

@@ -45,8 +45,10 @@ impl Document {
         }
         document.security = Some(either);
         for (path, item) in &mut document.paths.paths {
-            let PathItem { get, put, post, delete, .. } = item;
-            for (method, operation) in [("get", get), ("put", put), ("post", post), ("delete", delete)] {
+            let PathItem { get, put, post, patch, delete, .. } = item;
+            for (method, operation) in
+                [("get", get), ("put", put), ("post", post), ("patch", patch), ("delete", delete)]
+            {
                 if let Some(operation) = operation {
                     operation.operation_id = Some(operation_id(method, path));
                     tell_refusals(operation, face, method != "get");
@@ -199,7 +201,7 @@ pub(super) fn routes(face: Face) -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(upload::upload))
         .routes(routes!(upload::validate))
         .routes(routes!(modules::list))
-        .routes(routes!(modules::get, modules::delete, upload::put))
+        .routes(routes!(modules::get, modules::change, modules::delete, upload::put))
         .routes(routes!(modules::activate))
         .routes(routes!(usage::usage))
         .routes(routes!(keys::create, keys::list))

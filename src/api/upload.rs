@@ -18,13 +18,15 @@ use super::openapi::{Wasm, json};
 use super::{Api, INSPECTION_WAIT, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{
-    Abi, GuestFailure, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier, Timestamp,
+    Abi, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
+    Timestamp,
 };
 use crate::engine::{Cancel, Compiler, Inspected, InstallError};
 use crate::gateway::Caller;
 use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
 
 const MAX_DESCRIPTION: u64 = 1024;
+const MAX_LIMITS: u64 = 1024;
 
 /// What comes beside the bytes: the query of a raw upload.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
@@ -42,6 +44,8 @@ pub(super) struct UploadQuery {
     abi: Option<Abi>,
     /// Make this version the one that the name means.
     activate: Option<bool>,
+    /// The module's own limits from now on, as JSON; see the change of a module.
+    limits: Option<String>,
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -70,6 +74,9 @@ pub(super) struct UploadForm {
     /// Make this version the one that the name means.
     #[schema(nullable = false)]
     activate: Option<bool>,
+    /// The module's own limits from now on.
+    #[schema(nullable = false)]
+    limits: Option<LimitsChange>,
 }
 
 #[derive(utoipa::ToSchema)]
@@ -96,6 +103,8 @@ pub(super) struct Uploaded {
     size_bytes: u64,
     /// What it asks of the gateway: the modules it imports from.
     capabilities: Vec<String>,
+    /// Of its own, which lower those of the caller's tier or of the route.
+    limits: LimitsChange,
     #[schema(value_type = String)]
     upload_time: Timestamp,
 }
@@ -146,6 +155,7 @@ pub(super) async fn upload(
         Field::text("public", 5),
         Field::text("abi", 32),
         Field::text("activate", 5),
+        Field::text("limits", MAX_LIMITS),
     ];
     let over = |name, limit| match name {
         "wasm" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
@@ -161,6 +171,7 @@ pub(super) async fn upload(
         public: flag("public", form.text("public")?)?,
         abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?,
         activate: flag("activate", form.text("activate")?)?,
+        limits: form.text("limits")?,
     };
     store(&api, &actor, &tier, &name, wasm, extra, &caller.gone).await
 }
@@ -334,8 +345,15 @@ async fn store(
         return Err(bad("description", format!("is longer than {MAX_DESCRIPTION} bytes")));
     }
     let owner = actor.owner(extra.owner.as_ref())?;
+    let limits: Option<LimitsChange> = match &extra.limits {
+        Some(json) => Some(serde_json::from_str(json).map_err(|e| bad("limits", e.to_string()))?),
+        None => None,
+    };
     let max_modules = actor.principal().map(|_| tier.modules);
     let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    if let Some(limits) = &limits {
+        super::modules::allowed(limits, &tier.limits, &inspected.shape)?;
+    }
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     let size_bytes = wasm.len() as u64;
     let engine = &api.app.shared.engine;
@@ -354,7 +372,8 @@ async fn store(
     };
     let activate = extra.activate.unwrap_or(false);
     api.fits(&owner, &name, &version, activate).await?;
-    let new = NewVersion { owner, name, description: extra.description, public: extra.public, version, activate };
+    let (description, public) = (extra.description, extra.public);
+    let new = NewVersion { owner, name, description, public, limits, version, activate };
     let (module, version, is_new) = match api.app.store.add_version(new, max_modules).await {
         Err(StoreError::Limit(detail)) => return Err(over_cap(api, tier, detail)),
         other => other.map_err(refused)?,
@@ -380,6 +399,7 @@ impl Uploaded {
             abi: stored.abi,
             size_bytes: stored.size_bytes,
             capabilities: super::modules::capabilities(stored),
+            limits: module.limits.clone(),
             upload_time: stored.uploaded_at,
         })
     }

@@ -9,7 +9,7 @@ use super::{App, AppError, files};
 use crate::config::{Config, ConfigError, Handler, Route, restart};
 use crate::domain::{ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::abi;
-use crate::gateway::snapshot::{self, Parts, ResolvedModules};
+use crate::gateway::snapshot::{self, Parts, Resolved, ResolvedModules};
 use crate::gateway::{Shared, Snapshot, warm};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -230,12 +230,15 @@ async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules,
     for used in uses(config) {
         let key = snapshot::module_key(used.handler);
         let found = store.module(&key.0, &used.handler.module.name).await?;
-        let version = found.as_ref().and_then(|m| m.select(used.handler.module.selector)).cloned();
-        match &version {
-            Some(version) => check.errors.extend(used.check(version).err()),
+        let resolved = found.as_ref().and_then(|m| {
+            let version = m.select(used.handler.module.selector)?.clone();
+            Some(Resolved { version, limits: m.limits.clone() })
+        });
+        match &resolved {
+            Some(resolved) => check.errors.extend(used.check(&resolved.version).err()),
             None => check.warnings.push(used.missing()),
         }
-        modules.insert(key, version);
+        modules.insert(key, resolved);
     }
     Ok((modules, check))
 }

@@ -107,6 +107,7 @@ async fn store_module(
         name: name.parse()?,
         description: Some("demo module of the quickstart".into()),
         public: Some(true),
+        limits: None,
         version,
         activate: true,
     };

@@ -22,7 +22,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 
-use crate::domain::{ModuleRef, Name, OwnerId, ScopeSet, Tier};
+use crate::domain::{Limits, ModuleRef, Name, OwnerId, ScopeSet, Tier};
 
 pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
 pub use files::{FileUse, Finding, Look};
@@ -380,6 +380,25 @@ impl Handler {
     /// Its module with the owner: `owner/name[@version]`.
     pub fn reference(&self) -> ModuleRef {
         ModuleRef { owner: Some(self.owner.clone()), ..self.module.clone() }
+    }
+
+    /// What one run may use here, its module's own limits aside.
+    pub fn limits(&self) -> Limits {
+        /// Enough that the wall limit is what a spinning guest meets.
+        const FUEL_PER_MILLI: u64 = 20_000_000;
+        Limits {
+            fuel: u64::try_from(self.wall.as_millis()).unwrap_or(u64::MAX).saturating_mul(FUEL_PER_MILLI),
+            memory_bytes: self.memory_bytes,
+            wall_ms: self.wall,
+            input_bytes: self.max_buffer_bytes,
+            output_bytes: self.max_buffer_bytes,
+            log_bytes: 64 << 10,
+            table_elements: 100_000,
+            stack_bytes: Limits::STACK_BYTES,
+            file_bytes: Limits::FILE_BYTES,
+            // The operator's own bounds are `engine.per_owner` and `engine.vms_per_handler`.
+            instances: u32::MAX,
+        }
     }
 }
 

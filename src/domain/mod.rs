@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod id;
 pub mod key;
+pub mod limits;
 pub mod module;
 pub mod outcome;
 pub mod path;
@@ -14,8 +15,9 @@ pub mod usage;
 pub use clock::Timestamp;
 pub use id::{Digest, InvalidName, KeyId, Name, OwnerId, TokenId};
 pub use key::{ApiKey, KeyHash, Principal, Scope, ScopeSet, Subject};
+pub use limits::{Limits, LimitsChange};
 pub use module::{Abi, Module, ModuleRef, ModuleShape, ModuleVersion, Phase, Selector};
 pub use outcome::{GuestFailure, Meter, Reply};
 pub use rejection::{NotLoadable, Rejection};
-pub use tier::{FailMode, Limits, Quota, Tier, Window};
+pub use tier::{FailMode, Quota, Tier, Window};
 pub use usage::{UsageDelta, UsageRecord};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Name, OwnerId, Timestamp};
+use super::{Digest, LimitsChange, Name, OwnerId, Timestamp};
 
 /// How the gateway talks with a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -136,6 +136,8 @@ pub struct Module {
     /// The version that was active before; `None` too when it has been deleted.
     pub previous: Option<u32>,
     pub versions: Vec<ModuleVersion>,
+    /// Of its own, under those of whoever runs it.
+    pub limits: LimitsChange,
     pub executions: u64,
     pub last_executed: Option<Timestamp>,
 }

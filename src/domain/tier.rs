@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Limits;
 use super::id::Name;
 
 /// The window of a quota. Below one hour it rolls (GCRA); from one hour up it is a calendar window in UTC.
@@ -88,65 +89,6 @@ pub enum FailMode {
     Open,
     /// 503.
     Closed,
-}
-
-/// Bounds of one invocation. Bytes, fuel units and durations; every one is enforced by the engine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Fuel units, about one per WebAssembly instruction.
-    pub fuel: u64,
-    pub memory_bytes: u64,
-    #[serde(with = "millis")]
-    pub wall_ms: Duration,
-    pub input_bytes: u64,
-    pub output_bytes: u64,
-    pub log_bytes: u64,
-    pub table_elements: u32,
-    #[serde(default = "default_stack_bytes")]
-    pub stack_bytes: u64,
-    /// What it may keep in its `/tmp`; 0: nothing.
-    #[serde(default = "default_file_bytes")]
-    pub file_bytes: u64,
-    /// Runs of one module that its caller may have under way at once on one node.
-    #[serde(default = "default_instances")]
-    pub instances: u32,
-}
-
-impl Limits {
-    /// Room for a call of the host and a few frames at least; above, a thousand runs under way would show.
-    pub const STACK_RANGE: std::ops::RangeInclusive<u64> = 64 << 10..=MIB;
-    pub const STACK_BYTES: u64 = 256 << 10;
-    pub const FILE_BYTES: u64 = 16 * MIB;
-    pub const INSTANCES: u32 = 256;
-}
-
-// For tiers that were stored before these limits were there.
-fn default_stack_bytes() -> u64 {
-    Limits::STACK_BYTES
-}
-
-fn default_file_bytes() -> u64 {
-    Limits::FILE_BYTES
-}
-
-fn default_instances() -> u32 {
-    Limits::INSTANCES
-}
-
-/// A duration as whole milliseconds in records.
-pub mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_u64(u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-        u64::deserialize(d).map(Duration::from_millis)
-    }
 }
 
 /// A named set of quotas and limits. `rank` orders tiers: a route or a module may need "at least" a tier.

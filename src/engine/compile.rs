@@ -25,7 +25,7 @@ use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, N
 use wasmer_types::Features;
 
 use crate::domain::rejection::NotLoadableKind;
-use crate::domain::{NotLoadable, OwnerId};
+use crate::domain::{Limits, NotLoadable, OwnerId};
 
 use super::instrument::instrument;
 use super::pace::Pace;
@@ -48,6 +48,9 @@ const MAX_ARTIFACT: u64 = 1 << 30;
 /// A child that sleeps or is starved: this much wall time for each second of CPU time.
 const WALL_PER_CPU: u32 = 3;
 const MAX_MESSAGE: usize = 512;
+/// Bytes of a module whose code is compiled fast by several threads.
+const LARGE: usize = 512 << 10;
+const THREADS_OF_LARGE: NonZero<usize> = NonZero::new(2).unwrap();
 /// Address space that the child's allocator takes at once.
 const ARENA_KIB: &str = "65536";
 
@@ -325,14 +328,15 @@ fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>
         Compiler::Fast => CraneliftOptLevel::None,
         Compiler::Optimising => CraneliftOptLevel::Speed,
     });
-    // One thread: how many compile at once is the parent's choice.
-    cranelift.num_threads(NonZero::<usize>::MIN);
+    // How many compile at once is the parent's choice; but somebody waits for this one, and feels it when it is large.
+    let large = compiler == Compiler::Fast && wasm.len() > LARGE;
+    cranelift.num_threads(if large { THREADS_OF_LARGE } else { NonZero::<usize>::MIN });
     if compiler == Compiler::Fast && !per_mib.is_zero() {
         cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
     }
     let config: Box<dyn CompilerConfig> = Box::new(cranelift);
     let mut engine: wasmer::Engine = EngineBuilder::new(config).set_features(Some(features())).engine().into();
-    engine.set_tunables(GuestTunables);
+    engine.set_tunables(GuestTunables::new(Limits::STACK_BYTES));
     let module = wasmer::Module::new(&engine, instrumented).map_err(|e| e.to_string())?;
     module.serialize().map(|bytes| bytes.to_vec()).map_err(|e| e.to_string())
 }

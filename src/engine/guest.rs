@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use wasmer::sys::NativeEngineExt;
 use wasmer::{
     Extern, Function, FunctionEnv, FunctionEnvMut, Global, Instance, Store, TypedFunction, Value, WasmTypeList,
 };
@@ -21,7 +22,8 @@ use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
 use super::memory::{Grant, GuestMemory, with_grant};
-use super::sys;
+use super::tunables::GuestTunables;
+use super::{stack, sys};
 
 /// Names that instrumentation adds to every module; no upload may use them.
 pub const FUEL_MODULE: &str = "wasmgate:fuel";
@@ -55,6 +57,7 @@ pub struct Guest {
     env: FunctionEnv<HostState>,
     fuel: Global,
     started: Started,
+    stack_bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -91,19 +94,25 @@ impl Guest {
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
-        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
+        let mut state = HostState::new(
+            Fuel::new(limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone()),
+            memory,
+        );
         state.output_limit = limits.output_bytes;
         state.log = BoundedLog::new(limits.log_bytes);
         prepare(&mut state);
 
         let code = module.code();
-        let mut store = Store::new(code.engine.clone());
+        let mut engine = code.engine.clone();
+        engine.set_tunables(GuestTunables::new(limits.stack_bytes));
+        let mut store = Store::new(engine);
         let env = FunctionEnv::new(&mut store, state);
         let imports: Vec<Extern> = code.imports.iter().map(|make| Extern::from(make(&mut store, &env))).collect();
-        let made = with_grant(grant, || Instance::new_by_index(&mut store, &code.module, &imports).map_err(Box::new));
+        let make = || Instance::new_by_index(&mut store, &code.module, &imports).map_err(Box::new);
+        let made = stack::with(limits.stack_bytes, || with_grant(grant, make));
         let ended = match made {
             Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
-                Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started }),
+                Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started, stack_bytes: limits.stack_bytes }),
                 Err(_) => Ended::Failed(GuestFailure::NotLoadable("the artifact has no fuel counter".into())),
             },
             Err(e) => {
@@ -122,7 +131,7 @@ impl Guest {
         self.started = if may_block { Started::of(allowance) } else { Started { wall: allowance.began, cpu: None } };
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
-        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline, allowance.cancel.clone());
+        state.fuel = Fuel::new(allowance.limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone());
         state.clock = RunClock::since(self.started.wall);
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;
@@ -150,7 +159,7 @@ impl Guest {
         &mut self,
         call: impl FnOnce(&mut Store, &Instance) -> Result<R, wasmer::RuntimeError>,
     ) -> Result<R, Ended> {
-        let result = call(&mut self.store, &self.instance).map_err(|e| {
+        let result = stack::with(self.stack_bytes, || call(&mut self.store, &self.instance)).map_err(|e| {
             let refused = self.env.as_ref(&self.store).memory.take_refused();
             classify(&e, refused)
         });

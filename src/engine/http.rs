@@ -13,7 +13,7 @@ use super::guest::Allowance;
 use super::guest_log::GuestLog;
 use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::pool::Need;
-use super::vms::{Handled, Leased, Permit, Turn, Vm, Vms};
+use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
 
@@ -77,10 +77,6 @@ pub struct HttpOutcome {
 /// A response phase can't be run again, since its guest holds the request's state. It gets more, once per row of short
 /// runs, so that only a guest that is far from its own past loses the request.
 const INLINE_RESPONSE_FUEL: u64 = 4 * INLINE_FUEL;
-/// Wall time is what ends a handler's phase; the fuel is enough for any that fits.
-const FUEL: u64 = u64::MAX / 2;
-const LOG_BYTES: u64 = 64 << 10;
-const TABLE_ELEMENTS: u32 = 100_000;
 /// After a failed start, requests get its failure for so long before it is tried again.
 const START_AGAIN: Duration = Duration::from_secs(1);
 
@@ -120,26 +116,15 @@ impl HttpHandler {
         module: Arc<LoadedModule>,
         label: Arc<str>,
         handler: &crate::config::Handler,
+        limits: Limits,
     ) -> Arc<HttpHandler> {
-        let limits = Limits {
-            fuel: FUEL,
-            memory_bytes: handler.memory_bytes,
-            wall_ms: handler.wall,
-            input_bytes: handler.max_buffer_bytes,
-            output_bytes: handler.max_buffer_bytes,
-            log_bytes: LOG_BYTES,
-            table_elements: TABLE_ELEMENTS,
-            stack_bytes: Limits::STACK_BYTES,
-            file_bytes: Limits::FILE_BYTES,
-            instances: Limits::INSTANCES,
-        };
         Arc::new(HttpHandler {
             engine: engine.clone(),
             module,
             owner: handler.owner.clone(),
             account: engine.account(&handler.owner),
             config: handler.config.clone().into(),
-            vms: Vms::new(engine.clone(), limits.memory_bytes),
+            vms: Vms::new(engine.clone(), &limits),
             limits,
             requests: Lane::new(),
             responses: Lane::new(),
@@ -164,47 +149,35 @@ impl HttpHandler {
         Ok(())
     }
 
-    pub async fn request(self: &Arc<Self>, exchange: Box<HttpExchange>) -> HttpOutcome {
-        let permit = match self.vms.permit().await {
-            Ok(permit) => permit,
-            Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
-        };
-        match self.vms.take(&permit) {
-            Some(vm) if self.requests.is_inline() => match self.inline_request(exchange, Leased { vm, permit }) {
-                Ok(outcome) => outcome,
-                // The run on the pool is the run: what the first try used is not charged.
-                Err((exchange, permit)) => self.pool_request(exchange, None, permit).await,
-            },
-            vm => self.pool_request(exchange, vm, permit).await,
+    /// The request phase at once on this thread, where its past says that it is short; else the exchange comes back, for
+    /// [`Self::request`].
+    pub fn request_now(self: &Arc<Self>, exchange: Box<HttpExchange>) -> Result<HttpOutcome, Box<HttpExchange>> {
+        if !self.requests.is_inline() {
+            return Err(exchange);
         }
-    }
-
-    /// On this thread. An overrun gives back everything but its VM.
-    fn inline_request(
-        self: &Arc<Self>,
-        exchange: Box<HttpExchange>,
-        mut leased: Leased,
-    ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
+        let Some(permit) = self.vms.permit_now() else { return Err(exchange) };
+        let Some(vm) = self.vms.take(&permit) else { return Err(exchange) };
+        let mut leased = Leased { vm, permit };
         let turn = self.turn(Some(INLINE_FUEL), &exchange);
         let mut exchange = Some(exchange);
         let (result, meter) = leased.vm.request(&mut exchange, &turn);
         let exchange = given_back(exchange);
         if matches!(&result, Err(failure) if lane::overran(failure, &self.limits)) {
+            // The run on the pool is the run: what this try used is not charged.
             self.requests.overran();
-            let Leased { vm, permit } = leased;
-            drop(vm);
-            return Err((exchange, permit));
+            return Err(exchange);
         }
         self.requests.record(took(&meter));
         Ok(self.settle_request(exchange, leased, result, meter))
     }
 
-    async fn pool_request(
-        self: &Arc<Self>,
-        exchange: Box<HttpExchange>,
-        vm: Option<Vm>,
-        permit: Permit,
-    ) -> HttpOutcome {
+    /// The request phase on a guest thread.
+    pub async fn request(self: &Arc<Self>, exchange: Box<HttpExchange>) -> HttpOutcome {
+        let permit = match self.vms.permit().await {
+            Ok(permit) => permit,
+            Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
+        };
+        let vm = self.vms.take(&permit);
         let need = self.need(vm.is_some());
         self.on_pool(exchange, (vm, permit), need, |handler, exchange, (vm, permit), memory| {
             let mut vm = match vm.map_or_else(|| handler.start_vm(memory), Ok) {
@@ -278,7 +251,7 @@ impl HttpHandler {
         need
     }
 
-    fn start_vm(&self, memory: Reserved) -> Result<Vm, RunError> {
+    fn start_vm(&self, memory: Reserved) -> Result<Box<Vm>, RunError> {
         if let Some((when, failure)) = &*self.start_failed.lock()
             && when.elapsed() < START_AGAIN
         {
@@ -306,14 +279,25 @@ impl PinnedVm {
         self.features
     }
 
-    /// `handle_response`. `is_error`: the upstream failed.
-    pub async fn response(self, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
-        let PinnedVm { handler, leased, context, features } = self;
-        let call = (context, is_error);
+    /// `handle_response` at once on this thread, where its past says that it is short; else what was given comes back, for
+    /// [`Self::response`]. `is_error`: the upstream failed.
+    pub fn response_now(
+        self,
+        exchange: Box<HttpExchange>,
+        is_error: bool,
+    ) -> Result<HttpOutcome, (PinnedVm, Box<HttpExchange>)> {
         // How long a guest takes for a body depends on the body: the past says nothing.
-        if handler.responses.is_inline() && !features.has(Features::BUFFER_RESPONSE) {
-            return handler.run_response(exchange, leased, call, Some(INLINE_RESPONSE_FUEL));
+        if !self.handler.responses.is_inline() || self.features.has(Features::BUFFER_RESPONSE) {
+            return Err((self, exchange));
         }
+        let PinnedVm { handler, leased, context, .. } = self;
+        Ok(handler.run_response(exchange, leased, (context, is_error), Some(INLINE_RESPONSE_FUEL)))
+    }
+
+    /// `handle_response` on a guest thread.
+    pub async fn response(self, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
+        let PinnedVm { handler, leased, context, .. } = self;
+        let call = (context, is_error);
         let run =
             move |handler: &Arc<HttpHandler>, exchange, leased, _| handler.run_response(exchange, leased, call, None);
         handler.on_pool(exchange, leased, handler.need(true), run).await
@@ -340,8 +324,12 @@ impl HttpHandler {
             }
             Err(failure) => {
                 self.responses.overran();
-                // Fuel is no limit of a handler: time is.
-                let failure = if failure == GuestFailure::OutOfFuel { GuestFailure::Deadline } else { failure };
+                // The lane's fuel stood for time.
+                let of_lane = inline.is_some_and(|fuel| self.limits.fuel > fuel);
+                let failure = match failure {
+                    GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
+                    failure => failure,
+                };
                 leased.vm.print(&exchange.request_id, &self.log);
                 HttpOutcome::failed(exchange, failure.into(), meter)
             }

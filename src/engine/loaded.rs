@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use wasmer::sys::NativeEngineExt;
 
-use crate::domain::{Abi, Digest, ModuleShape};
+use crate::domain::{Abi, Digest, Limits, ModuleShape};
 
 use super::Compiler;
 use super::abi::{self, MakeFn};
@@ -52,7 +52,7 @@ impl Code {
     fn load(trusted: Trusted, abi: Abi) -> Result<Code, String> {
         let Trusted { compiler, artifact } = trusted;
         let mut engine = wasmer::Engine::headless();
-        engine.set_tunables(GuestTunables);
+        engine.set_tunables(GuestTunables::new(Limits::STACK_BYTES));
         let bytes = artifact.len() as u64;
         // SAFETY: `Trusted` says that the bytes are what our own compiler process wrote for this machine.
         let module = unsafe { wasmer::Module::deserialize_unchecked(&engine, artifact) }.map_err(|e| e.to_string())?;

@@ -22,6 +22,7 @@ mod guest_log;
 pub mod host;
 pub mod http;
 mod inspect;
+mod instances;
 mod instrument;
 pub mod lane;
 mod load;
@@ -31,6 +32,7 @@ mod pace;
 mod permits;
 pub mod pool;
 mod run;
+mod stack;
 mod sys;
 mod tunables;
 mod vms;
@@ -50,6 +52,7 @@ use budget::{Account, Budget};
 use cache::Modules;
 use compile::Compilers;
 use guest::Allowance;
+use instances::Instances;
 use pool::{Need, Pool};
 
 pub use cancel::Cancel;
@@ -77,6 +80,7 @@ pub struct Engine {
     artifacts: Arc<Artifacts>,
     compilers: Arc<Compilers>,
     modules: Modules,
+    instances: Instances,
     pool: Pool,
     budget: Arc<Budget>,
     config: crate::config::Engine,
@@ -223,6 +227,7 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
             modules: Modules::new(config.artifact_cache_bytes),
+            instances: Instances::default(),
             pool,
             budget,
             config,
@@ -322,6 +327,13 @@ impl Engine {
         if job.input.stdin.len() as u64 > job.limits.input_bytes {
             return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
         }
+        // Held to the end of the run.
+        let key = (job.owner.clone(), job.module.digest(), job.limits.instances);
+        let _pass = match job.cancel.or_cancelled(self.instances.enter(key, &self.config)).await {
+            Some(Ok(pass)) => pass,
+            Some(Err(busy)) => return run::refused(busy),
+            None => return run::refused(RunError::Guest(GuestFailure::Cancelled)),
+        };
         let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
         if job.module.lane().is_inline()
             && let Some(memory) = need.account.reserve(need.bytes)

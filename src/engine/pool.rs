@@ -18,7 +18,7 @@ use crate::domain::OwnerId;
 use super::budget::{Account, Budget, Reserved};
 use super::cancel::Cancel;
 use super::permits::Permits;
-use super::sys;
+use super::{stack, sys};
 
 /// Guests give way to the proxy's own threads.
 const NICE: i32 = 5;
@@ -303,6 +303,7 @@ impl Shared {
 
     fn serve(self: Arc<Self>, id: u64) {
         sys::nice_this_thread(NICE);
+        let _stack = stack::OfThread;
         let call = Arc::new(Condvar::new());
         let mut state = self.state.lock();
         loop {

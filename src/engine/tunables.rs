@@ -13,11 +13,16 @@ use wasmer_vm::{VMConfig, VMMemory, VMMemoryDefinition, VMTable, VMTableDefiniti
 
 use super::memory::{PooledMemory, granted_table_elements};
 
-const STACK_BYTES: usize = 256 << 10;
-const VM: VMConfig = VMConfig { wasm_stack_size: Some(STACK_BYTES) };
+/// Of one run, whose stack has these bytes (see `stack.rs`).
+pub struct GuestTunables {
+    vm: VMConfig,
+}
 
-#[derive(Clone, Copy, Debug)]
-pub struct GuestTunables;
+impl GuestTunables {
+    pub fn new(stack_bytes: u64) -> GuestTunables {
+        GuestTunables { vm: VMConfig { wasm_stack_size: usize::try_from(stack_bytes).ok() } }
+    }
+}
 
 impl Tunables for GuestTunables {
     fn memory_style(&self, _memory: &MemoryType) -> MemoryStyle {
@@ -63,6 +68,6 @@ impl Tunables for GuestTunables {
     }
 
     fn vmconfig(&self) -> &VMConfig {
-        &VM
+        &self.vm
     }
 }

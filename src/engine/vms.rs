@@ -5,12 +5,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use wasmer::TypedFunction;
 
 use super::at_rest::AtRest;
@@ -21,6 +21,7 @@ use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
+use super::instances::Gate;
 use super::{Compiler, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
@@ -61,7 +62,7 @@ impl Vm {
         reserved: Reserved,
         config: &Bytes,
         log: &GuestLog,
-    ) -> Result<Vm, RunError> {
+    ) -> Result<Box<Vm>, RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
@@ -81,14 +82,14 @@ impl Vm {
             Err(ended) => return Err(start_failure(ended)),
         }
         let missing = |name| GuestFailure::NotLoadable(format!("it has no function `{name}` of http-wasm's type"));
-        Ok(Vm {
+        Ok(Box::new(Vm {
             compiler,
             handle_request: guest.function("handle_request").ok_or_else(|| missing("handle_request"))?,
             handle_response: guest.function("handle_response").ok_or_else(|| missing("handle_response"))?,
             memory_at_start: guest.memory_bytes(),
             guest: AtRest::new(guest),
             requests: 0,
-        })
+        }))
     }
 
     /// `handle_request`. On a failure the exchange is as it was, and the VM is to be dropped.
@@ -207,76 +208,47 @@ impl Drop for Permit {
     }
 }
 
-/// A place in the queue, left by dropping it, as a request does whose client goes away.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, bound: usize) -> Option<Place<'a>> {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Place(waiting);
-        (before < bound).then_some(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A VM and the right to it. The VM goes first.
+/// A VM and the right to it. The VM goes first; it is large, and moves often.
 pub struct Leased {
-    pub vm: Vm,
+    pub vm: Box<Vm>,
     pub permit: Permit,
 }
 
 /// The VMs of one handler.
 pub struct Vms {
-    permits: Arc<Semaphore>,
-    /// Requests that wait for a permit; at most the engine's queue.
-    waiting: AtomicUsize,
+    gate: Gate,
     /// The one used last is at the back.
-    idle: Mutex<VecDeque<(Vm, Instant)>>,
+    idle: Mutex<VecDeque<(Box<Vm>, Instant)>>,
     engine: Arc<Engine>,
     requests: u64,
     memory_limit: u64,
 }
 
 impl Vms {
-    pub fn new(engine: Arc<Engine>, memory_limit: u64) -> Vms {
-        let cap = engine.config().vms_per_handler.clamp(1, Semaphore::MAX_PERMITS);
+    pub fn new(engine: Arc<Engine>, limits: &Limits) -> Vms {
+        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
+        let cap = engine.config().vms_per_handler.min(own);
         let requests = engine.config().vm_requests;
-        Vms {
-            permits: Arc::new(Semaphore::new(cap)),
-            waiting: AtomicUsize::new(0),
-            idle: Mutex::default(),
-            engine,
-            requests,
-            memory_limit,
-        }
+        Vms { gate: Gate::new(cap), idle: Mutex::default(), engine, requests, memory_limit: limits.memory_bytes }
     }
 
-    /// In the order of asking; `Busy` after the queue's time, and at once when the queue is full.
     pub async fn permit(&self) -> Result<Permit, RunError> {
-        let permit = match self.permits.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => self.wait().await?,
-        };
-        self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
-        Ok(Permit { _permit: permit, engine: self.engine.clone() })
+        let permit = self.gate.enter(self.engine.config()).await?;
+        Ok(self.counted(permit))
     }
 
-    async fn wait(&self) -> Result<OwnedSemaphorePermit, RunError> {
-        let config = self.engine.config();
-        let busy = RunError::Busy { retry_after: config.queue_timeout.max(Duration::from_secs(1)) };
-        let place = Place::take(&self.waiting, config.queue).ok_or(busy.clone())?;
-        let in_time = tokio::time::timeout(config.queue_timeout, self.permits.clone().acquire_owned()).await;
-        drop(place);
-        in_time.ok().and_then(Result::ok).ok_or(busy)
+    /// Unless others wait for one.
+    pub fn permit_now(&self) -> Option<Permit> {
+        self.gate.enter_now().map(|permit| self.counted(permit))
+    }
+
+    fn counted(&self, permit: OwnedSemaphorePermit) -> Permit {
+        self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
+        Permit { _permit: permit, engine: self.engine.clone() }
     }
 
     /// An idle VM, the warmest first.
-    pub fn take(&self, _permit: &Permit) -> Option<Vm> {
+    pub fn take(&self, _permit: &Permit) -> Option<Box<Vm>> {
         let (vm, _) = self.idle.lock().pop_back()?;
         self.engine.vm_counters().0.fetch_sub(1, Ordering::Relaxed);
         Some(vm)

@@ -17,14 +17,8 @@ use super::pipeline::Stop;
 use super::presence::while_here;
 use super::proxy::Gateway;
 use crate::config::Segment;
-use crate::domain::{Abi, GuestFailure, Limits, Phase, Rejection};
+use crate::domain::{Abi, GuestFailure, Phase, Rejection};
 use crate::engine::{Cancel, Engine, Finished, Input, Job, Output};
-
-/// Of an operator's handler; a tenant's tier has its own.
-const LOG_BYTES: u64 = 64 << 10;
-const TABLE_ELEMENTS: u32 = 100_000;
-/// Enough that the wall limit is what a spinning guest meets.
-const FUEL_PER_SECOND: u64 = 20_000_000_000;
 
 pub async fn answer(
     gateway: &Gateway,
@@ -43,7 +37,7 @@ pub async fn answer(
     let module = loaded.map_err(|e| Rejection::Guest(handlers::crashed(ctx, shared, handler, e)))?.clone();
     let stdin = match held {
         Some(body) => body,
-        None => body::gather(session, ctx, max_body.min(handler.config.max_buffer_bytes)).await?,
+        None => body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?,
     };
     let abi = module.abi();
     let env = match abi {
@@ -55,7 +49,7 @@ pub async fn answer(
         module,
         owner: handler.config.owner.clone(),
         label: handler.label.clone(),
-        limits: limits(handler),
+        limits: handler.limits.clone(),
         input: Input { env, stdin, ..Input::default() },
         cancel: cancel.clone(),
     };
@@ -103,22 +97,6 @@ async fn transform(
             let detail = "it passed the request on, and this route has nothing behind it".to_owned();
             Err(Rejection::Guest(GuestFailure::BadOutput(detail)).into())
         }
-    }
-}
-
-fn limits(handler: &RouteHandler) -> Limits {
-    let config = &handler.config;
-    Limits {
-        fuel: u64::try_from(config.wall.as_millis()).unwrap_or(u64::MAX).saturating_mul(FUEL_PER_SECOND / 1000),
-        memory_bytes: config.memory_bytes,
-        wall_ms: config.wall,
-        input_bytes: config.max_buffer_bytes,
-        output_bytes: config.max_buffer_bytes,
-        log_bytes: LOG_BYTES,
-        table_elements: TABLE_ELEMENTS,
-        stack_bytes: Limits::STACK_BYTES,
-        file_bytes: Limits::FILE_BYTES,
-        instances: Limits::INSTANCES,
     }
 }
 

@@ -10,12 +10,20 @@ use super::handlers::RouteHandler;
 use super::routes::Routes;
 use super::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, Target};
-use crate::domain::{ModuleRef, ModuleVersion, Name, OwnerId, Tier};
+use crate::domain::{LimitsChange, ModuleRef, ModuleVersion, Name, OwnerId, Tier};
 use crate::telemetry::{Metrics, RouteMetrics, TierMetrics};
 
 /// Resolved before a snapshot is built: which version each handler's selector means now. `None`: not stored (yet);
 /// the route answers 500 `handler-not-loadable` until a module of that name is uploaded.
-pub type ResolvedModules = HashMap<(OwnerId, String), Option<ModuleVersion>>;
+pub type ResolvedModules = HashMap<(OwnerId, String), Option<Resolved>>;
+
+/// What a handler's selector means.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub version: ModuleVersion,
+    /// The module's own.
+    pub limits: LimitsChange,
+}
 
 /// The label in metrics and logs of a request that no route took.
 pub const NO_ROUTE: &str = "none";
@@ -106,10 +114,10 @@ impl Snapshot {
         for (index, route) in config.routes.iter().enumerate() {
             let known = known.get(&route.name).copied();
             let mut handler = |config: &config::Handler| {
-                let version = modules.get(&module_key(config)).cloned().flatten();
+                let resolved = modules.get(&module_key(config)).cloned().flatten();
                 known
-                    .and_then(|s| s.same_handler(config, version.as_ref()))
-                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), version, &mut breakers)))
+                    .and_then(|s| s.same_handler(config, resolved.as_ref()))
+                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), resolved, &mut breakers)))
             };
             let action = match &route.target {
                 // A checked configuration names upstreams that exist.
@@ -186,9 +194,9 @@ impl Snapshot {
 }
 
 impl RouteState {
-    /// A handler of this route that has the same module version and configuration: its VMs live on.
-    fn same_handler(&self, config: &config::Handler, version: Option<&ModuleVersion>) -> Option<Arc<RouteHandler>> {
-        self.every_handler().find(|h| h.is_same(config, version)).cloned()
+    /// A handler of this route that has the same module version, limits and configuration: its VMs live on.
+    fn same_handler(&self, config: &config::Handler, resolved: Option<&Resolved>) -> Option<Arc<RouteHandler>> {
+        self.every_handler().find(|h| h.is_same(config, resolved)).cloned()
     }
 
     pub(super) fn every_handler(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {

@@ -23,7 +23,7 @@ use super::{
     AdminToken, AuditEntry, Counter, NewVersion, Page, Result, Retention, Rotation, Store, StoreError, UsageRow,
 };
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
+    ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
 };
 use db::Db;
 use writer::Writer;
@@ -132,6 +132,11 @@ impl Store for EmbeddedStore {
     async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module> {
         let (owner, name) = (owner.clone(), name.clone());
         self.write(move |tx| modules::activate(tx, &owner, &name, version)).await
+    }
+
+    async fn set_limits(&self, owner: &OwnerId, name: &Name, limits: &LimitsChange) -> Result<Module> {
+        let (owner, name, limits) = (owner.clone(), name.clone(), limits.clone());
+        self.write(move |tx| modules::set_limits(tx, &owner, &name, &limits)).await
     }
 
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module> {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp, TokenId, UsageDelta,
-    UsageRecord,
+    ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp, TokenId,
+    UsageDelta, UsageRecord,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,6 +134,8 @@ pub trait Store: Send + Sync + 'static {
         limit: u64,
     ) -> Result<Page<Module>>;
     async fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<Module>;
+    /// Replaces the module's own limits.
+    async fn set_limits(&self, owner: &OwnerId, name: &Name, limits: &LimitsChange) -> Result<Module>;
     /// Its version numbers are not given again, should a module of that name come back.
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
     /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
@@ -199,6 +201,7 @@ pub struct NewVersion {
     /// `None` keeps what the module has.
     pub description: Option<String>,
     pub public: Option<bool>,
+    pub limits: Option<LimitsChange>,
     /// Its `version` is set by the store.
     pub version: ModuleVersion,
     pub activate: bool,

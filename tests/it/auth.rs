@@ -15,8 +15,8 @@ use wasmgate::auth::pepper::PepperError;
 use wasmgate::auth::secret_file::SecretError;
 use wasmgate::config::SecretSource;
 use wasmgate::domain::{
-    ApiKey, KeyHash, KeyId, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, ScopeSet, Tier, Timestamp, TokenId,
-    UsageDelta,
+    ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, ScopeSet, Tier,
+    Timestamp, TokenId, UsageDelta,
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
@@ -89,6 +89,7 @@ pass_on! {
     fn module_by_id(&self, id: &str) -> StoreResult<Option<Module>>;
     fn modules(&self, owner: Option<&OwnerId>, public: bool, offset: u64, limit: u64) -> StoreResult<Page<Module>>;
     fn activate(&self, owner: &OwnerId, name: &Name, version: u32) -> StoreResult<Module>;
+    fn set_limits(&self, owner: &OwnerId, name: &Name, limits: &LimitsChange) -> StoreResult<Module>;
     fn delete_module(&self, owner: &OwnerId, name: &Name) -> StoreResult<Module>;
     fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> StoreResult<ModuleVersion>;
     fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> StoreResult<()>;

@@ -28,6 +28,7 @@ mod http_wasm;
 mod http_wasm_tck;
 mod limit;
 mod limits_http;
+mod module_limits;
 mod modules;
 mod multipart;
 mod openapi;

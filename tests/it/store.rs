@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use wasmgate::domain::{
-    Abi, ApiKey, Digest, KeyHash, KeyId, ModuleShape, ModuleVersion, Name, Scope, Tier, Timestamp, TokenId, UsageDelta,
-    UsageRecord,
+    Abi, ApiKey, Digest, KeyHash, KeyId, LimitsChange, ModuleShape, ModuleVersion, Name, Scope, Tier, Timestamp,
+    TokenId, UsageDelta, UsageRecord,
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{AdminToken, AuditEntry, Counter, NewVersion, Retention, Role, Rotation, Store, StoreError};
@@ -49,6 +49,7 @@ fn version(owner: &str, module: &str, bytes: &str) -> NewVersion {
         name: name(module),
         description: None,
         public: None,
+        limits: None,
         version: ModuleVersion {
             version: 0,
             digest: Digest::of(bytes.as_bytes()),
@@ -110,6 +111,7 @@ const CASES: &[Case] = cases![
     versions_at_once_get_different_numbers,
     the_module_cap_holds_for_writes_at_once,
     activation_needs_the_version,
+    limits_are_replaced_and_kept,
     modules_are_listed_in_pages,
     a_deleted_module_is_gone,
     a_deleted_version_gives_its_number_to_no_other,
@@ -340,6 +342,25 @@ async fn activation_needs_the_version(store: Shared) {
         assert!(matches!(refused, Err(StoreError::NotFound(_))), "{refused:?}");
     }
     assert_eq!(store.module(&name("alice"), &name("m")).await.unwrap().unwrap().active, 1);
+}
+
+async fn limits_are_replaced_and_kept(store: Shared) {
+    let limits = |fuel| LimitsChange { fuel: Some(fuel), ..LimitsChange::default() };
+    let (alice, m) = (name("alice"), name("m"));
+    assert!(matches!(store.set_limits(&alice, &m, &limits(1)).await, Err(StoreError::NotFound(_))));
+    let (module, ..) = store.add_version(version("alice", "m", "one"), None).await.unwrap();
+    assert!(module.limits.is_empty());
+    let wall = LimitsChange { wall_ms: Some(5), ..LimitsChange::default() };
+    assert_eq!(store.set_limits(&alice, &m, &wall).await.unwrap().limits, wall);
+    assert_eq!(store.set_limits(&alice, &m, &limits(2)).await.unwrap().limits, limits(2));
+    // A version that says nothing of limits leaves them; one that does replaces them, also when its bytes are known.
+    let (module, ..) = store.add_version(version("alice", "m", "two"), None).await.unwrap();
+    assert_eq!((module.limits, module.versions.len()), (limits(2), 2));
+    let again = NewVersion { limits: Some(limits(3)), ..version("alice", "m", "two") };
+    assert_eq!(store.add_version(again, None).await.unwrap().0.limits, limits(3));
+    store.activate(&alice, &m, 2).await.unwrap();
+    assert_eq!(store.module(&alice, &m).await.unwrap().unwrap().limits, limits(3));
+    assert!(store.set_limits(&alice, &m, &LimitsChange::default()).await.unwrap().limits.is_empty());
 }
 
 async fn modules_are_listed_in_pages(store: Shared) {

@@ -1,7 +1,6 @@
 //! Tiers as they are in force: configured ones with their stored overrides.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -13,7 +12,7 @@ use crate::api::access::Actor;
 use crate::api::body::JsonBody;
 use crate::api::openapi::{Problem, json as answer};
 use crate::api::{Api, refused};
-use crate::domain::{FailMode, Limits, Name, Quota, Rejection, Tier};
+use crate::domain::{FailMode, LimitsChange, Name, Quota, Rejection, Tier};
 use crate::store::Role;
 
 /// Quotas one tier may state: every request checks all of them.
@@ -50,42 +49,6 @@ pub(in crate::api) struct TierChange {
     limits: Option<LimitsChange>,
     #[schema(value_type = Option<String>)]
     fail: Option<FailMode>,
-}
-
-/// Bounds of one run to change; others stay.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct LimitsChange {
-    fuel: Option<u64>,
-    memory_bytes: Option<u64>,
-    wall_ms: Option<u64>,
-    input_bytes: Option<u64>,
-    output_bytes: Option<u64>,
-    log_bytes: Option<u64>,
-    table_elements: Option<u32>,
-    /// 65536 to 1048576.
-    stack_bytes: Option<u64>,
-    /// What it may keep in its `/tmp`; 0: nothing.
-    file_bytes: Option<u64>,
-    /// Runs of one module that its caller may have under way at once.
-    instances: Option<u32>,
-}
-
-impl LimitsChange {
-    fn apply(self, before: &Limits) -> Limits {
-        Limits {
-            fuel: self.fuel.unwrap_or(before.fuel),
-            memory_bytes: self.memory_bytes.unwrap_or(before.memory_bytes),
-            wall_ms: self.wall_ms.map_or(before.wall_ms, Duration::from_millis),
-            input_bytes: self.input_bytes.unwrap_or(before.input_bytes),
-            output_bytes: self.output_bytes.unwrap_or(before.output_bytes),
-            log_bytes: self.log_bytes.unwrap_or(before.log_bytes),
-            table_elements: self.table_elements.unwrap_or(before.table_elements),
-            stack_bytes: self.stack_bytes.unwrap_or(before.stack_bytes),
-            file_bytes: self.file_bytes.unwrap_or(before.file_bytes),
-            instances: self.instances.unwrap_or(before.instances),
-        }
-    }
 }
 
 /// Lists the tiers in force.
@@ -195,12 +158,8 @@ impl TierChange {
         }
         if let Some(change) = self.limits {
             let limits = change.apply(&before.limits);
-            if limits.wall_ms.is_zero() || limits.fuel == 0 || limits.memory_bytes == 0 || limits.instances == 0 {
-                return bad("limits", "`wall_ms`, `fuel`, `memory_bytes` and `instances` are numbers from 1");
-            }
-            if !Limits::STACK_RANGE.contains(&limits.stack_bytes) {
-                let (least, most) = Limits::STACK_RANGE.into_inner();
-                return bad("limits.stack_bytes", &format!("use {least} to {most}"));
+            if let Err((field, why)) = limits.check() {
+                return bad(&format!("limits.{field}"), &why);
             }
             tier.limits = limits;
         }

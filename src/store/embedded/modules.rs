@@ -7,7 +7,7 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinitio
 use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
-use crate::domain::{Abi, Digest, Module, ModuleVersion, Name, OwnerId, Timestamp};
+use crate::domain::{Abi, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Timestamp};
 use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
 
 type Named = (&'static str, &'static str);
@@ -38,6 +38,8 @@ struct Record {
     previous: Option<u32>,
     /// The highest number given so far.
     last: u32,
+    #[serde(default, skip_serializing_if = "LimitsChange::is_empty")]
+    limits: LimitsChange,
 }
 
 impl Record {
@@ -166,6 +168,7 @@ pub fn add_version(
             active: 0,
             previous: None,
             last: writer.unretire(owner, name)?,
+            limits: LimitsChange::default(),
         },
     };
     let (known, held) = writer.find_version(&record.id, &new.version)?;
@@ -192,6 +195,9 @@ pub fn add_version(
     if let Some(description) = &new.description {
         record.description.clone_from(description);
     }
+    if let Some(limits) = &new.limits {
+        record.limits.clone_from(limits);
+    }
     record.public = new.public.unwrap_or(record.public);
     writer.write(&record)?;
     Ok((writer.module(record)?, number, added))
@@ -204,6 +210,14 @@ pub fn activate(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u3
         return Err(StoreError::NotFound(format!("{owner}/{name}@{version}")));
     }
     record.activate(version);
+    writer.write(&record)?;
+    writer.module(record)
+}
+
+pub fn set_limits(tx: &WriteTransaction, owner: &OwnerId, name: &Name, limits: &LimitsChange) -> Result<Module> {
+    let mut writer = WriterTables::open(tx)?;
+    let mut record = writer.existing(owner, name)?;
+    record.limits.clone_from(limits);
     writer.write(&record)?;
     writer.module(record)
 }
@@ -284,6 +298,7 @@ fn join(
         active: record.active,
         previous: record.previous,
         versions: all,
+        limits: record.limits,
         executions,
         last_executed: last,
     })

@@ -66,3 +66,83 @@ async fn what_is_executed_is_charged_for() {
     assert!(skipped < 100, "{skipped}");
     assert!((4_000..4_200).contains(&taken), "{taken}");
 }
+
+/// Control through loops in every way; each takes how often, and long enough that slices end within.
+const CONTROL: &[&str] = &[
+    // Out of three loops at once, on with each of them, and back to the outermost from the innermost.
+    r#"(module (func (export "run") (param $n i32) (result i32) (local $x i32) (local $i i32)
+        (block $out (loop $a
+          (local.set $x (i32.add (local.get $x) (i32.const 1)))
+          (loop $b
+            (local.set $x (i32.mul (local.get $x) (i32.const 31)))
+            (loop $c
+              (local.set $i (i32.add (local.get $i) (i32.const 1)))
+              (local.set $x (i32.xor (local.get $x) (local.get $i)))
+              (br_if $out (i32.ge_u (local.get $i) (local.get $n)))
+              (br_table $a $b $c $c $b $a (i32.rem_u (local.get $x) (i32.const 7)))))))
+        (local.get $x)))"#,
+    // A loop with a result, left by falling through, by a branch with the value, and by a return.
+    r#"(module (func $f (param $n i32) (result i32) (local $i i32)
+          (block $out (result i32)
+            (loop $l (result i32)
+              (local.set $i (i32.add (local.get $i) (i32.const 3)))
+              (br_if $l (i32.lt_u (local.get $i) (local.get $n)))
+              (if (i32.and (local.get $i) (i32.const 1)) (then (br $out (i32.add (local.get $i) (i32.const 1000)))))
+              (if (i32.and (local.get $i) (i32.const 2)) (then (return (i32.mul (local.get $i) (i32.const 7)))))
+              (local.get $i))))
+        (func (export "run") (param $n i32) (result i32) (local $sum i32)
+          (loop $l
+            (local.set $sum (i32.add (i32.mul (local.get $sum) (i32.const 3)) (call $f (i32.rem_u (local.get $n) (i32.const 300)))))
+            (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+          (local.get $sum)))"#,
+    // A loop with parameters inside one without, and operands below on the stack.
+    r#"(module (func (export "run") (param $n i32) (result i32)
+        (i32.const 5)
+        (loop $l (result i32)
+          (i32.const 1) (local.get $n)
+          (loop $m (param i32 i32) (result i32)
+            (i32.add)
+            (local.get $n) (i32.const 3) (i32.rem_u) (i32.eqz)
+            (if (param i32) (result i32) (then (i32.const 9) (i32.mul)))
+            (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+            (i32.const 2) (local.get $n)
+            (br_if $m) (drop))
+          (br_if 1 (i32.eqz (local.get $n)))
+          (br $l))
+        (i32.sub)))"#,
+    // Long bodies, so that some charges within look at nothing; a call and a bulk instruction in the loop.
+    r#"(module (memory 1) (func $g (param i32) (result i32) (i32.rotl (local.get 0) (i32.const 5)))
+        (func (export "run") (param $n i32) (result i32) (local $x i32)
+          (loop $l
+            (if (i32.and (local.get $n) (i32.const 1)) (then (local.set $x (call $g (i32.add (local.get $x) (local.get $n)))))
+              (else (memory.fill (i32.const 0) (local.get $x) (i32.const 100))
+                    (local.set $x (i32.add (local.get $x) (i32.load (i32.const 96))))))
+            (block $b (loop $never (br $b)) )
+            (block (br_if 0 (i32.and (local.get $n) (i32.const 4)))
+              (local.set $x (i32.xor (local.get $x) (i32.shl (local.get $n) (i32.const 7))))
+              (local.set $x (i32.add (local.get $x) (i32.const 77)))
+              (local.set $x (i32.xor (local.get $x) (i32.shr_u (local.get $x) (i32.const 3))))
+              (local.set $x (i32.add (local.get $x) (i32.const 78))))
+            (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+          (local.get $x)))"#,
+];
+
+#[tokio::test]
+async fn control_goes_where_it_went_before_fuel_was_put_in() {
+    let kit = Kit::new();
+    for text in CONTROL {
+        let mut store = wasmer::Store::default();
+        let module = wasmer::Module::new(&store, wat::parse_str(text).unwrap()).unwrap();
+        let instance = wasmer::Instance::new(&mut store, &module, &wasmer::imports! {}).unwrap();
+        let alone = instance.exports.get_typed_function::<i32, i32>(&store, "run").unwrap();
+        for compiler in [Compiler::Fast, Compiler::Optimising] {
+            let module = kit.try_load(text, None, compiler).await.unwrap();
+            for n in [1, 2, 10, 3_000_000] {
+                let input = Input { function_args: vec![n.to_string()], ..Input::default() };
+                let output = kit.run(&module, limits(), input).await.result.unwrap();
+                let expected = alone.call(&mut store, n).unwrap();
+                assert_eq!(output.result(), Some(expected.into()), "{compiler:?}, {n}: {text}");
+            }
+        }
+    }
+}

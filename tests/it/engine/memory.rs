@@ -62,6 +62,28 @@ async fn the_budget_of_the_process_bounds_all_guests() {
 }
 
 #[tokio::test]
+async fn a_guest_calls_as_deep_as_its_own_stack_whatever_others_had() {
+    let wat = r#"(module (func $deep (export "run") (call $deep)))"#;
+    for compiler in [Compiler::Fast, Compiler::Optimising] {
+        // One thread: each run could have the stack of the one before.
+        let kit = Kit::with(wasmgate::config::Engine { threads: 1, ..config() });
+        let module = kit.try_load(wat, None, compiler).await.unwrap();
+        let mut depth = Vec::new();
+        for kib in [64, 1024, 64, 256, 64, 128, 1024] {
+            let limits = Limits { stack_bytes: kib << 10, ..limits() };
+            let finished = kit.run(&module, limits, Input::default()).await;
+            assert!(matches!(failure(&finished), GuestFailure::Trap { .. }), "{:?}", finished.result);
+            depth.push((kib, finished.meter.fuel));
+        }
+        let least = depth[0].1;
+        for (kib, fuel) in depth {
+            let want = least * kib / 64;
+            assert!(fuel.abs_diff(want) * 20 < want, "{kib} KiB: {fuel}, not about {want}, with {compiler:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn traps_end_the_guest_alone() {
     let kit = Kit::new();
     for (body, reason) in [

@@ -137,7 +137,7 @@ pub fn handler_config() -> config::Handler {
 
 pub fn handler(module: &Arc<LoadedModule>, config: impl Into<Vec<u8>>) -> Arc<HttpHandler> {
     let config = config::Handler { config: config.into(), ..handler_config() };
-    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config)
+    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config, config.limits())
 }
 
 /// `GET /path?query` from 127.0.0.1:4711 with the headers `host`, `multi` (twice) and `x-one`.
@@ -186,6 +186,22 @@ pub fn answered(mut exchange: Box<HttpExchange>, status: u16, body: &'static str
     exchange.response_status_set = false;
     exchange.response_body = Some(body.into());
     exchange
+}
+
+/// A request phase where the gateway runs it: at once where its past allows that, else on the pool.
+pub async fn request(handler: &Arc<HttpHandler>, exchange: Box<HttpExchange>) -> HttpOutcome {
+    match handler.request_now(exchange) {
+        Ok(outcome) => outcome,
+        Err(exchange) => handler.request(exchange).await,
+    }
+}
+
+/// As [`request`].
+pub async fn response(vm: PinnedVm, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
+    match vm.response_now(exchange, is_error) {
+        Ok(outcome) => outcome,
+        Err((vm, exchange)) => vm.response(exchange, is_error).await,
+    }
 }
 
 /// Of a request phase that answered.

@@ -42,11 +42,11 @@ fn counter() -> String {
 async fn counting(edit: impl FnOnce(&mut config::Handler)) -> Arc<HttpHandler> {
     let mut config = handler_config();
     edit(&mut config);
-    HttpHandler::new(engine(), load(engine(), &counter()).await, "acme/counter@1".into(), &config)
+    HttpHandler::new(engine(), load(engine(), &counter()).await, "acme/counter@1".into(), &config, config.limits())
 }
 
 async fn count(handler: &Arc<HttpHandler>) -> u8 {
-    reply(handler.request(get()).await).body[0]
+    reply(request(handler, get()).await).body[0]
 }
 
 #[tokio::test]
@@ -63,7 +63,8 @@ async fn a_vm_is_replaced_after_its_share_of_requests() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let engine = engine_with(dir.path(), |config| config.vm_requests = 3);
     let module = load(&engine, &counter()).await;
-    let handler = HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config());
+    let handler =
+        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let mut seen = Vec::new();
     for _ in 0..7 {
         seen.push(count(&handler).await);
@@ -116,7 +117,7 @@ async fn a_short_handler_that_turns_long_is_run_again_unharmed() {
         assert_eq!(count(&handler).await, expected, "short ones stay on one VM");
     }
     // Takes far longer than an inline slice, and far less than the wall.
-    let outcome = handler.request(with_header("x-work", "")).await;
+    let outcome = request(&handler, with_header("x-work", "")).await;
     let expected = with_header("x-work", "");
     assert_eq!(format!("{:?}", outcome.exchange.request), format!("{:?}", expected.request));
     assert_eq!(reply(outcome).body[0], 1, "on a fresh VM");
@@ -133,19 +134,19 @@ async fn a_response_phase_that_turns_from_short_to_endless_is_stopped() {
     };
     let handler = handler(&guest.load().await, "");
     for i in 0..200 {
-        let (exchange, vm) = went_on(handler.request(get()).await);
-        let outcome = vm.response(answered(exchange, 200, "up"), false).await;
+        let (exchange, vm) = went_on(request(&handler, get()).await);
+        let outcome = response(vm, answered(exchange, 200, "up"), false).await;
         assert_eq!(failure(&outcome.result), "ok", "{i}");
     }
-    let (exchange, vm) = went_on(handler.request(get()).await);
+    let (exchange, vm) = went_on(request(&handler, get()).await);
     let mut exchange = answered(exchange, 200, "up");
     exchange.response.headers.insert("x-spin", http::HeaderValue::from_static("1"));
     let start = Instant::now();
-    let outcome = vm.response(exchange, false).await;
+    let outcome = response(vm, exchange, false).await;
     assert_eq!(failure(&outcome.result), "handler-timeout");
     assert!(start.elapsed() < Duration::from_secs(2), "inline, it may not hold its worker for the wall of 10 s");
     assert!(outcome.exchange.response.headers.contains_key("x-spin"));
-    went_on(handler.request(get()).await);
+    went_on(request(&handler, get()).await);
 }
 
 #[tokio::test]
@@ -184,7 +185,8 @@ async fn more_than_the_cap_at_once_is_busy() {
         config.queue_timeout = Duration::from_millis(20);
     });
     let module = load(&engine, &counter()).await;
-    let handler = HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config());
+    let handler =
+        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let pass = || handler.request(with_header("x-pass", ""));
     let (_, first) = went_on(pass().await);
     let (_, second) = went_on(pass().await);
@@ -203,7 +205,8 @@ async fn a_full_queue_refuses_at_once() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let engine = engine_with(dir.path(), |config| config.queue = 2);
     let module = load(&engine, &counter()).await;
-    let handler = HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config());
+    let handler =
+        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let (exchange, vm) = went_on(handler.request(with_header("x-pass", "")).await);
     let waiting: Vec<_> = (0..2)
         .map(|_| {
@@ -226,7 +229,8 @@ async fn many_at_once_share_what_there_is() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let engine = engine_with(dir.path(), |config| (config.vms_per_handler, config.queue) = (4, 200));
     let module = load(&engine, &counter()).await;
-    let handler = HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config());
+    let handler =
+        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let tasks: Vec<_> = (0..200)
         .map(|i| {
             let handler = handler.clone();
@@ -356,7 +360,7 @@ async fn logs_have_signed_levels_and_name_the_handler_and_the_request() {
     };
     let mut config = handler_config();
     config.owner = "acme".parse().expect("an owner");
-    let handler = HttpHandler::new(engine(), module.load().await, "acme/logging@7".into(), &config);
+    let handler = HttpHandler::new(engine(), module.load().await, "acme/logging@7".into(), &config, config.limits());
     let exchange = Box::new(HttpExchange { request_id: "id-of-the-log-test".into(), ..*get() });
     assert_eq!(reply(handler.request(exchange).await).body, [0b01110][..], "info, warn and error");
     let text = String::from_utf8_lossy(&lines.lock().expect("no writer panics")).into_owned();
