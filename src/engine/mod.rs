@@ -62,6 +62,13 @@ pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdi
 pub use loaded::LoadedModule;
 pub use progress::Compile;
 
+/// What the fuzz targets ask beside the rest.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::artifacts::{Artifacts, Stored};
+    pub use super::instrument::instrument;
+}
+
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
     pub data_dir: PathBuf,
