@@ -58,6 +58,7 @@ use instances::Instances;
 use pool::{Need, Pool};
 
 pub use cancel::Cancel;
+pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
@@ -164,6 +165,8 @@ pub struct Input {
     pub entry: Option<String>,
     /// Arguments of a core function, as text; parsed by its signature.
     pub function_args: Vec<String>,
+    /// What it finds at `/`.
+    pub assets: Option<Assets>,
 }
 
 /// A run that came to its own end.
