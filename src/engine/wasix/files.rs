@@ -63,7 +63,8 @@ pub struct Files {
 impl Files {
     /// `inodes`: of the owner's memory, for what wasmer-wasix remembers. Without, nothing can be looked up.
     pub fn new(tree: Tree, inodes: Option<Reserved>, now: Duration) -> Files {
-        let fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(86_400), Cancel::default());
+        let begun = Instant::now();
+        let fuel = Fuel::new(u64::MAX, begun, begun + Duration::from_secs(86_400), Cancel::default());
         let shared = Shared {
             tree,
             links: HashSet::new(),
