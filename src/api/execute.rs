@@ -316,7 +316,7 @@ async fn stored(
         return Err(Rejection::TierRequired { needs }.into());
     }
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
-    let loaded = api.app.shared.engine.load(version.digest, version.abi, &version.shape).await;
+    let loaded = api.app.shared.engine.load_of(Some(&owner), version.digest, version.abi, &version.shape).await;
     let loaded = loaded.map_err(|failure| {
         tracing::error!(module = %label, %failure, "a stored module can't be loaded");
         Rejection::Guest(failure)

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::domain::{Abi, Digest, GuestFailure, ModuleShape, OwnerId};
 
 use super::artifacts::Stored;
+use super::compile::Why;
 use super::loaded::Trusted;
 use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, compile};
 
@@ -35,9 +36,21 @@ pub struct Optimised {
 }
 
 impl Engine {
-    /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced.
+    /// [`Engine::load_of`], for the gateway itself.
     pub async fn load(
         self: &Arc<Self>,
+        digest: Digest,
+        abi: Abi,
+        shape: &ModuleShape,
+    ) -> Result<Arc<LoadedModule>, GuestFailure> {
+        self.load_of(None, digest, abi, shape).await
+    }
+
+    /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced. `owner`:
+    /// of the module, whose turns at the compiler it takes.
+    pub async fn load_of(
+        self: &Arc<Self>,
+        owner: Option<&OwnerId>,
         digest: Digest,
         abi: Abi,
         shape: &ModuleShape,
@@ -52,7 +65,7 @@ impl Engine {
         let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
         let trusted = match self.stored_artifact(digest).await.map_err(not_loadable)? {
             Some(trusted) => trusted,
-            None => self.recompile(digest).await.map_err(not_loadable)?,
+            None => self.recompile(owner, digest).await.map_err(not_loadable)?,
         };
         let compiler = trusted.compiler;
         let module = load_blocking(trusted, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
@@ -82,7 +95,7 @@ impl Engine {
             return Ok(module);
         }
         let compiler = Compiler::Fast;
-        let artifact = self.compilers.compile((*digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((*digest, &bytes), compiler, owner, Why::New).await?;
         let trusted = Trusted { compiler, artifact };
         let module = load_blocking(trusted, *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
         self.modules.put_inline(module.clone());
@@ -104,10 +117,10 @@ impl Engine {
         Ok(None)
     }
 
-    async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
+    async fn recompile(&self, owner: Option<&OwnerId>, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Fast;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = self.compilers.compile((digest, &bytes), compiler, None, compile::STORED_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::Again).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
         if let Err(e) = written {

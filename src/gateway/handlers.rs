@@ -107,7 +107,9 @@ impl RouteHandler {
             .version
             .as_ref()
             .ok_or_else(|| GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))?;
-        self.module.get_or_try_init(|| engine.load(version.digest, version.abi, &version.shape)).await
+        self.module
+            .get_or_try_init(|| engine.load_of(Some(&self.config.owner), version.digest, version.abi, &version.shape))
+            .await
     }
 
     pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
