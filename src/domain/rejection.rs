@@ -23,6 +23,8 @@ pub enum NotLoadableKind {
     AmbiguousAbi,
     CompileLimit,
     MemoryLimit,
+    /// The archive beside the module.
+    BadBundle,
 }
 
 impl NotLoadable {
@@ -151,6 +153,7 @@ impl Rejection {
                 NotLoadableKind::AmbiguousAbi => "ambiguous-abi",
                 NotLoadableKind::CompileLimit => "compile-limit",
                 NotLoadableKind::MemoryLimit => "memory-limit",
+                NotLoadableKind::BadBundle => "bad-bundle",
             },
             QuotaExceeded { .. } => "quota-exceeded",
             TooManyConcurrent { .. } => "concurrency-exceeded",

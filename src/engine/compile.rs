@@ -65,9 +65,6 @@ const MAX_ARTIFACT: u64 = 1 << 30;
 /// A child that sleeps or is starved: this much wall time for each second of CPU time.
 const WALL_PER_CPU: u32 = 3;
 const MAX_MESSAGE: usize = 512;
-/// Bytes of a module whose code is compiled fast by several threads.
-const LARGE: usize = 512 << 10;
-const THREADS_OF_LARGE: NonZero<usize> = NonZero::new(2).unwrap();
 /// Address space that the child's allocator takes at once.
 const ARENA_KIB: &str = "65536";
 
@@ -341,9 +338,11 @@ fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>
         Compiler::Fast => CraneliftOptLevel::None,
         Compiler::Optimising => CraneliftOptLevel::Speed,
     });
-    // How many compile at once is the parent's choice; but somebody waits for this one, and feels it when it is large.
-    let large = compiler == Compiler::Fast && wasm.len() > LARGE;
-    cranelift.num_threads(if large { THREADS_OF_LARGE } else { NonZero::<usize>::MIN });
+    cranelift.num_threads(match compiler {
+        // How many compile at once is the parent's choice; but somebody waits for this one.
+        Compiler::Fast => const { NonZero::new(2).unwrap() },
+        Compiler::Optimising => NonZero::<usize>::MIN,
+    });
     if compiler == Compiler::Fast && !per_mib.is_zero() {
         cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
     }

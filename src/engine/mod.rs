@@ -15,6 +15,7 @@ mod cache;
 mod cancel;
 pub mod compile;
 pub mod failure;
+pub mod files;
 pub mod fuel;
 pub mod guest;
 mod guest_log;
@@ -57,9 +58,17 @@ use instances::Instances;
 use pool::{Need, Pool};
 
 pub use cancel::Cancel;
+pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
+
+/// What the fuzz targets ask beside the rest.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::artifacts::{Artifacts, Stored};
+    pub use super::instrument::instrument;
+}
 
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
@@ -156,6 +165,8 @@ pub struct Input {
     pub entry: Option<String>,
     /// Arguments of a core function, as text; parsed by its signature.
     pub function_args: Vec<String>,
+    /// What it finds at `/`.
+    pub assets: Option<Assets>,
 }
 
 /// A run that came to its own end.

@@ -111,39 +111,6 @@ async fn a_trap_in_the_response_phase_costs_only_its_vm() {
 }
 
 #[tokio::test]
-async fn loops_end_at_the_wall_wherever_they_are() {
-    let loops = [
-        ("", "(loop $ever (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $get_method (i32.const 0) (i32.const 8))) (br $ever)) (i64.const 1)", ""),
-        (
-            "",
-            "(loop $ever (drop (call $get_header_names (i32.const 0) (i32.const 0) (i32.const 0))) (br $ever)) (i64.const 1)",
-            "",
-        ),
-        ("", "(loop $ever (drop (call $log_enabled (i32.const 0))) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $enable_features (i32.const 0))) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $get_status_code)) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (call $log (i32.const 2) (i32.const 0) (i32.const 65536)) (br $ever)) (i64.const 1)", ""),
-        ("", "", "(loop $ever (br $ever))"),
-        ("(loop $ever (br $ever))", "", ""),
-    ];
-    for (init, request, response) in loops {
-        let module = Guest { init, request, response, ..Guest::default() }.load().await;
-        let config = config::Handler { wall: Duration::from_millis(50), ..handler_config() };
-        let handler = HttpHandler::new(engine(), module, "acme/loop@1".into(), &config, config.limits());
-        let start = Instant::now();
-        let mut outcome = handler.request(get()).await;
-        if let Some(vm) = outcome.vm.take() {
-            outcome = vm.response(answered(outcome.exchange, 200, "up"), false).await;
-        }
-        assert_eq!(failure(&outcome.result), "handler-timeout", "{init} {request} {response}");
-        let took = start.elapsed();
-        // Generous: the other tests want the processor too.
-        assert!(took < Duration::from_secs(2), "{took:?}: {init} {request} {response}");
-    }
-}
-
-#[tokio::test]
 async fn a_short_handler_that_turns_long_is_run_again_unharmed() {
     let handler = counting(|_| ()).await;
     for expected in 1..=200 {
