@@ -50,7 +50,7 @@ pub enum Why {
 impl Why {
     /// How long it waits for a process. The caller of a new one is told to come back then; nobody could bring a stored
     /// one again.
-    fn wait(self) -> Duration {
+    pub fn wait(self) -> Duration {
         Duration::from_secs(match self {
             Why::New => 5,
             Why::Again => 60,

@@ -17,7 +17,7 @@ use crate::domain::{Abi, Digest, GuestFailure, ModuleShape, OwnerId};
 use super::artifacts::Stored;
 use super::compile::Why;
 use super::loaded::Trusted;
-use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, compile};
+use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, RunError, compile};
 
 /// Modules that may wait for better code; beyond, they are offered again when they are next loaded.
 const MAX_BEGUN: usize = 10_000;
@@ -42,7 +42,7 @@ impl Engine {
         digest: Digest,
         abi: Abi,
         shape: &ModuleShape,
-    ) -> Result<Arc<LoadedModule>, GuestFailure> {
+    ) -> Result<Arc<LoadedModule>, RunError> {
         self.load_of(None, digest, abi, shape).await
     }
 
@@ -54,7 +54,7 @@ impl Engine {
         digest: Digest,
         abi: Abi,
         shape: &ModuleShape,
-    ) -> Result<Arc<LoadedModule>, GuestFailure> {
+    ) -> Result<Arc<LoadedModule>, RunError> {
         if let Some(module) = self.modules.get(digest, abi) {
             return Ok(module);
         }
@@ -62,13 +62,18 @@ impl Engine {
         if let Some(module) = self.modules.get(digest, abi) {
             return Ok(module);
         }
-        let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
+        let not_loadable = |e: InstallError| match e {
+            // That many modules are to be compiled again is not this one's fault.
+            InstallError::Busy => RunError::Busy { retry_after: Why::New.wait() },
+            e => RunError::Guest(GuestFailure::NotLoadable(e.to_string())),
+        };
         let trusted = match self.stored_artifact(digest).await.map_err(not_loadable)? {
             Some(trusted) => trusted,
             None => self.recompile(owner, digest).await.map_err(not_loadable)?,
         };
         let compiler = trusted.compiler;
-        let module = load_blocking(trusted, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
+        let module = load_blocking(trusted, digest, abi, shape.clone()).await;
+        let module = module.map_err(|why| RunError::Guest(GuestFailure::NotLoadable(why)))?;
         self.modules.put(module.clone());
         if compiler == Compiler::Fast {
             self.optimise(digest);
