@@ -316,10 +316,14 @@ async fn stored(
         return Err(Rejection::TierRequired { needs }.into());
     }
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
-    let loaded = api.app.shared.engine.load(version.digest, version.abi, &version.shape).await;
-    let loaded = loaded.map_err(|failure| {
-        tracing::error!(module = %label, %failure, "a stored module can't be loaded");
-        Rejection::Guest(failure)
+    let loaded = api.app.shared.engine.load_of(Some(&owner), version.digest, version.abi, &version.shape).await;
+    let loaded = loaded.map_err(|error| match error {
+        RunError::Busy { retry_after } => Rejection::CompilerBusy { retry_after },
+        RunError::Guest(failure) => {
+            tracing::error!(module = %label, %failure, "a stored module can't be loaded");
+            Rejection::Guest(failure)
+        }
+        RunError::BadCall(_) => Rejection::Internal,
     })?;
     let stored = Some((owner.clone(), module.name.clone()));
     let limits = module.limits.lower(&limits);

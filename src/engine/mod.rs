@@ -52,7 +52,7 @@ use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLo
 use artifacts::{Artifacts, Stored};
 use budget::{Account, Budget};
 use cache::Modules;
-use compile::Compilers;
+use compile::{Compilers, Why};
 use guest::Allowance;
 use instances::Instances;
 use pool::{Need, Pool};
@@ -295,7 +295,7 @@ impl Engine {
                 return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
             }
         }
-        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::New).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 

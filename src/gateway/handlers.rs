@@ -102,15 +102,16 @@ impl RouteHandler {
     }
 
     /// Loaded by the first request that needs it; further ones wait for the same load.
-    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, GuestFailure> {
-        let version = self
-            .version
-            .as_ref()
-            .ok_or_else(|| GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))?;
-        self.module.get_or_try_init(|| engine.load(version.digest, version.abi, &version.shape)).await
+    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, RunError> {
+        let version = self.version.as_ref().ok_or_else(|| {
+            RunError::Guest(GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))
+        })?;
+        self.module
+            .get_or_try_init(|| engine.load_of(Some(&self.config.owner), version.digest, version.abi, &version.shape))
+            .await
     }
 
-    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
+    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
         let module = self.module(engine).await?.clone();
         let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config, self.limits.clone());
         Ok(self.http.get_or_init(|| async { make() }).await)
@@ -147,10 +148,10 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
             let started = if version.abi == Abi::HttpWasm {
                 match handler.http(engine).await {
                     Ok(http) => http.warm().await,
-                    Err(failure) => Err(RunError::Guest(failure)),
+                    Err(error) => Err(error),
                 }
             } else {
-                handler.module(engine).await.map(drop).map_err(RunError::Guest)
+                handler.module(engine).await.map(drop)
             };
             match started {
                 Ok(()) => {}
@@ -288,7 +289,7 @@ async fn ready<'a>(
 ) -> Result<&'a Arc<HttpHandler>, Rejection> {
     handler.admit(ctx)?;
     let loaded = handler.http(&shared.engine).await;
-    loaded.map_err(|failure| Rejection::Guest(crashed(ctx, shared, handler, failure)))
+    loaded.map_err(|error| not_loaded(ctx, shared, handler, error))
 }
 
 /// What a request phase did to the body.
@@ -404,10 +405,12 @@ fn passed(handler: &RouteHandler) {
     }
 }
 
-/// Counts a failure to load, and gives it back.
-pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: GuestFailure) -> GuestFailure {
-    note_crash(ctx, shared, handler, &failure);
-    failure
+/// Counts a failure to load that is the module's own.
+pub fn not_loaded(ctx: &Context, shared: &Shared, handler: &RouteHandler, error: RunError) -> Rejection {
+    if let RunError::Guest(failure) = &error {
+        note_crash(ctx, shared, handler, failure);
+    }
+    rejection_of(error)
 }
 
 fn caller(ctx: &Context) -> Caller {
