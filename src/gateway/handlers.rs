@@ -29,7 +29,7 @@ use super::snapshot::{Resolved, Snapshot};
 use crate::config::{self, HandlerFail};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
-    Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Assets, Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 use crate::limit::network;
 
@@ -43,6 +43,7 @@ pub struct RouteHandler {
     pub label: Arc<str>,
     pub breaker: Arc<Breaker>,
     module: OnceCell<Arc<LoadedModule>>,
+    assets: OnceCell<Assets>,
     http: OnceCell<Arc<HttpHandler>>,
 }
 
@@ -64,7 +65,16 @@ impl RouteHandler {
             Some(_) => breakers.entry(label.clone()).or_default().clone(),
             None => Arc::default(),
         };
-        Self { config, version, limits, label, breaker, module: OnceCell::new(), http: OnceCell::new() }
+        Self {
+            config,
+            version,
+            limits,
+            label,
+            breaker,
+            module: OnceCell::new(),
+            assets: OnceCell::new(),
+            http: OnceCell::new(),
+        }
     }
 
     /// Refuses at once while its module does nothing but fail.
@@ -74,9 +84,8 @@ impl RouteHandler {
     }
 
     pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
-        let code = |version: &ModuleVersion| (version.digest, version.abi);
         self.config == *config
-            && self.version.as_ref().map(code) == resolved.map(|r| code(&r.version))
+            && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
             && self.limits == limits(config, resolved)
     }
 
@@ -93,9 +102,18 @@ impl RouteHandler {
         self.module.get_or_try_init(|| engine.load(version.digest, version.abi, &version.shape)).await
     }
 
+    /// Its files, as [`RouteHandler::module`].
+    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, GuestFailure> {
+        match self.version.as_ref().and_then(|version| version.assets.as_ref()) {
+            Some(bundle) => self.assets.get_or_try_init(|| engine.assets(bundle)).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
         let module = self.module(engine).await?.clone();
-        let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config, self.limits.clone());
+        let assets = self.assets(engine).await?.cloned();
+        let make = || HttpHandler::new(engine, module, assets, self.label.clone(), &self.config, self.limits.clone());
         Ok(self.http.get_or_init(|| async { make() }).await)
     }
 }
@@ -133,7 +151,10 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
                     Err(failure) => Err(RunError::Guest(failure)),
                 }
             } else {
-                handler.module(engine).await.map(drop).map_err(RunError::Guest)
+                match handler.module(engine).await {
+                    Ok(_) => handler.assets(engine).await.map(drop).map_err(RunError::Guest),
+                    Err(failure) => Err(RunError::Guest(failure)),
+                }
             };
             match started {
                 Ok(()) => {}

@@ -19,6 +19,7 @@ mod departures;
 mod drain;
 mod engine;
 mod execute;
+mod files;
 mod gateway;
 mod handlers;
 mod http2_clients;
