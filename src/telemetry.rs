@@ -102,7 +102,8 @@ impl TierMetrics {
 }
 
 /// The handles of one module under one ABI; a counter is there from the first run that it counts.
-struct ModuleMetrics {
+pub struct ModuleMetrics {
+    abi: Abi,
     label: Arc<str>,
     /// By phase, and whether the run failed.
     runs: [[OnceLock<IntCounter>; 2]; Phase::COUNT],
@@ -208,7 +209,8 @@ impl Metrics {
         }
     }
 
-    fn module(&self, module: &Arc<str>, abi: Abi) -> Arc<ModuleMetrics> {
+    /// `module`: `owner/name@version`.
+    pub fn module(&self, module: &Arc<str>, abi: Abi) -> Arc<ModuleMetrics> {
         let mut modules = self.modules.lock();
         let key = (module.clone(), abi);
         if let Some(known) = modules.get(&key) {
@@ -217,6 +219,7 @@ impl Metrics {
         let named = modules.len() < MAX_MODULE_LABELS;
         let label = if named { module.clone() } else { "other".into() };
         let metrics = Arc::new(ModuleMetrics {
+            abi,
             runs: Default::default(),
             duration: self.wasm_duration.with_label_values(&[&*label, abi.as_str()]),
             label,
@@ -228,10 +231,9 @@ impl Metrics {
     }
 
     /// One run of a guest, however it ended.
-    pub fn execution(&self, module: &Arc<str>, abi: Abi, phase: Phase, failure: Option<&GuestFailure>, meter: &Meter) {
-        let module = self.module(module, abi);
+    pub fn execution(&self, module: &ModuleMetrics, phase: Phase, failure: Option<&GuestFailure>, meter: &Meter) {
         let outcome = usize::from(failure.is_some());
-        let labels = || [&*module.label, abi.as_str(), phase.as_str(), ["ok", "error"][outcome]];
+        let labels = || [&*module.label, module.abi.as_str(), phase.as_str(), ["ok", "error"][outcome]];
         let runs = &module.runs[phase as usize][outcome];
         runs.get_or_init(|| self.wasm_executions.with_label_values(&labels())).inc();
         module.duration.observe(meter.wall.as_secs_f64());
@@ -241,8 +243,8 @@ impl Metrics {
         }
     }
 
-    pub fn breaker_opened(&self, module: &Arc<str>, abi: Abi) {
-        self.wasm_breakers.with_label_values(&[&*self.module(module, abi).label]).inc();
+    pub fn breaker_opened(&self, module: &ModuleMetrics) {
+        self.wasm_breakers.with_label_values(&[&*module.label]).inc();
     }
 
     pub fn compiled(&self, compiler: &str, took: Duration) {

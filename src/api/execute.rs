@@ -251,7 +251,8 @@ pub(super) async fn run(
         Err(RunError::Busy { retry_after }) => return Err(Rejection::Busy { retry_after: *retry_after }.into()),
         Ok(_) => None,
     };
-    api.app.shared.metrics.execution(&ready.label, abi, Phase::Execute, failure, &finished.meter);
+    let metrics = &api.app.shared.metrics;
+    metrics.execution(&metrics.module(&ready.label, abi), Phase::Execute, failure, &finished.meter);
     charge(api, actor, &finished.meter, ready.stored.as_ref());
     match finished.result {
         Ok(output) => Ok(Ran { output, meter: finished.meter, stderr: finished.stderr }),

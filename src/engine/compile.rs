@@ -322,8 +322,11 @@ fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>
         Compiler::Fast => CraneliftOptLevel::None,
         Compiler::Optimising => CraneliftOptLevel::Speed,
     });
-    // One thread: how many compile at once is the parent's choice.
-    cranelift.num_threads(NonZero::<usize>::MIN);
+    cranelift.num_threads(match compiler {
+        // How many compile at once is the parent's choice; but somebody waits for this one.
+        Compiler::Fast => const { NonZero::new(2).unwrap() },
+        Compiler::Optimising => NonZero::<usize>::MIN,
+    });
     if compiler == Compiler::Fast && !per_mib.is_zero() {
         cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
     }

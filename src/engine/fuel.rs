@@ -39,8 +39,8 @@ pub struct Fuel {
 }
 
 impl Fuel {
-    pub fn new(limit: u64, deadline: Instant, cancel: Cancel) -> Fuel {
-        Fuel { limit, base: 0, slice: 0, granted: Instant::now(), pace: FIRST_SLICE, deadline, cancel }
+    pub fn new(limit: u64, began: Instant, deadline: Instant, cancel: Cancel) -> Fuel {
+        Fuel { limit, base: 0, slice: 0, granted: began, pace: FIRST_SLICE, deadline, cancel }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -70,7 +70,7 @@ impl Fuel {
 
     /// The first slice; 0 when there is none, and the first instruction finds out why.
     pub fn begin(&mut self) -> i64 {
-        self.slice = self.next_slice().unwrap_or(0);
+        self.slice = self.next_slice(self.granted).unwrap_or(0);
         self.slice
     }
 
@@ -84,7 +84,7 @@ impl Fuel {
             return Err(Halt::OutOfFuel);
         }
         permits::pass_on(now, self.deadline);
-        self.slice = self.next_slice()?;
+        self.slice = self.next_slice(Instant::now())?;
         Ok(self.slice)
     }
 
@@ -141,9 +141,9 @@ impl Fuel {
         self.pace = fit.min(self.pace.saturating_mul(FASTER)).clamp(MIN_SLICE, MAX_SLICE);
     }
 
-    fn next_slice(&mut self) -> Result<i64, Halt> {
-        self.granted = Instant::now();
-        let left = self.time_left(self.granted)?;
+    fn next_slice(&mut self, now: Instant) -> Result<i64, Halt> {
+        self.granted = now;
+        let left = self.time_left(now)?;
         let by_time = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX) / WORST_NANOS_A_UNIT;
         let slice = by_time.max(MIN_SLICE).min(self.pace).min(self.limit - self.base);
         Ok(i64::try_from(slice).unwrap_or(i64::MAX))
@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn what_is_used_does_not_depend_on_slices() {
-        let mut fuel = Fuel::new(10_000_000, Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut fuel =
+            Fuel::new(10_000_000, Instant::now(), Instant::now() + Duration::from_secs(60), Cancel::default());
         let first = fuel.expire(-7).unwrap();
         assert_eq!(fuel.used(first), 7);
         let second = fuel.expire(-3).unwrap();
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_last_slice_is_what_is_left() {
-        let mut fuel = Fuel::new(100, Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut fuel = Fuel::new(100, Instant::now(), Instant::now() + Duration::from_secs(60), Cancel::default());
         assert_eq!(fuel.expire(0).unwrap(), 100);
         assert_eq!(fuel.expire(-1), Err(Halt::OutOfFuel));
         assert_eq!(fuel.used_at_least(), 101);
@@ -177,14 +178,14 @@ mod tests {
 
     #[test]
     fn the_deadline_ends_it() {
-        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Cancel::default());
+        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Instant::now(), Cancel::default());
         assert_eq!(fuel.expire(0), Err(Halt::Deadline));
     }
 
     #[test]
     fn a_caller_that_has_gone_ends_it() {
         let cancel = Cancel::default();
-        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), cancel.clone());
+        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Instant::now() + Duration::from_secs(60), cancel.clone());
         assert!(fuel.expire(0).is_ok());
         cancel.cancel();
         assert_eq!(fuel.expire(0), Err(Halt::Cancelled));
@@ -194,15 +195,16 @@ mod tests {
 
     #[test]
     fn slices_shrink_towards_the_deadline() {
-        let mut far = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
-        let mut near = Fuel::new(u64::MAX, Instant::now() + Duration::from_millis(2), Cancel::default());
+        let mut far = Fuel::new(u64::MAX, Instant::now(), Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut near =
+            Fuel::new(u64::MAX, Instant::now(), Instant::now() + Duration::from_millis(2), Cancel::default());
         assert_eq!(far.begin() as u64, FIRST_SLICE);
         assert!((near.begin() as u64) < 10_000);
     }
 
     #[test]
     fn slices_follow_the_clock() {
-        let mut fuel = Fuel::new(u64::MAX, Instant::now() + Duration::from_secs(60), Cancel::default());
+        let mut fuel = Fuel::new(u64::MAX, Instant::now(), Instant::now() + Duration::from_secs(60), Cancel::default());
         fuel.begin();
         // As if the slice had taken ten times as long as it should.
         fuel.granted = Instant::now() - 10 * SLICE;

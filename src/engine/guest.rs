@@ -94,7 +94,10 @@ impl Guest {
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
-        let mut state = HostState::new(Fuel::new(limits.fuel, allowance.deadline, allowance.cancel.clone()), memory);
+        let mut state = HostState::new(
+            Fuel::new(limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone()),
+            memory,
+        );
         state.output_limit = limits.output_bytes;
         state.log = BoundedLog::new(limits.log_bytes);
         prepare(&mut state);
@@ -128,7 +131,7 @@ impl Guest {
         self.started = if may_block { Started::of(allowance) } else { Started { wall: allowance.began, cpu: None } };
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
-        state.fuel = Fuel::new(allowance.limits.fuel, allowance.deadline, allowance.cancel.clone());
+        state.fuel = Fuel::new(allowance.limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone());
         state.clock = RunClock::since(self.started.wall);
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;

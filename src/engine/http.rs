@@ -13,7 +13,7 @@ use super::guest::Allowance;
 use super::guest_log::GuestLog;
 use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::pool::Need;
-use super::vms::{Handled, Leased, Permit, Turn, Vm, Vms};
+use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
 
@@ -152,47 +152,35 @@ impl HttpHandler {
         Ok(())
     }
 
-    pub async fn request(self: &Arc<Self>, exchange: Box<HttpExchange>) -> HttpOutcome {
-        let permit = match self.vms.permit().await {
-            Ok(permit) => permit,
-            Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
-        };
-        match self.vms.take(&permit) {
-            Some(vm) if self.requests.is_inline() => match self.inline_request(exchange, Leased { vm, permit }) {
-                Ok(outcome) => outcome,
-                // The run on the pool is the run: what the first try used is not charged.
-                Err((exchange, permit)) => self.pool_request(exchange, None, permit).await,
-            },
-            vm => self.pool_request(exchange, vm, permit).await,
+    /// The request phase at once on this thread, where its past says that it is short; else the exchange comes back, for
+    /// [`Self::request`].
+    pub fn request_now(self: &Arc<Self>, exchange: Box<HttpExchange>) -> Result<HttpOutcome, Box<HttpExchange>> {
+        if !self.requests.is_inline() {
+            return Err(exchange);
         }
-    }
-
-    /// On this thread. An overrun gives back everything but its VM.
-    fn inline_request(
-        self: &Arc<Self>,
-        exchange: Box<HttpExchange>,
-        mut leased: Leased,
-    ) -> Result<HttpOutcome, (Box<HttpExchange>, Permit)> {
+        let Some(permit) = self.vms.permit_now() else { return Err(exchange) };
+        let Some(vm) = self.vms.take(&permit) else { return Err(exchange) };
+        let mut leased = Leased { vm, permit };
         let turn = self.turn(Some(INLINE_FUEL), &exchange);
         let mut exchange = Some(exchange);
         let (result, meter) = leased.vm.request(&mut exchange, &turn);
         let exchange = given_back(exchange);
         if matches!(&result, Err(failure) if lane::overran(failure, &self.limits)) {
+            // The run on the pool is the run: what this try used is not charged.
             self.requests.overran();
-            let Leased { vm, permit } = leased;
-            drop(vm);
-            return Err((exchange, permit));
+            return Err(exchange);
         }
         self.requests.record(took(&meter));
         Ok(self.settle_request(exchange, leased, result, meter))
     }
 
-    async fn pool_request(
-        self: &Arc<Self>,
-        exchange: Box<HttpExchange>,
-        vm: Option<Vm>,
-        permit: Permit,
-    ) -> HttpOutcome {
+    /// The request phase on a guest thread.
+    pub async fn request(self: &Arc<Self>, exchange: Box<HttpExchange>) -> HttpOutcome {
+        let permit = match self.vms.permit().await {
+            Ok(permit) => permit,
+            Err(busy) => return HttpOutcome::failed(exchange, busy, Meter::default()),
+        };
+        let vm = self.vms.take(&permit);
         let need = self.need(vm.is_some());
         self.on_pool(exchange, (vm, permit), need, |handler, exchange, (vm, permit), memory| {
             let mut vm = match vm.map_or_else(|| handler.start_vm(memory), Ok) {
@@ -266,7 +254,7 @@ impl HttpHandler {
         need
     }
 
-    fn start_vm(&self, memory: Reserved) -> Result<Vm, RunError> {
+    fn start_vm(&self, memory: Reserved) -> Result<Box<Vm>, RunError> {
         if let Some((when, failure)) = &*self.start_failed.lock()
             && when.elapsed() < START_AGAIN
         {
@@ -294,14 +282,25 @@ impl PinnedVm {
         self.features
     }
 
-    /// `handle_response`. `is_error`: the upstream failed.
-    pub async fn response(self, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
-        let PinnedVm { handler, leased, context, features } = self;
-        let call = (context, is_error);
+    /// `handle_response` at once on this thread, where its past says that it is short; else what was given comes back, for
+    /// [`Self::response`]. `is_error`: the upstream failed.
+    pub fn response_now(
+        self,
+        exchange: Box<HttpExchange>,
+        is_error: bool,
+    ) -> Result<HttpOutcome, (PinnedVm, Box<HttpExchange>)> {
         // How long a guest takes for a body depends on the body: the past says nothing.
-        if handler.responses.is_inline() && !features.has(Features::BUFFER_RESPONSE) {
-            return handler.run_response(exchange, leased, call, Some(INLINE_RESPONSE_FUEL));
+        if !self.handler.responses.is_inline() || self.features.has(Features::BUFFER_RESPONSE) {
+            return Err((self, exchange));
         }
+        let PinnedVm { handler, leased, context, .. } = self;
+        Ok(handler.run_response(exchange, leased, (context, is_error), Some(INLINE_RESPONSE_FUEL)))
+    }
+
+    /// `handle_response` on a guest thread.
+    pub async fn response(self, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
+        let PinnedVm { handler, leased, context, .. } = self;
+        let call = (context, is_error);
         let run =
             move |handler: &Arc<HttpHandler>, exchange, leased, _| handler.run_response(exchange, leased, call, None);
         handler.on_pool(exchange, leased, handler.need(true), run).await

@@ -42,9 +42,14 @@ impl Gate {
         Gate { permits: Arc::new(Semaphore::new(cap.clamp(1, Semaphore::MAX_PERMITS))), waiting: AtomicUsize::new(0) }
     }
 
+    /// Unless others wait.
+    pub fn enter_now(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().try_acquire_owned().ok()
+    }
+
     /// `Busy` after the queue's time, and at once when the line is full.
     pub async fn enter(&self, config: &crate::config::Engine) -> Result<OwnedSemaphorePermit, RunError> {
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+        if let Some(permit) = self.enter_now() {
             return Ok(permit);
         }
         let busy = RunError::Busy { retry_after: config.queue_timeout.max(Duration::from_secs(1)) };

@@ -2,6 +2,9 @@
 //!
 //! A private counter (a mutable i64 global) goes down at charge points: function entries, loop headers, and inside
 //! long functions at further places. Below zero, the code calls an imported function that gives a new slice or traps.
+//! A function keeps the counter in a local as well and reads the global only behind calls, so that a loop does not wait
+//! for what it has just stored; every charge is stored, so that a trap finds the exact count. Loops look at it from
+//! outside: see `open_loop`.
 //! Bulk memory instructions go through functions of ours that work in pieces, each charged by its length, so that one
 //! instruction over a gigabyte can't outrun the clock. The counter begins below zero by what making an instance copies.
 //!
@@ -10,22 +13,22 @@
 
 use wasm_encoder::reencode::{self, Reencode, utils};
 use wasm_encoder::{
-    BlockType, CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind,
-    ExportSection, Function, FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection,
-    Module, NameSection, StartSection, TableSection, TypeSection, ValType,
+    CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
+    Function, FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, Module,
+    NameSection, StartSection, TableSection, TypeSection, ValType,
 };
 use wasmparser::{DataKind, ElementItems, ElementKind, FunctionBody, KnownCustom, Operator, Parser, Payload};
 
+mod bulk;
+mod counter;
 mod plan;
 
 use super::guest::{FUEL_EXPIRE, FUEL_GLOBAL, FUEL_MODULE};
 
+use bulk::{BULK_BYTES_SHIFT, Bulk, Helpers, bulk_function};
+use counter::{Counter, Labels, by_length, close, constant, open_loop};
 use plan::Plan;
 
-/// Bytes that bulk memory instructions move for one unit, as a shift.
-const BULK_BYTES_SHIFT: i32 = 6;
-/// Bulk memory instructions work in pieces of this many bytes: some 100 us when every page faults.
-const PIECE: i32 = 1 << 20;
 /// Table elements for one unit, as a shift.
 const TABLE_ELEMENTS_SHIFT: i32 = 2;
 /// For each segment that is copied when an instance is made, beside its length.
@@ -70,15 +73,6 @@ impl Reencode for Indices {
     }
 }
 
-/// A function of ours that does a bulk instruction in pieces.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bulk {
-    Fill,
-    Copy,
-    /// Of this data segment.
-    Init(u32),
-}
-
 #[derive(Default)]
 struct Sections {
     types: TypeSection,
@@ -121,7 +115,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
         if let Payload::CodeSectionEntry(body) = &payload {
             let params = counts.types_of_functions.get(defined).and_then(|ty| counts.params.get(*ty as usize));
             let params = *params.ok_or_else(|| InstrumentError("a function has no type".into()))?;
-            let function = instrument_body(&mut indices, &mut helpers, body, params)?;
+            let function = instrument_body(&mut indices, &mut helpers, body, params, &counts.params)?;
             sections.code.function(&function);
             defined += 1;
         } else {
@@ -274,90 +268,71 @@ impl Sections {
     }
 }
 
-/// The functions for bulk instructions that the module needs.
-struct Helpers {
-    first: u32,
-    made: Vec<Bulk>,
-}
-
-impl Helpers {
-    fn index(&mut self, bulk: Bulk) -> u32 {
-        let at = self.made.iter().position(|b| *b == bulk).unwrap_or_else(|| {
-            self.made.push(bulk);
-            self.made.len() - 1
-        });
-        self.first + at as u32
-    }
-}
-
-/// `counter -= weight; if counter < 0 { counter = expire(counter) }`
-fn charge(f: &mut Function, indices: &Indices, weight: u64) {
-    let weight = Instruction::I64Const(i64::try_from(weight).unwrap_or(i64::MAX));
-    charge_by(f, indices, |f| {
-        f.instruction(&weight);
-    });
-}
-
-/// The same with the weight (an i64) pushed by `push`.
-fn charge_by(f: &mut Function, indices: &Indices, push: impl FnOnce(&mut Function)) {
-    let counter = indices.fuel_global;
-    f.instruction(&Instruction::GlobalGet(counter));
-    push(f);
-    f.instruction(&Instruction::I64Sub)
-        .instruction(&Instruction::GlobalSet(counter))
-        .instruction(&Instruction::GlobalGet(counter))
-        .instruction(&Instruction::I64Const(0))
-        .instruction(&Instruction::I64LtS)
-        .instruction(&Instruction::If(BlockType::Empty))
-        .instruction(&Instruction::GlobalGet(counter))
-        .instruction(&Instruction::Call(indices.expire()))
-        .instruction(&Instruction::GlobalSet(counter))
-        .instruction(&Instruction::End);
-}
-
-/// The weight `(local >> shift) + 1`.
-fn by_length(local: u32, shift: i32) -> impl FnOnce(&mut Function) {
-    move |f| {
-        f.instruction(&Instruction::LocalGet(local))
-            .instruction(&Instruction::I32Const(shift))
-            .instruction(&Instruction::I32ShrU)
-            .instruction(&Instruction::I64ExtendI32U)
-            .instruction(&Instruction::I64Const(1))
-            .instruction(&Instruction::I64Add);
-    }
-}
-
 fn instrument_body(
     indices: &mut Indices,
     helpers: &mut Helpers,
     body: &FunctionBody<'_>,
     params: u32,
+    params_of_types: &[u32],
 ) -> Result<Function, InstrumentError> {
     let plan = Plan::of(body, indices.imported_functions)?;
     let mut locals = Vec::new();
-    let mut scratch = params;
+    let mut own = params;
     for group in body.get_locals_reader()? {
         let (n, ty) = group?;
-        scratch += n;
+        own += n;
         locals.push((n, indices.val_type(ty)?));
     }
+    locals.push((1, ValType::I64));
+    let (counter, scratch) = (Counter::of(indices, own), own + 1);
     if plan.table_ops {
         locals.push((1, ValType::I32));
     }
     let mut f = Function::new(locals);
+    counter.read(&mut f);
+    let mut labels = Labels::of_function();
     let mut points = plan.points.iter().peekable();
     let mut reader = body.get_operators_reader()?;
     let mut at = 0usize;
     while !reader.eof() {
         while let Some(point) = points.next_if(|p| p.at == at) {
-            charge(&mut f, indices, point.weight);
+            counter.subtract(&mut f, constant(point.weight));
+            if point.checks {
+                counter.check(&mut f);
+            }
         }
         let op = reader.read()?;
+        at += 1;
         match op {
-            Operator::MemoryFill { .. } => f.instruction(&Instruction::Call(helpers.index(Bulk::Fill))),
-            Operator::MemoryCopy { .. } => f.instruction(&Instruction::Call(helpers.index(Bulk::Copy))),
-            Operator::MemoryInit { data_index, .. } => {
-                f.instruction(&Instruction::Call(helpers.index(Bulk::Init(data_index))))
+            Operator::Loop { blockty } if takes_nothing(blockty, params_of_types) => {
+                let ty = indices.block_type(blockty)?;
+                let header = points.next_if(|p| p.at == at);
+                let header = header.ok_or_else(|| InstrumentError("a loop is not charged".into()))?;
+                open_loop(&mut f, &mut labels, counter, ty, header.weight);
+            }
+            Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => {
+                labels.enter(1, None);
+                f.instruction(&indices.instruction(op)?);
+            }
+            Operator::End => close(&mut f, &mut labels, counter)?,
+            Operator::Br { relative_depth } => {
+                f.instruction(&Instruction::Br(labels.depth(relative_depth)?));
+            }
+            Operator::BrIf { relative_depth } => {
+                f.instruction(&Instruction::BrIf(labels.depth(relative_depth)?));
+            }
+            Operator::BrTable { targets } => {
+                let default = labels.depth(targets.default())?;
+                let targets =
+                    targets.targets().map(|t| labels.depth(t?)).collect::<Result<Vec<_>, InstrumentError>>()?;
+                f.instruction(&Instruction::BrTable(targets.into(), default));
+            }
+            Operator::MemoryFill { .. } => helpers.call(&mut f, counter, Bulk::Fill),
+            Operator::MemoryCopy { .. } => helpers.call(&mut f, counter, Bulk::Copy),
+            Operator::MemoryInit { data_index, .. } => helpers.call(&mut f, counter, Bulk::Init(data_index)),
+            Operator::Call { .. } | Operator::CallIndirect { .. } => {
+                f.instruction(&indices.instruction(op)?);
+                counter.read(&mut f);
             }
             Operator::TableFill { .. }
             | Operator::TableCopy { .. }
@@ -365,82 +340,21 @@ fn instrument_body(
             | Operator::TableGrow { .. } => {
                 // The length is on top of the stack.
                 f.instruction(&Instruction::LocalTee(scratch));
-                charge_by(&mut f, indices, by_length(scratch, TABLE_ELEMENTS_SHIFT));
-                f.instruction(&indices.instruction(op)?)
+                counter.subtract(&mut f, by_length(scratch, TABLE_ELEMENTS_SHIFT));
+                counter.check(&mut f);
+                f.instruction(&indices.instruction(op)?);
             }
-            _ => f.instruction(&indices.instruction(op)?),
-        };
-        at += 1;
+            _ => {
+                f.instruction(&indices.instruction(op)?);
+            }
+        }
     }
     Ok(f)
 }
 
-/// `(dst, src_or_value, n)`: the instruction in pieces. A trap in a later piece leaves the earlier ones written, which
-/// nobody can see: an instance is never used again after a trap.
-fn bulk_function(indices: &Indices, bulk: Bulk) -> Function {
-    const DST: u32 = 0;
-    const SRC: u32 = 1;
-    const N: u32 = 2;
-    const PART: u32 = 3;
-    let get = |local| Instruction::LocalGet(local);
-    let mut f = Function::new([(1, ValType::I32)]);
-    f.instruction(&Instruction::Loop(BlockType::Empty));
-    // part = min(n, PIECE)
-    f.instruction(&get(N))
-        .instruction(&Instruction::I32Const(PIECE))
-        .instruction(&get(N))
-        .instruction(&Instruction::I32Const(PIECE))
-        .instruction(&Instruction::I32LtU)
-        .instruction(&Instruction::Select)
-        .instruction(&Instruction::LocalSet(PART));
-    charge_by(&mut f, indices, by_length(PART, BULK_BYTES_SHIFT));
-    f.instruction(&get(N))
-        .instruction(&get(PART))
-        .instruction(&Instruction::I32Sub)
-        .instruction(&Instruction::LocalSet(N));
-    match bulk {
-        Bulk::Fill => {
-            f.instruction(&get(DST)).instruction(&get(SRC)).instruction(&get(PART));
-            f.instruction(&Instruction::MemoryFill(0));
-            advance(&mut f, &[DST], PART);
-        }
-        Bulk::Init(data_index) => {
-            f.instruction(&get(DST)).instruction(&get(SRC)).instruction(&get(PART));
-            f.instruction(&Instruction::MemoryInit { mem: 0, data_index });
-            advance(&mut f, &[DST, SRC], PART);
-        }
-        Bulk::Copy => copy_piece(&mut f, DST, SRC, N, PART),
-    }
-    f.instruction(&get(N))
-        .instruction(&Instruction::BrIf(0))
-        .instruction(&Instruction::End)
-        .instruction(&Instruction::End);
-    f
-}
-
-/// Overlapping ranges: forwards when the destination is below the source, else from the end (`n` is what is left).
-fn copy_piece(f: &mut Function, dst: u32, src: u32, n: u32, part: u32) {
-    let copy = Instruction::MemoryCopy { src_mem: 0, dst_mem: 0 };
-    let get = |local| Instruction::LocalGet(local);
-    f.instruction(&get(dst))
-        .instruction(&get(src))
-        .instruction(&Instruction::I32LeU)
-        .instruction(&Instruction::If(BlockType::Empty));
-    f.instruction(&get(dst)).instruction(&get(src)).instruction(&get(part)).instruction(&copy);
-    // Both move alike, so the direction stays what it was.
-    advance(f, &[dst, src], part);
-    f.instruction(&Instruction::Else);
-    for base in [dst, src] {
-        f.instruction(&get(base)).instruction(&get(n)).instruction(&Instruction::I32Add);
-    }
-    f.instruction(&get(part)).instruction(&copy).instruction(&Instruction::End);
-}
-
-fn advance(f: &mut Function, locals: &[u32], by: u32) {
-    for local in locals {
-        f.instruction(&Instruction::LocalGet(*local))
-            .instruction(&Instruction::LocalGet(by))
-            .instruction(&Instruction::I32Add)
-            .instruction(&Instruction::LocalSet(*local));
+fn takes_nothing(ty: wasmparser::BlockType, params_of_types: &[u32]) -> bool {
+    match ty {
+        wasmparser::BlockType::Empty | wasmparser::BlockType::Type(_) => true,
+        wasmparser::BlockType::FuncType(index) => params_of_types.get(index as usize) == Some(&0),
     }
 }

@@ -246,3 +246,28 @@ async fn replace_blocking(module: &Arc<LoadedModule>, artifact: Bytes) -> Result
     let replaced = tokio::task::spawn_blocking(replace).await.map_err(|e| InstallError::Io(e.to_string()))?;
     replaced.map_err(InstallError::Io)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::NotLoadable;
+    use crate::domain::rejection::NotLoadableKind::CompileLimit;
+
+    #[test]
+    fn what_cannot_be_compiled_is_not_tried_again_and_nothing_else_is_kept() {
+        let (optimised, digest) = (Optimised::default(), Digest([1; 32]));
+        assert!(optimised.begin(digest) && !optimised.begin(digest));
+        optimised.done(digest, &Err(InstallError::Io("the disk".into())));
+        assert!(optimised.begin(digest), "the disk is none of its faults");
+        optimised.done(digest, &Err(NotLoadable::new(CompileLimit, "too much").into()));
+        assert!(!optimised.begin(digest));
+        for n in 0..MAX_BEGUN {
+            assert!(optimised.begin(Digest::of(&n.to_le_bytes())));
+        }
+        assert!(!optimised.begin(Digest([2; 32])), "as many as may wait do");
+        for n in 0..MAX_BEGUN {
+            optimised.done(Digest::of(&n.to_le_bytes()), &Ok(()));
+        }
+        assert!(optimised.begun.lock().is_empty());
+    }
+}

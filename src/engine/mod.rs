@@ -36,10 +36,10 @@ mod progress;
 mod run;
 mod stack;
 mod sys;
+mod tend;
 mod tunables;
 mod vms;
 
-use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,6 +64,13 @@ pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
+
+/// What the fuzz targets ask beside the rest.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::artifacts::{Artifacts, Stored};
+    pub use super::instrument::instrument;
+}
 
 pub struct Settings {
     /// Holds `modules/` and `artifacts/`.
@@ -324,28 +331,6 @@ impl Engine {
         self.bundles.forget(digest);
         let artifacts = self.artifacts.clone();
         tokio::task::spawn_blocking(move || artifacts.remove(digest)).await.map_err(io::Error::other)?
-    }
-
-    /// Everything that is stored, whether anybody refers to it or not.
-    pub async fn digests(&self) -> io::Result<HashSet<Digest>> {
-        let artifacts = self.artifacts.clone();
-        tokio::task::spawn_blocking(move || artifacts.digests()).await.map_err(io::Error::other)?
-    }
-
-    /// Notes the use of what is loaded, and deletes the artifacts used longest ago while all are over their bound. For
-    /// whoever looks after things from time to time: writes do it by themselves.
-    pub async fn tend_artifacts(&self) {
-        let loaded = self.modules.loaded();
-        if let Err(error) = self.blocking(move |artifacts| artifacts.make_room(&loaded)).await {
-            tracing::warn!(%error, "the artifacts on disk can't be looked through");
-        }
-    }
-
-    /// After a write.
-    async fn make_room(&self) {
-        if self.artifacts.is_over() {
-            self.tend_artifacts().await;
-        }
     }
 
     /// Runs a command, cgi or core module: on the guest pool, or at once where its history says that it is short.

@@ -3,7 +3,8 @@
 //! Cranelift's time is not linear in a function's size for all code (live values times blocks, loops times locals), and
 //! no count of anything tells bombs from large programs as well as the time itself does.
 //!
-//! Invariant: the process ends by SIGPROF in the first function that takes longer than its size explains.
+//! Invariant: the process ends by SIGPROF in the first function that takes longer than its size explains (where two
+//! threads compile: while neither begins another), and when all of them together do.
 
 use std::time::Duration;
 

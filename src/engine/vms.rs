@@ -63,7 +63,7 @@ impl Vm {
         reserved: Reserved,
         (config, assets): (&Bytes, Option<Assets>),
         log: &GuestLog,
-    ) -> Result<Vm, RunError> {
+    ) -> Result<Box<Vm>, RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
@@ -87,14 +87,14 @@ impl Vm {
             Err(ended) => return Err(start_failure(ended)),
         }
         let missing = |name| GuestFailure::NotLoadable(format!("it has no function `{name}` of http-wasm's type"));
-        Ok(Vm {
+        Ok(Box::new(Vm {
             compiler,
             handle_request: guest.function("handle_request").ok_or_else(|| missing("handle_request"))?,
             handle_response: guest.function("handle_response").ok_or_else(|| missing("handle_response"))?,
             memory_at_start: guest.memory_bytes(),
             guest: AtRest::new(guest),
             requests: 0,
-        })
+        }))
     }
 
     /// `handle_request`. On a failure the exchange is as it was, and the VM is to be dropped.
@@ -213,9 +213,9 @@ impl Drop for Permit {
     }
 }
 
-/// A VM and the right to it. The VM goes first.
+/// A VM and the right to it. The VM goes first; it is large, and moves often.
 pub struct Leased {
-    pub vm: Vm,
+    pub vm: Box<Vm>,
     pub permit: Permit,
 }
 
@@ -223,7 +223,7 @@ pub struct Leased {
 pub struct Vms {
     gate: Gate,
     /// The one used last is at the back.
-    idle: Mutex<VecDeque<(Vm, Instant)>>,
+    idle: Mutex<VecDeque<(Box<Vm>, Instant)>>,
     engine: Arc<Engine>,
     requests: u64,
     memory_limit: u64,
@@ -238,13 +238,21 @@ impl Vms {
     }
 
     pub async fn permit(&self) -> Result<Permit, RunError> {
-        let permit = self.gate.enter(self.engine.config()).await?;
+        Ok(self.counted(self.gate.enter(self.engine.config()).await?))
+    }
+
+    /// Unless others wait for one.
+    pub fn permit_now(&self) -> Option<Permit> {
+        self.gate.enter_now().map(|permit| self.counted(permit))
+    }
+
+    fn counted(&self, permit: OwnedSemaphorePermit) -> Permit {
         self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
-        Ok(Permit { _permit: permit, engine: self.engine.clone() })
+        Permit { _permit: permit, engine: self.engine.clone() }
     }
 
     /// An idle VM, the warmest first.
-    pub fn take(&self, _permit: &Permit) -> Option<Vm> {
+    pub fn take(&self, _permit: &Permit) -> Option<Box<Vm>> {
         let (vm, _) = self.idle.lock().pop_back()?;
         self.engine.vm_counters().0.fetch_sub(1, Ordering::Relaxed);
         Some(vm)

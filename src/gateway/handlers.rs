@@ -5,10 +5,11 @@
 //! 1), unless its VM failed or the client is gone.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use parking_lot::Mutex;
 use pingora::Result;
@@ -32,6 +33,7 @@ use crate::engine::{
     Assets, Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 use crate::limit::network;
+use crate::telemetry::{Metrics, ModuleMetrics};
 
 /// A handler on a route, or the module that answers one. Its VMs live as long as it does.
 pub struct RouteHandler {
@@ -42,6 +44,7 @@ pub struct RouteHandler {
     /// `owner/name@version`; of what is not stored, as the configuration names it.
     pub label: Arc<str>,
     pub breaker: Arc<Breaker>,
+    metrics: OnceLock<Arc<ModuleMetrics>>,
     module: OnceCell<Arc<LoadedModule>>,
     assets: OnceCell<Assets>,
     http: OnceCell<Arc<HttpHandler>>,
@@ -71,6 +74,7 @@ impl RouteHandler {
             limits,
             label,
             breaker,
+            metrics: OnceLock::new(),
             module: OnceCell::new(),
             assets: OnceCell::new(),
             http: OnceCell::new(),
@@ -91,6 +95,11 @@ impl RouteHandler {
 
     pub fn version(&self) -> Option<&ModuleVersion> {
         self.version.as_ref()
+    }
+
+    fn metrics(&self, metrics: &Metrics) -> Option<&ModuleMetrics> {
+        let abi = self.version.as_ref()?.abi;
+        Some(self.metrics.get_or_init(|| metrics.module(&self.label, abi)))
     }
 
     /// Loaded by the first request that needs it; further ones wait for the same load.
@@ -188,23 +197,12 @@ struct Waiting {
     vm: Mutex<PinnedVm>,
 }
 
-/// Handlers that let the request pass, and what they set ahead of the answer.
+/// Handlers that let the request pass, and what they share.
+#[derive(Default)]
 pub struct Chain {
     passed: Vec<Waiting>,
-    pending: Pending,
-}
-
-/// What handlers set of the answer before there is one.
-struct Pending {
-    head: http::response::Parts,
-    status_set: bool,
-    body: Bytes,
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Self { head: http::Response::new(()).into_parts().0, status_set: false, body: Bytes::new() }
-    }
+    /// Between phases, without the request's head; of the answer it holds what handlers set before there is one.
+    exchange: Option<Box<HttpExchange>>,
 }
 
 impl Chain {
@@ -230,7 +228,7 @@ pub async fn request_phase(
     handlers: &[Arc<RouteHandler>],
     max_body: u64,
 ) -> Result<Passed, Stop> {
-    ctx.chain = Some(Box::new(Chain { passed: Vec::new(), pending: Pending::default() }));
+    ctx.chain = Some(Box::default());
     let has_body = !session.downstream_session.is_body_empty();
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
@@ -247,11 +245,16 @@ pub async fn request_phase(
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
-        let cancel = exchange.cancel.clone();
-        let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, http.request(exchange)).await;
+        let (outcome, gone) = match http.request_now(exchange) {
+            Ok(outcome) => (outcome, None),
+            Err(exchange) => {
+                let cancel = exchange.cancel.clone();
+                Box::pin(while_here(&mut session.downstream_session, &cancel, http.request(exchange))).await
+            }
+        };
         let HttpOutcome { exchange, result, meter, vm } = outcome;
         record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
-        let exchange = put_back(session, ctx, exchange)?;
+        let edit = put_back(session, ctx, exchange);
         if let Some(error) = gone {
             return Err(Stop::Broken(error));
         }
@@ -260,15 +263,15 @@ pub async fn request_phase(
                 passed(handler);
                 // The reply has what was pending in it.
                 if let Some(chain) = &mut ctx.chain {
-                    chain.pending = Pending::default();
+                    chain.exchange = None;
                 }
                 return Ok(Passed::Answered(reply));
             }
             Ok(Verdict::Continue) => {
-                if let Some(written) = exchange.replaced {
+                if let Some(written) = edit.replaced {
                     body = Some(written);
                     consumed = false;
-                } else if exchange.consumed {
+                } else if edit.consumed {
                     consumed = true;
                 }
                 if let (Some(chain), Some(vm)) = (&mut ctx.chain, vm) {
@@ -307,19 +310,26 @@ struct BodyEdit {
     consumed: bool,
 }
 
-/// Moves the head out of the session. Its framing is known to the session by now.
+/// Moves the head out of the session into the chain's exchange. Its framing is known to the session by now.
 fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> {
-    let head = session.req_header_mut();
-    let taken = forward::take(head);
-    let pending = ctx.chain.as_mut().map(|chain| std::mem::take(&mut chain.pending)).unwrap_or_default();
+    let spare = ctx.chain.as_mut().and_then(|chain| chain.exchange.take());
+    lend_head(session, ctx, spare)
+}
+
+fn lend_head(session: &mut Session, ctx: &Context, spare: Option<Box<HttpExchange>>) -> Box<HttpExchange> {
+    let request = forward::take(session.req_header_mut());
+    if let Some(mut exchange) = spare {
+        exchange.request = request;
+        return exchange;
+    }
     Box::new(HttpExchange {
-        request: taken,
+        request,
         request_body: None,
         request_body_replaced: None,
         request_body_consumed: false,
-        response: pending.head,
-        response_status_set: pending.status_set,
-        response_body: Some(pending.body).filter(|b| !b.is_empty()),
+        response: http::Response::new(()).into_parts().0,
+        response_status_set: false,
+        response_body: None,
         response_body_replaced: None,
         peer: ctx.peer,
         request_id: ctx.request_id().into(),
@@ -327,18 +337,23 @@ fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> 
     })
 }
 
-fn put_back(session: &mut Session, ctx: &mut Context, exchange: Box<HttpExchange>) -> Result<BodyEdit, Stop> {
-    let exchange = *exchange;
-    if let Some(chain) = &mut ctx.chain {
-        let written = exchange.response_body_replaced.map(Bytes::from).or(exchange.response_body);
-        chain.pending = Pending {
-            head: exchange.response,
-            status_set: exchange.response_status_set,
-            body: written.unwrap_or_default(),
-        };
+fn return_head(session: &mut Session, exchange: &mut HttpExchange) {
+    let (stand_in, ()) = http::Request::new(()).into_parts();
+    *session.req_header_mut() = std::mem::replace(&mut exchange.request, stand_in).into();
+}
+
+fn put_back(session: &mut Session, ctx: &mut Context, mut exchange: Box<HttpExchange>) -> BodyEdit {
+    return_head(session, &mut exchange);
+    exchange.request_body = None;
+    if let Some(written) = exchange.response_body_replaced.take() {
+        exchange.response_body = Some(written.into());
     }
-    *session.req_header_mut() = exchange.request.into();
-    Ok(BodyEdit { replaced: exchange.request_body_replaced.map(Bytes::from), consumed: exchange.request_body_consumed })
+    let replaced = exchange.request_body_replaced.take().map(Bytes::from);
+    let consumed = std::mem::take(&mut exchange.request_body_consumed);
+    if let Some(chain) = &mut ctx.chain {
+        chain.exchange = Some(exchange);
+    }
+    BodyEdit { replaced, consumed }
 }
 
 /// The handler's failure policy: `Ok` goes on without it.
@@ -375,8 +390,8 @@ pub fn record(
         Some(RunError::Guest(failure)) => Some(failure),
         _ => None,
     };
-    if let Some(version) = &handler.version {
-        shared.metrics.execution(&handler.label, version.abi, phase, failure, meter);
+    if let Some(module) = handler.metrics(&shared.metrics) {
+        shared.metrics.execution(module, phase, failure, meter);
     }
     if phase != Phase::Response {
         ctx.guests.runs += 1;
@@ -418,8 +433,8 @@ fn caller(ctx: &Context) -> Caller {
 fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
     let config = &ctx.snapshot.config.engine.breaker;
     if handler.breaker.failed(Instant::now(), caller(ctx), config) {
-        if let Some(version) = &handler.version {
-            shared.metrics.breaker_opened(&handler.label, version.abi);
+        if let Some(module) = handler.metrics(&shared.metrics) {
+            shared.metrics.breaker_opened(module);
         }
         tracing::error!(
             handler = %handler.label, last = failure.kind(), failures = config.failures,
@@ -428,42 +443,54 @@ fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &
     }
 }
 
-/// What a response phase made of the answer.
-struct Answered {
-    head: ResponseHeader,
-    /// The body, where the handler wrote it anew.
-    written: Option<Bytes>,
-    result: Result<(), Rejection>,
+/// An answer on its way back through the handlers that let its request pass.
+struct Answer {
+    head: http::response::Parts,
+    /// `None`: still to come.
+    body: Option<Bytes>,
+    /// The upstream failed, or a handler after this one.
+    is_error: bool,
 }
 
-/// One handler's response phase over a head, and the body where it is held. The error: the client has gone.
+/// One handler's response phase. `Ok`: how it ended, the answer edited. The error: the client has gone.
 async fn response_phase(
     session: &mut Session,
     ctx: &mut Context,
     shared: &Shared,
     waiting: Waiting,
-    (head, body): (ResponseHeader, Option<Bytes>),
-    is_error: bool,
-) -> Result<Answered> {
+    exchange: &mut Option<Box<HttpExchange>>,
+    answer: &mut Answer,
+) -> Result<Result<(), Rejection>> {
     let Waiting { handler, vm, .. } = waiting;
-    let mut exchange = take_exchange(session, ctx);
-    exchange.response = head.into();
-    exchange.response_body = body;
-    let cancel = exchange.cancel.clone();
-    let phase = vm.into_inner().response(exchange, is_error);
-    let (outcome, gone) = while_here(&mut session.downstream_session, &cancel, phase).await;
-    let HttpOutcome { exchange, result, meter, .. } = outcome;
+    let mut lent = lend_head(session, ctx, exchange.take());
+    std::mem::swap(&mut lent.response, &mut answer.head);
+    lent.response_body = answer.body.clone();
+    let (outcome, gone) = match vm.into_inner().response_now(lent, answer.is_error) {
+        Ok(outcome) => (outcome, None),
+        Err((vm, lent)) => {
+            let cancel = lent.cancel.clone();
+            let phase = vm.response(lent, answer.is_error);
+            Box::pin(while_here(&mut session.downstream_session, &cancel, phase)).await
+        }
+    };
+    let HttpOutcome { exchange: mut lent, result, meter, .. } = outcome;
     record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
-    let exchange = *exchange;
-    *session.req_header_mut() = exchange.request.into();
+    return_head(session, &mut lent);
+    std::mem::swap(&mut lent.response, &mut answer.head);
+    if let Some(written) = lent.response_body_replaced.take() {
+        answer.body = Some(written.into());
+    }
+    *exchange = Some(lent);
     match gone {
         Some(error) => Err(error),
-        None => Ok(Answered {
-            head: exchange.response.into(),
-            written: exchange.response_body_replaced.map(Bytes::from),
-            result: result.map(drop).map_err(rejection_of),
-        }),
+        None => Ok(result.map(drop).map_err(rejection_of)),
     }
+}
+
+/// What handlers set of the answer before there was one.
+fn take_pending(exchange: &mut Option<Box<HttpExchange>>) -> (HeaderMap, Bytes) {
+    let Some(exchange) = exchange else { return Default::default() };
+    (std::mem::take(&mut exchange.response.headers), exchange.response_body.take().unwrap_or_default())
 }
 
 /// The response phase over an answer whose body is held. Gives the answer as the client is to read it.
@@ -473,33 +500,30 @@ pub async fn respond(
     shared: &Shared,
     head: ResponseHeader,
     body: Bytes,
-    mut is_error: bool,
+    is_error: bool,
 ) -> Result<(ResponseHeader, Bytes)> {
     let Some(chain) = ctx.chain.take() else { return Ok((head, body)) };
-    let Chain { passed, pending } = *chain;
-    let (mut head, mut body) = (head, body);
+    let Chain { passed, mut exchange } = *chain;
+    let (pending, first) = take_pending(&mut exchange);
+    let mut answer = Answer { head: head.into(), body: Some(body), is_error };
     if !is_error {
-        merge_pending(&mut head, pending.head)?;
-        if !pending.body.is_empty() {
-            body = [pending.body, body].concat().into();
+        merge_pending(&mut answer.head.headers, pending);
+        if !first.is_empty() {
+            answer.body = answer.body.map(|body| [first, body].concat().into());
         }
     }
     for waiting in passed.into_iter().rev() {
         let handler = waiting.handler.clone();
-        let answered = response_phase(session, ctx, shared, waiting, (head, Some(body.clone())), is_error).await?;
-        head = answered.head;
-        if let Some(written) = answered.written {
-            body = written;
-        }
-        if let Err(rejection) = answered.result
+        let ended = response_phase(session, ctx, shared, waiting, &mut exchange, &mut answer).await?;
+        if let Err(rejection) = ended
             && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection)
         {
-            (head, body) = answer::problem_answer(session, ctx, &rejection)?;
+            let (head, body) = answer::problem_answer(session, ctx, &rejection)?;
+            answer = Answer { head: head.into(), body: Some(body), is_error: true };
             ctx.refused = Some(rejection);
-            is_error = true;
         }
     }
-    Ok((head, body))
+    Ok((answer.head.into(), answer.body.unwrap_or_default()))
 }
 
 /// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body.
@@ -507,24 +531,25 @@ pub async fn respond_head(
     session: &mut Session,
     ctx: &mut Context,
     shared: &Shared,
-    mut head: ResponseHeader,
+    head: ResponseHeader,
 ) -> Result<(ResponseHeader, Bytes), Stop> {
     let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
-    let Chain { mut passed, pending } = *chain;
-    merge_pending(&mut head, pending.head)?;
+    let Chain { mut passed, mut exchange } = *chain;
+    let (pending, first) = take_pending(&mut exchange);
+    let mut answer = Answer { head: head.into(), body: None, is_error: false };
+    merge_pending(&mut answer.head.headers, pending);
     while let Some(waiting) = passed.pop() {
         let handler = waiting.handler.clone();
-        let answered = response_phase(session, ctx, shared, waiting, (head, None), false).await?;
-        head = answered.head;
-        if let Err(rejection) = answered.result
+        let ended = response_phase(session, ctx, shared, waiting, &mut exchange, &mut answer).await?;
+        if let Err(rejection) = ended
             && let Err(stop) = tolerate(ctx, &handler, rejection)
         {
             // The refusal passes the handlers before this one.
-            ctx.chain = Some(Box::new(Chain { passed, pending: Pending::default() }));
+            ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
             return Err(stop);
         }
     }
-    Ok((head, pending.body))
+    Ok((answer.head.into(), first))
 }
 
 /// Restores the framing that a guest may have written over, for a body that streams through.

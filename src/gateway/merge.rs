@@ -2,13 +2,11 @@
 //!
 //! Invariant: of fields that have one value the upstream's wins; others append.
 
-use http::HeaderName;
 use http::header::{
     ACCEPT_RANGES, AGE, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE,
     CONTENT_TYPE, DATE, ETAG, EXPIRES, LAST_MODIFIED, LOCATION, RETRY_AFTER, SERVER, TRANSFER_ENCODING,
 };
-use pingora::Result;
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName};
 
 fn is_single(name: &HeaderName) -> bool {
     [
@@ -30,41 +28,49 @@ fn is_single(name: &HeaderName) -> bool {
     .contains(name)
 }
 
-pub fn merge_pending(answer: &mut ResponseHeader, pending: http::response::Parts) -> Result<()> {
-    for (name, value) in &pending.headers {
+pub fn merge_pending(answer: &mut HeaderMap, pending: HeaderMap) {
+    let mut last = None;
+    for (name, value) in pending {
+        // A further value of the same field comes without its name.
+        last = name.or(last);
+        let Some(name) = &last else { continue };
         // Framing is the gateway's, recomputed after the merge.
         let framing = *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING;
-        let upstreams = is_single(name) && answer.headers.contains_key(name);
+        let upstreams = is_single(name) && answer.contains_key(name);
         if !framing && !upstreams {
-            answer.append_header(name, value)?;
+            // Handlers and upstreams are bounded far below what a map holds.
+            let _ = answer.try_append(name.clone(), value);
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
     fn the_upstreams_single_values_win_and_lists_append() {
-        let mut answer = ResponseHeader::build(200, None).unwrap();
-        answer.insert_header("Content-Type", "text/html").unwrap();
-        answer.insert_header("Set-Cookie", "a=1").unwrap();
-        answer.insert_header("Content-Length", "3").unwrap();
-        let pending = http::Response::builder()
-            .header("content-type", "text/plain")
-            .header("set-cookie", "b=2")
-            .header("content-length", "99")
-            .header("x-httpwasm-tck-handled", "1")
-            .body(())
-            .unwrap()
-            .into_parts()
-            .0;
-        merge_pending(&mut answer, pending).unwrap();
-        let all = |name: &str| answer.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        let fields = |list: &[(&'static str, &'static str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in list {
+                map.append(*name, HeaderValue::from_static(value));
+            }
+            map
+        };
+        let mut answer = fields(&[("content-type", "text/html"), ("set-cookie", "a=1"), ("content-length", "3")]);
+        let pending = [
+            ("content-type", "text/plain"),
+            ("set-cookie", "b=2"),
+            ("set-cookie", "c=3"),
+            ("content-length", "99"),
+            ("x-httpwasm-tck-handled", "1"),
+        ];
+        merge_pending(&mut answer, fields(&pending));
+        let all = |name: &str| answer.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
         assert_eq!(all("content-type"), ["text/html"]);
-        assert_eq!(all("set-cookie"), ["a=1", "b=2"]);
+        assert_eq!(all("set-cookie"), ["a=1", "b=2", "c=3"]);
         assert_eq!(all("content-length"), ["3"]);
         assert_eq!(all("x-httpwasm-tck-handled"), ["1"]);
     }

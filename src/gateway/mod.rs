@@ -44,6 +44,8 @@ mod sys;
 mod upstream;
 
 pub use handlers::{Cold, warm};
+#[cfg(fuzzing)]
+pub use head::check as check_head;
 pub use listener::BindError;
 pub use server::{Running, start};
 pub use service::{ApiBody, ApiService, Caller, Shared};

@@ -377,7 +377,7 @@ fn a_modules_limits_are_set_shown_and_taken_away() {
     ok(module(&["push", file, "--name", "acme/one", "--limit", "fuel=1000", "--limit", "instances=2"]));
     let limits = || json(module(&["show", "acme/one", "--json"]))["limits"].clone();
     assert_eq!(limits(), serde_json::json!({"fuel": 1000, "instances": 2}));
-    assert!(ok(module(&["limit", "acme/one", "wall_ms=5"])).contains("{\"wall_ms\":5}"));
+    assert!(ok(module(&["limit", "acme/one", "wall_ms=5"])).contains("wall_ms=5"));
     ok(module(&["push", file, "--name", "acme/one"]));
     assert_eq!(limits(), serde_json::json!({"wall_ms": 5}));
     ok(module(&["limit", "acme/one", "--none"]));

@@ -2,11 +2,12 @@
 //! real compiler process, memory pool and guest threads; what owners do to each other is asked of the running server.
 
 mod artifacts;
-mod bombs;
+pub mod bombs;
 mod commands;
 mod compiler;
 mod core;
 mod fuel;
+mod generated;
 mod inspection;
 mod memory;
 mod owners;

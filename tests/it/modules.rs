@@ -107,27 +107,6 @@ fn stored_modules_survive_kill_9() {
 }
 
 #[test]
-fn a_tampered_artifact_is_compiled_anew_and_raises_an_alarm() {
-    let config = api::config("");
-    let gw = Gateway::start(&config);
-    let key = gw.key();
-    put(&gw, &key, "kept", "", &constant(7)).send().expect(201);
-    let artifacts = gw.dir.path().join("data/artifacts");
-    let files: Vec<_> =
-        std::fs::read_dir(&artifacts).expect("artifacts are files").flatten().map(|f| f.path()).collect();
-    assert!(!files.is_empty());
-    for file in files {
-        let mut bytes = std::fs::read(&file).expect("it is ours");
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&file, bytes).expect("it is ours");
-    }
-    let gw = gw.restart(&config);
-    assert_eq!(run(&gw, &key, "kept"), 7);
-    assert!(gw.metric("wasm_artifacts_rejected", &[]) >= 1.0);
-}
-
-#[test]
 fn lists_page_and_show_only_what_one_may_see() {
     let gw = Gateway::start(&api::config(""));
     let (mine, theirs) = (gw.key(), gw.new_key(&NewKey { owner: "other", ..NewKey::default() }).text);
@@ -432,4 +411,18 @@ fn a_handler_that_fails_to_start_is_told_of_and_refused_by_a_reload() {
     eventually("the log names route and module", || {
         gw.log().lines().any(|l| l.contains("can't start") && l.contains("acme/bad@1") && l.contains("\"all\""))
     });
+}
+
+#[test]
+fn validate_tells_what_it_found_and_stores_nothing() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    for (guest, abi) in [("command", "command"), ("core", "core"), ("http", "http-wasm")] {
+        let request = gw.request("POST", "/api/wasm/validate").key(&key).header("Content-Type", "application/wasm");
+        let doc = request.body(c_guest(guest)).send().expect(200).json();
+        assert_eq!(doc["abi"], abi, "{doc}");
+        assert!(doc["imports"].is_array() && doc["exports"].is_array() && doc["limits"].is_object(), "{doc}");
+    }
+    let listed = gw.get("/api/wasm/modules").key(&key).send().expect(200).json();
+    assert_eq!(listed["modules"], json!([]), "{listed}");
 }

@@ -1,7 +1,7 @@
 //! Where a function is charged, and how much.
 //!
 //! Invariant: a point covers only instructions that it dominates, so what executes has been charged for; loops and
-//! function entries have a point of at least 1.
+//! function entries have a point of at least 1, which looks at the counter.
 
 use wasmparser::{FunctionBody, Operator};
 
@@ -15,10 +15,22 @@ const IMPORT_CALL_WEIGHT: u64 = 30;
 const CALL_WEIGHT: u64 = 4;
 /// A system call, and pages that fault later.
 const GROW_WEIGHT: u64 = 1_000;
+/// What may be charged one after the other without a look at the counter: a microsecond of ordinary code.
+const UNCHECKED: u64 = 4_096;
+
 /// A charge before the instruction with this number.
 pub struct Point {
     pub at: usize,
     pub weight: u64,
+    /// The counter is looked at. It is at entries and loop headers; elsewhere the call behind it would cost the code around
+    /// its registers.
+    pub checks: bool,
+}
+
+impl Point {
+    fn checking(at: usize) -> Point {
+        Point { at, weight: 1, checks: true }
+    }
 }
 
 /// Where a function is charged. Points are in the order of instructions.
@@ -43,7 +55,7 @@ enum Control {
 impl Plan {
     pub fn of(body: &FunctionBody<'_>, imported_functions: u32) -> Result<Plan, InstrumentError> {
         let runs = straight_runs(body, imported_functions)?;
-        let mut plan = Plan { points: vec![Point { at: 0, weight: 1 }], table_ops: runs.table_ops };
+        let mut plan = Plan { points: vec![Point::checking(0)], table_ops: runs.table_ops };
         // For each open construct, the point that its next instructions are charged at. A point that was opened inside
         // a construct is left with it, as a branch may have passed it by; the one outside still dominates.
         let mut active = vec![0usize];
@@ -51,14 +63,14 @@ impl Plan {
             let current = active.last_mut().ok_or_else(|| InstrumentError("unbalanced blocks".into()))?;
             let point = &plan.points[*current];
             if run.weight > 0 && point.weight > 1 && point.weight + run.weight > POINT_WEIGHT && run.at > point.at {
-                plan.points.push(Point { at: run.at, weight: 0 });
+                plan.points.push(Point { at: run.at, weight: 0, checks: false });
                 *current = plan.points.len() - 1;
             }
             plan.points[*current].weight += run.weight;
             let current = *current;
             match run.control {
                 Control::Loop => {
-                    plan.points.push(Point { at: run.next, weight: 1 });
+                    plan.points.push(Point::checking(run.next));
                     active.push(plan.points.len() - 1);
                 }
                 Control::Open => active.push(current),
@@ -73,7 +85,20 @@ impl Plan {
                 Control::Branch | Control::None => {}
             }
         }
+        plan.check_often();
         Ok(plan)
+    }
+
+    /// Between two headers control only goes forwards, so what is charged there is charged once.
+    fn check_often(&mut self) {
+        let mut unchecked = 0;
+        for point in &mut self.points {
+            unchecked += point.weight;
+            point.checks |= unchecked > UNCHECKED;
+            if point.checks {
+                unchecked = 0;
+            }
+        }
     }
 }
 

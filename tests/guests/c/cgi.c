@@ -20,25 +20,6 @@ int main(void) {
     fputs("Location: https://example.com/elsewhere\n\n", stdout);
     return 0;
   }
-  if (!strcmp(query, "headerless")) {
-    fputs("no header block at all", stdout);
-    return 0;
-  }
-  if (!strcmp(query, "framing")) {
-    fputs("Content-Type: text/plain\nTransfer-Encoding: chunked\nContent-Length: 3\n\n0\r\n\r\nHTTP/1.1 200 Forged", stdout);
-    return 0;
-  }
-  if (!strcmp(query, "nul")) {
-    fwrite("Content-Type: text/plain\nX-Bad: a\0b\n\nbody", 1, 42, stdout);
-    return 0;
-  }
-  if (!strcmp(query, "exit")) {
-    fputs("Content-Type: text/plain\n\npartial", stdout);
-    return 3;
-  }
-  if (!strcmp(query, "spin"))
-    for (volatile unsigned i = 0;; i++)
-      ;
   fputs("Content-Type: text/plain\n\n", stdout);
   if (!strcmp(query, "env")) {
     for (char **e = environ; *e; e++)

@@ -27,40 +27,12 @@ static int reach(void) {
 }
 
 // Writes without end, in large pieces.
-static int flood(FILE *to) {
+static int flood(void) {
   static char line[65536];
   memset(line, 'x', sizeof line);
   for (;;)
-    if (fwrite(line, 1, sizeof line, to) == 0)
+    if (fwrite(line, 1, sizeof line, stdout) == 0)
       return 1;
-}
-
-// A page of fresh memory, or NULL. Not through malloc, whose calls the compiler may leave out.
-static volatile unsigned char *fresh(size_t pages) {
-  size_t before = __builtin_wasm_memory_grow(0, pages);
-  return before == (size_t)-1 ? NULL : (volatile unsigned char *)(before << 16);
-}
-
-// Takes memory a MiB at a time until there is no more, touching all of it.
-static int grow(void) {
-  size_t mib = 0;
-  for (volatile unsigned char *p; (p = fresh(16)) != NULL; mib++)
-    for (size_t i = 0; i < 1 << 20; i += 4096)
-      p[i] = 1;
-  printf("%zu\n", mib);
-  return 0;
-}
-
-// Fresh memory reads zero; then a canary is left behind for whoever comes next.
-static int canary(void) {
-  size_t size = 8 << 20, dirty = 0;
-  volatile unsigned char *p = fresh(size >> 16);
-  for (size_t i = 0; i < size; i++) {
-    dirty += p[i] != 0;
-    p[i] = 0xA5;
-  }
-  printf("%zu\n", dirty);
-  return 0;
 }
 
 int main(int argc, char **argv) {
@@ -99,13 +71,7 @@ int main(int argc, char **argv) {
   if (!strcmp(what, "reach"))
     return reach();
   if (!strcmp(what, "flood"))
-    return flood(stdout);
-  if (!strcmp(what, "flood-stderr"))
-    return flood(stderr);
-  if (!strcmp(what, "grow"))
-    return grow();
-  if (!strcmp(what, "canary"))
-    return canary();
+    return flood();
   if (!strcmp(what, "abort"))
     abort();
   for (volatile unsigned i = 0;; i++) // "spin"

@@ -110,17 +110,6 @@ EXPORT("handle_request") long long handle_request(void) {
     upper(REQUEST);
   } else if (is("upper-response")) {
     enable_features(2);
-  } else if (is("crlf")) {
-    set(RESPONSE, "x-split", "a\r\nx-forged: 1");
-    return STOP;
-  } else if (is("framing")) {
-    set(RESPONSE, "transfer-encoding", "chunked");
-    set(RESPONSE, "content-length", "1");
-    write_body(RESPONSE, "0\r\n\r\nHTTP/1.1 200 Forged\r\n\r\n", 29);
-    return STOP;
-  } else if (is("status")) {
-    set_status_code(99);
-    return STOP;
   } else if (is("spin")) {
     for (volatile unsigned i = 0;; i++)
       ;

@@ -92,8 +92,6 @@ async fn artifacts_of_other_formats_engines_and_machines_are_made_anew() {
     let good = std::fs::read(&artifact).unwrap();
     let target = format!("{} {:?}", wasmer_types::target::Triple::host(), wasmer_types::target::CpuFeature::for_host());
     let digest = module.digest().0;
-    let ours: [&[u8]; 5] =
-        [b"wasmgate artifact 2", b"wasmer 7.4.2", target.as_bytes(), &digest, Compiler::Optimising.as_str().as_bytes()];
     let signed = |parts: [&[u8]; 5]| {
         let mut mac = <Hmac<sha2::Sha256> as hmac::KeyInit>::new_from_slice(&[7; 32]).unwrap();
         for part in parts.into_iter().chain([&good[32..]]) {
@@ -102,15 +100,22 @@ async fn artifacts_of_other_formats_engines_and_machines_are_made_anew() {
         }
         [&mac.finalize().into_bytes(), &good[32..]].concat()
     };
-    assert!(signed(ours) == good, "the test signs as the gateway does");
-    for (n, other) in [(0, "wasmgate artifact 1"), (1, "wasmer 7.4.1"), (2, "riscv64gc-unknown-linux-gnu {}")] {
-        let mut parts = ours;
-        parts[n] = other.as_bytes();
-        let foreign = signed(parts);
+    let of = |format: u32, wasmer: &str, target: &str| {
+        let format = format!("wasmgate artifact {format}");
+        signed([format.as_bytes(), wasmer.as_bytes(), target.as_bytes(), &digest, b"cranelift"])
+    };
+    let wasmer = "wasmer 7.4.2";
+    let ours =
+        (1..100).find(|format| of(*format, wasmer, &target) == good).expect("the test signs as the gateway does");
+    for (what, foreign) in [
+        ("format", of(ours + 1, wasmer, &target)),
+        ("engine", of(ours, "wasmer 7.4.1", &target)),
+        ("machine", of(ours, wasmer, "riscv64gc-unknown-linux-gnu {}")),
+    ] {
         std::fs::write(&artifact, &foreign).unwrap();
         let engine = open(kit.dir.path().to_owned(), [7; 32], config());
         engine.load(module.digest(), module.abi(), module.shape()).await.unwrap();
-        assert_eq!(engine.stats().artifacts_rejected, 1, "{other}");
+        assert_eq!(engine.stats().artifacts_rejected, 1, "{what}");
         made_anew(&artifact, &foreign).await;
     }
 }

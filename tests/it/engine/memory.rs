@@ -62,33 +62,6 @@ async fn the_budget_of_the_process_bounds_all_guests() {
 }
 
 #[tokio::test]
-async fn an_allocator_that_aborts_ran_out_of_memory() {
-    let kit = Kit::new();
-    let finished = kit
-        .run_wat(
-            r#"(module (memory 1) (func (export "run")
-               (if (i32.eq (memory.grow (i32.const 1000)) (i32.const -1)) (then unreachable))))"#,
-        )
-        .await;
-    assert_eq!(*failure(&finished), GuestFailure::OutOfMemory);
-}
-
-#[tokio::test]
-async fn tables_grow_to_their_limit_only() {
-    let kit = Kit::new();
-    let module = kit
-        .load(
-            r#"(module (table 0 funcref) (func (export "run") (param i32) (result i32)
-                 (table.grow (ref.null func) (local.get 0))))"#,
-        )
-        .await;
-    for (delta, want) in [(1_000, 0), (1_001, -1), (u32::MAX, -1)] {
-        let finished = kit.run(&module, limits(), number(delta)).await;
-        assert_eq!(finished.result.unwrap().values, [serde_json::json!(want)], "{delta}");
-    }
-}
-
-#[tokio::test]
 async fn a_guest_calls_as_deep_as_its_own_stack_whatever_others_had() {
     let wat = r#"(module (func $deep (export "run") (call $deep)))"#;
     for compiler in [Compiler::Fast, Compiler::Optimising] {

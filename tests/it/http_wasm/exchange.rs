@@ -120,13 +120,6 @@ async fn reading_consumes_the_body_unless_it_is_buffered() {
 }
 
 #[tokio::test]
-async fn bodies_written_are_bounded() {
-    let endless =
-        "(loop $more (call $write_body (i32.const 1) (i32.const 0) (i32.const 60000)) (br $more)) (i64.const 1)";
-    assert_eq!(failure(&run(endless).await.result), "handler-output-too-large");
-}
-
-#[tokio::test]
 async fn features_of_a_module_stay_and_those_of_a_request_do_not() {
     let module = Guest {
         more: r#"(data (i32.const 0) "x-more")"#,

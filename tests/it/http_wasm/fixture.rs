@@ -189,6 +189,22 @@ pub fn answered(mut exchange: Box<HttpExchange>, status: u16, body: &'static str
     exchange
 }
 
+/// A request phase where the gateway runs it: at once where its past allows that, else on the pool.
+pub async fn request(handler: &Arc<HttpHandler>, exchange: Box<HttpExchange>) -> HttpOutcome {
+    match handler.request_now(exchange) {
+        Ok(outcome) => outcome,
+        Err(exchange) => handler.request(exchange).await,
+    }
+}
+
+/// As [`request`].
+pub async fn response(vm: PinnedVm, exchange: Box<HttpExchange>, is_error: bool) -> HttpOutcome {
+    match vm.response_now(exchange, is_error) {
+        Ok(outcome) => outcome,
+        Err((vm, exchange)) => vm.response(exchange, is_error).await,
+    }
+}
+
 /// Of a request phase that answered.
 #[track_caller]
 pub fn reply(outcome: HttpOutcome) -> Reply {

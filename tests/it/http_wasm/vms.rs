@@ -53,7 +53,7 @@ async fn counting(edit: impl FnOnce(&mut config::Handler)) -> Arc<HttpHandler> {
 }
 
 async fn count(handler: &Arc<HttpHandler>) -> u8 {
-    reply(handler.request(get()).await).body[0]
+    reply(request(handler, get()).await).body[0]
 }
 
 #[tokio::test]
@@ -118,46 +118,13 @@ async fn a_trap_in_the_response_phase_costs_only_its_vm() {
 }
 
 #[tokio::test]
-async fn loops_end_at_the_wall_wherever_they_are() {
-    let loops = [
-        ("", "(loop $ever (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $get_method (i32.const 0) (i32.const 8))) (br $ever)) (i64.const 1)", ""),
-        (
-            "",
-            "(loop $ever (drop (call $get_header_names (i32.const 0) (i32.const 0) (i32.const 0))) (br $ever)) (i64.const 1)",
-            "",
-        ),
-        ("", "(loop $ever (drop (call $log_enabled (i32.const 0))) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $enable_features (i32.const 0))) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (drop (call $get_status_code)) (br $ever)) (i64.const 1)", ""),
-        ("", "(loop $ever (call $log (i32.const 2) (i32.const 0) (i32.const 65536)) (br $ever)) (i64.const 1)", ""),
-        ("", "", "(loop $ever (br $ever))"),
-        ("(loop $ever (br $ever))", "", ""),
-    ];
-    for (init, request, response) in loops {
-        let module = Guest { init, request, response, ..Guest::default() }.load().await;
-        let config = config::Handler { wall: Duration::from_millis(50), ..handler_config() };
-        let handler = HttpHandler::new(engine(), module, None, "acme/loop@1".into(), &config, config.limits());
-        let start = Instant::now();
-        let mut outcome = handler.request(get()).await;
-        if let Some(vm) = outcome.vm.take() {
-            outcome = vm.response(answered(outcome.exchange, 200, "up"), false).await;
-        }
-        assert_eq!(failure(&outcome.result), "handler-timeout", "{init} {request} {response}");
-        let took = start.elapsed();
-        // Generous: the other tests want the processor too.
-        assert!(took < Duration::from_secs(2), "{took:?}: {init} {request} {response}");
-    }
-}
-
-#[tokio::test]
 async fn a_short_handler_that_turns_long_is_run_again_unharmed() {
     let handler = counting(|_| ()).await;
     for expected in 1..=200 {
         assert_eq!(count(&handler).await, expected, "short ones stay on one VM");
     }
     // Takes far longer than an inline slice, and far less than the wall.
-    let outcome = handler.request(with_header("x-work", "")).await;
+    let outcome = request(&handler, with_header("x-work", "")).await;
     let expected = with_header("x-work", "");
     assert_eq!(format!("{:?}", outcome.exchange.request), format!("{:?}", expected.request));
     assert_eq!(reply(outcome).body[0], 1, "on a fresh VM");
@@ -174,19 +141,19 @@ async fn a_response_phase_that_turns_from_short_to_endless_is_stopped() {
     };
     let handler = handler(&guest.load().await, "");
     for i in 0..200 {
-        let (exchange, vm) = went_on(handler.request(get()).await);
-        let outcome = vm.response(answered(exchange, 200, "up"), false).await;
+        let (exchange, vm) = went_on(request(&handler, get()).await);
+        let outcome = response(vm, answered(exchange, 200, "up"), false).await;
         assert_eq!(failure(&outcome.result), "ok", "{i}");
     }
-    let (exchange, vm) = went_on(handler.request(get()).await);
+    let (exchange, vm) = went_on(request(&handler, get()).await);
     let mut exchange = answered(exchange, 200, "up");
     exchange.response.headers.insert("x-spin", http::HeaderValue::from_static("1"));
     let start = Instant::now();
-    let outcome = vm.response(exchange, false).await;
+    let outcome = response(vm, exchange, false).await;
     assert_eq!(failure(&outcome.result), "handler-timeout");
     assert!(start.elapsed() < Duration::from_secs(2), "inline, it may not hold its worker for the wall of 10 s");
     assert!(outcome.exchange.response.headers.contains_key("x-spin"));
-    went_on(handler.request(get()).await);
+    went_on(request(&handler, get()).await);
 }
 
 #[tokio::test]

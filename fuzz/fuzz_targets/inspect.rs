@@ -1,0 +1,7 @@
+//! Bytes through the checks of an upload: a refusal or a shape, never a panic.
+#![no_main]
+
+#[path = "../engine.rs"]
+mod engine;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = engine::inspect(data));
