@@ -14,29 +14,30 @@ pub fn wat(text: &str) -> Vec<u8> {
 /// `tests/guests/c/<name>.c`, compiled for WASI preview1.
 #[track_caller]
 pub fn c_guest(name: &str) -> Vec<u8> {
-    built("c", name)
+    c_source(&format!("tests/guests/c/{name}.c"))
 }
 
-/// `tests/guests/wasix/<name>.c`, compiled with wasi-libc and the functions that `wasix.h` declares.
+/// `tests/guests/wasix/<name>.c`, with the functions that `wasix.h` declares.
 #[track_caller]
 pub fn wasix_guest(name: &str) -> Vec<u8> {
-    built("wasix", name)
+    c_source(&format!("tests/guests/wasix/{name}.c"))
 }
 
+/// As [`c_guest`], by the source's path in the repository.
 #[track_caller]
-fn built(kind: &str, name: &str) -> Vec<u8> {
+pub fn c_source(path: &str) -> Vec<u8> {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests").join(kind);
-    let source = sources.join(format!("{name}.c"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let name = source.file_stem().and_then(|name| name.to_str()).expect("a plain name");
     let mut text = std::fs::read(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-    let freestanding = text.starts_with(b"// freestanding");
-    text.extend(std::fs::read(sources.join(format!("{kind}.h"))).unwrap_or_default());
+    text.extend(std::fs::read(source.with_file_name("wasix.h")).unwrap_or_default());
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");
     std::fs::create_dir_all(&folder).expect("the target folder is writable");
-    let wasm = folder.join(format!("{kind}-{name}-{:08x}.wasm", crc32fast::hash(&text)));
+    let wasm = folder.join(format!("{name}-{:08x}.wasm", crc32fast::hash(&text)));
     if !wasm.exists() {
         let part = wasm.with_extension("part");
+        let freestanding = text.starts_with(b"// freestanding");
         let mut clang = Command::new("clang");
         if freestanding {
             clang.args(["--target=wasm32", "-nostdlib", "-Wl,--no-entry"]);
