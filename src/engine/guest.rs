@@ -95,7 +95,7 @@ impl Guest {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
-        let for_wasix = reserved.sibling();
+        let for_wasix = reserved.none_yet();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
         let mut state = HostState::new(
             Fuel::new(limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone()),
