@@ -320,16 +320,20 @@ async fn stored(
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
     let engine = &api.app.shared.engine;
     let loaded = async {
-        let module = engine.load(version.digest, version.abi, &version.shape).await?;
+        let module = engine.load_of(Some(&owner), version.digest, version.abi, &version.shape).await?;
         let assets = match &version.assets {
             Some(bundle) => Some(engine.assets(bundle).await?),
             None => None,
         };
         Ok((module, assets))
     };
-    let (loaded, assets) = loaded.await.map_err(|failure: GuestFailure| {
-        tracing::error!(module = %label, %failure, "a stored module can't be loaded");
-        Rejection::Guest(failure)
+    let (loaded, assets) = loaded.await.map_err(|error: RunError| match error {
+        RunError::Busy { retry_after } => Rejection::CompilerBusy { retry_after },
+        RunError::Guest(failure) => {
+            tracing::error!(module = %label, %failure, "a stored module can't be loaded");
+            Rejection::Guest(failure)
+        }
+        RunError::BadCall(_) => Rejection::Internal,
     })?;
     let stored = Some((owner.clone(), module.name.clone()));
     let limits = module.limits.lower(&limits);

@@ -54,7 +54,7 @@ use artifacts::{Artifacts, Stored};
 use budget::{Account, Budget};
 use bundles::Bundles;
 use cache::Modules;
-use compile::Compilers;
+use compile::{Compilers, Why};
 use guest::Allowance;
 use instances::Instances;
 use pool::{Need, Pool};
@@ -299,7 +299,7 @@ impl Engine {
                 return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
             }
         }
-        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::New).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 

@@ -103,23 +103,23 @@ impl RouteHandler {
     }
 
     /// Loaded by the first request that needs it; further ones wait for the same load.
-    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, GuestFailure> {
-        let version = self
-            .version
-            .as_ref()
-            .ok_or_else(|| GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))?;
-        self.module.get_or_try_init(|| engine.load(version.digest, version.abi, &version.shape)).await
+    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, RunError> {
+        let version = self.version.as_ref().ok_or_else(|| {
+            RunError::Guest(GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))
+        })?;
+        self.module
+            .get_or_try_init(|| engine.load_of(Some(&self.config.owner), version.digest, version.abi, &version.shape))
+            .await
     }
 
     /// Its files, as [`RouteHandler::module`].
-    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, GuestFailure> {
-        match self.version.as_ref().and_then(|version| version.assets.as_ref()) {
-            Some(bundle) => self.assets.get_or_try_init(|| engine.assets(bundle)).await.map(Some),
-            None => Ok(None),
-        }
+    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, RunError> {
+        let Some(bundle) = self.version.as_ref().and_then(|version| version.assets.as_ref()) else { return Ok(None) };
+        let load = || async { engine.assets(bundle).await.map_err(RunError::Guest) };
+        self.assets.get_or_try_init(load).await.map(Some)
     }
 
-    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
+    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
         let module = self.module(engine).await?.clone();
         let assets = self.assets(engine).await?.cloned();
         let make = || HttpHandler::new(engine, module, assets, self.label.clone(), &self.config, self.limits.clone());
@@ -157,12 +157,12 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
             let started = if version.abi == Abi::HttpWasm {
                 match handler.http(engine).await {
                     Ok(http) => http.warm().await,
-                    Err(failure) => Err(RunError::Guest(failure)),
+                    Err(error) => Err(error),
                 }
             } else {
                 match handler.module(engine).await {
-                    Ok(_) => handler.assets(engine).await.map(drop).map_err(RunError::Guest),
-                    Err(failure) => Err(RunError::Guest(failure)),
+                    Ok(_) => handler.assets(engine).await.map(drop),
+                    Err(error) => Err(error),
                 }
             };
             match started {
@@ -301,7 +301,7 @@ async fn ready<'a>(
 ) -> Result<&'a Arc<HttpHandler>, Rejection> {
     handler.admit(ctx)?;
     let loaded = handler.http(&shared.engine).await;
-    loaded.map_err(|failure| Rejection::Guest(crashed(ctx, shared, handler, failure)))
+    loaded.map_err(|error| not_loaded(ctx, shared, handler, error))
 }
 
 /// What a request phase did to the body.
@@ -417,10 +417,12 @@ fn passed(handler: &RouteHandler) {
     }
 }
 
-/// Counts a failure to load, and gives it back.
-pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: GuestFailure) -> GuestFailure {
-    note_crash(ctx, shared, handler, &failure);
-    failure
+/// Counts a failure to load that is the module's own.
+pub fn not_loaded(ctx: &Context, shared: &Shared, handler: &RouteHandler, error: RunError) -> Rejection {
+    if let RunError::Guest(failure) = &error {
+        note_crash(ctx, shared, handler, failure);
+    }
+    rejection_of(error)
 }
 
 fn caller(ctx: &Context) -> Caller {
