@@ -23,6 +23,7 @@ fn engine(dir: &Path) -> Arc<Engine> {
         vms_per_handler: 4,
         vm_requests: u64::MAX,
         artifact_cache_bytes: 64 << 20,
+        artifact_disk_bytes: 10 << 30,
         compile: config::Compile {
             processes: 1,
             cpu: Duration::from_secs(20),

@@ -50,6 +50,8 @@ pub struct Metrics {
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
+    artifacts_evicted: IntGauge,
+    artifact_disk: IntGauge,
     modules: Mutex<ModuleHandles>,
 }
 
@@ -191,6 +193,8 @@ impl Metrics {
                 &["upstream", "status_class"],
             ),
             artifacts_rejected: gauge("wasm_artifacts_rejected", "artifacts whose MAC did not verify, since start"),
+            artifacts_evicted: gauge("wasm_artifacts_evicted", "artifacts deleted to make room, since start"),
+            artifact_disk: gauge("wasm_artifact_disk_bytes", "compiled modules on disk"),
             modules: Mutex::default(),
             registry,
         })
@@ -272,6 +276,8 @@ impl Metrics {
     pub fn set_engine(&self, stats: &crate::engine::Stats) {
         self.wasm_memory.set(signed(stats.memory_bytes));
         self.artifacts_rejected.set(signed(stats.artifacts_rejected));
+        self.artifacts_evicted.set(signed(stats.artifacts_evicted));
+        self.artifact_disk.set(signed(stats.artifact_disk_bytes));
         for (state, n) in [
             ("running", stats.guests_running),
             ("queued", stats.guests_queued),

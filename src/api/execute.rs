@@ -231,7 +231,7 @@ pub(super) async fn run(
         return Err(Rejection::PayloadTooLarge { limit: limits.input_bytes }.into());
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
-    let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args };
+    let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args, assets: None };
     let job = Job {
         module: ready.module,
         owner: ready.owner,

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::app::{App, AppError};
 use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp};
@@ -56,7 +56,6 @@ pub fn services(app: Arc<App>) -> Services {
     let api = Arc::new(Api {
         bodies: body::Budget::new(BODY_BUDGET),
         inspections: Semaphore::new(INSPECTIONS),
-        catalogue: RwLock::new(()),
         resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
         changes: AtomicU64::new(0),
         started: Timestamp::now(),
@@ -73,8 +72,6 @@ struct Api {
     app: Arc<App>,
     bodies: Arc<body::Budget>,
     inspections: Semaphore,
-    /// Uploads hold it shared while they store and record; a delete holds it alone, so that bytes it removes are not those of an upload under way.
-    catalogue: RwLock<()>,
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,

@@ -23,8 +23,6 @@ use crate::domain::{
 use crate::store::Role;
 
 const MAX_PAGE: u64 = 100;
-/// Records read at a time when all modules are looked through.
-const SCAN: u64 = 500;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -290,49 +288,25 @@ pub(super) async fn delete(
         };
         return Err(Rejection::Conflict(format!("the route `{route}` uses `{named}`; {remedy}")));
     }
-    let alone = api.catalogue.write().await;
-    let digests: Vec<Digest> = match selector {
+    let alone = api.app.catalogue.write().await;
+    let digests: HashSet<Digest> = match selector {
         Selector::Active => {
             let deleted = api.app.store.delete_module(owner, name).await.map_err(refused)?;
             deleted.versions.iter().map(|v| v.digest).collect()
         }
         Selector::Version(version) => {
             let deleted = api.app.store.delete_version(owner, name, version).await.map_err(refused)?;
-            vec![deleted.digest]
+            HashSet::from([deleted.digest])
         }
     };
     api.module_changed(owner, name).await?;
-    remove_unused(&api, digests).await;
+    // The same bytes may be a version of another module too.
+    if let Err(error) = api.app.remove_unused(digests).await {
+        tracing::warn!(%error, "the files of a deleted module stay on disk for now");
+    }
     drop(alone);
     api.audit(&actor, "module.delete", named, "").await;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// The same bytes may be a version of another module too. Bytes that stay behind are only lost space.
-async fn remove_unused(api: &Api, digests: Vec<Digest>) {
-    let mut unused: HashSet<Digest> = digests.into_iter().collect();
-    let mut offset = 0;
-    while !unused.is_empty() {
-        let page = match api.app.store.modules(None, false, offset, SCAN).await {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!(%error, "the bytes of a deleted module stay on disk");
-                return;
-            }
-        };
-        for version in page.items.iter().flat_map(|m| &m.versions) {
-            unused.remove(&version.digest);
-        }
-        offset += SCAN;
-        if offset >= page.total {
-            break;
-        }
-    }
-    for digest in unused {
-        if let Err(error) = api.app.shared.engine.remove(digest).await {
-            tracing::warn!(%error, %digest, "the bytes of a deleted module stay on disk");
-        }
-    }
 }
 
 /// Sets which version the module's name means; older ones too (rollback). It takes effect at once.

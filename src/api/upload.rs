@@ -359,7 +359,7 @@ async fn store(
     let engine = &api.app.shared.engine;
     let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
-    let _shared = api.catalogue.read().await;
+    let _shared = api.app.catalogue.read().await;
     may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     engine.store(compiled).await.map_err(not_installed)?;
     let version = ModuleVersion {

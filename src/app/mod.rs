@@ -2,6 +2,7 @@
 //!
 //! Invariant: a new snapshot is taken whole or not at all; requests under way keep theirs.
 
+mod catalogue;
 pub mod files;
 mod reload;
 pub mod secrets;
@@ -68,6 +69,9 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
+    /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
+    /// those of an upload under way.
+    pub catalogue: tokio::sync::RwLock<()>,
 }
 
 impl Opened {
@@ -120,6 +124,7 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
+            catalogue: tokio::sync::RwLock::new(()),
         }))
     }
 }

@@ -1,4 +1,5 @@
-//! Background work of a running gateway: usage and counters to the store, idle state out of memory.
+//! Background work of a running gateway: usage and counters to the store, idle state out of memory, files
+//! that nothing needs off the disk.
 //!
 //! Invariant: what cannot be written stays in memory and is tried again; `flush` at shutdown writes the rest.
 
@@ -13,6 +14,9 @@ use crate::store::Retention;
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
 const EVICT_EVERY: Duration = Duration::from_secs(30);
+/// The first time at start.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+const TEND_EVERY: Duration = Duration::from_secs(3600);
 /// Calendar windows end after 31 days at most.
 const COUNTER_LIFE_SECONDS: i64 = 32 * 86_400;
 
@@ -20,6 +24,8 @@ const COUNTER_LIFE_SECONDS: i64 = 32 * 86_400;
 pub async fn run(app: Arc<App>) {
     let mut flush = tokio::time::interval(FLUSH_EVERY);
     let mut evict = tokio::time::interval(EVICT_EVERY);
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    let mut tend = tokio::time::interval(TEND_EVERY);
     flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     evict.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -28,6 +34,8 @@ pub async fn run(app: Arc<App>) {
                 app.flush().await;
                 app.prune().await;
             }
+            _ = sweep.tick() => app.sweep().await,
+            _ = tend.tick() => app.shared.engine.tend_artifacts().await,
             _ = evict.tick() => {
                 app.shared.limiter.evict_idle(Now::read());
                 app.shared.failures.evict_idle(Instant::now());

@@ -124,7 +124,8 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
         Abi::Core => (Vec::new(), args.args.clone()),
         _ => (args.args.clone(), Vec::new()),
     };
-    let input = Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args };
+    let input =
+        Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args, assets: None };
     let owner = "wasmgate".parse().map_err(|e: crate::domain::InvalidName| anyhow!(e))?;
     let job = Job { module, owner, label: Arc::from("exec"), limits, input, cancel: Cancel::default() };
     let finished = engine.run(job).await;
@@ -144,6 +145,7 @@ fn engine(limits: &Limits) -> config::Engine {
         vms_per_handler: 1,
         vm_requests: 1,
         artifact_cache_bytes: MAX_MODULE,
+        artifact_disk_bytes: 10 << 30,
         compile: config::Compile {
             processes: 1,
             cpu: Duration::from_secs(120),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::client::{Body, Client, Connect, encoded};
 use super::{Failure, Outcome, output};
-use crate::domain::{Abi, ModuleRef, Name, OwnerId, Selector};
+use crate::domain::{Abi, LimitsChange, ModuleRef, Name, OwnerId, Selector};
 
 #[derive(clap::Args)]
 pub(super) struct ModuleArgs {
@@ -43,6 +43,9 @@ enum Verb {
         /// Make this version the active one at once.
         #[arg(long)]
         activate: bool,
+        /// The module's own limits, as `memory_bytes=1048576`; replaces all that it had; may be repeated.
+        #[arg(long = "limit", value_name = "NAME=NUMBER", value_parser = limit)]
+        limits: Vec<(String, u64)>,
     },
     /// List modules (of all owners without `--owner`).
     List {
@@ -60,6 +63,16 @@ enum Verb {
     },
     /// Activate the version that was active before; a second time goes back again.
     Rollback { module: ModuleRef },
+    /// Set the limits that a module has of its own, under those of its callers' tiers and of routes.
+    Limit {
+        module: ModuleRef,
+        /// `memory_bytes=1048576`, `instances=2` ...; all that are not named are taken away.
+        #[arg(value_name = "NAME=NUMBER", value_parser = limit, required_unless_present = "none")]
+        limits: Vec<(String, u64)>,
+        /// No limits of its own.
+        #[arg(long, conflicts_with = "limits")]
+        none: bool,
+    },
     /// Delete a module, or one version of it.
     Rm { module: ModuleRef },
 }
@@ -68,7 +81,7 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
     let client = args.connect.client()?;
     let owner = args.owner.map(String::from);
     match args.verb {
-        Verb::Push { file, name, description, public, abi, activate } => {
+        Verb::Push { file, name, description, public, abi, activate, limits } => {
             let module = match name {
                 Some(module) => unversioned(module)?,
                 None => name_of(&file)?,
@@ -80,6 +93,7 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
                 ("public", public.then(|| "true".into())),
                 ("abi", abi.map(|a| a.to_string())),
                 ("activate", activate.then(|| "true".into())),
+                ("limits", (!limits.is_empty()).then(|| own_limits(limits).to_string())),
             ];
             let body = Body::Wasm(read_module(&file)?);
             let stored = client.call(Method::PUT, &path, &query, body)?;
@@ -130,12 +144,32 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
             })?;
             print(&activate(&client, &module, owner, u32::try_from(before)?)?, as_json, show)
         }
+        Verb::Limit { module, limits, none: _ } => {
+            let (path, query) = place(&unversioned(module)?, owner)?;
+            let body = Body::Json(json!({"limits": own_limits(limits)}));
+            print(&client.call(Method::PATCH, &path, &query, body)?, as_json, show)
+        }
         Verb::Rm { module } => {
             let (path, query) = place(&module, owner)?;
             client.call(Method::DELETE, &path, &query, Body::None)?;
             print(&json!({"deleted": module.to_string()}), as_json, |_| output::line(&format!("deleted {module}")))
         }
     }
+}
+
+/// One of a module's own limits.
+fn limit(text: &str) -> Result<(String, u64), String> {
+    let bad = || format!("`{text}` is not a limit: use `NAME=NUMBER`, as `memory_bytes=1048576`");
+    let (name, number) = text.split_once('=').ok_or_else(bad)?;
+    let number = number.parse::<u64>().map_err(|_| bad())?;
+    match serde_json::from_value::<LimitsChange>(json!({name: number})) {
+        Ok(_) => Ok((name.to_owned(), number)),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn own_limits(limits: Vec<(String, u64)>) -> Value {
+    limits.into_iter().map(|(name, number)| (name, json!(number))).collect::<serde_json::Map<_, _>>().into()
 }
 
 type Place = (String, [(&'static str, Option<String>); 1]);
@@ -175,6 +209,7 @@ fn show(module: &Value) -> std::io::Result<()> {
         ("public", "/public"),
         ("abi", "/abi"),
         ("imports from", "/capabilities"),
+        ("own limits", "/limits"),
         ("active before", "/previous_version"),
         ("runs", "/execution_count"),
         ("last run", "/last_executed"),

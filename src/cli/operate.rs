@@ -172,6 +172,18 @@ struct TierChange {
     input_bytes: Option<u64>,
     #[arg(long)]
     output_bytes: Option<u64>,
+    #[arg(long)]
+    log_bytes: Option<u64>,
+    #[arg(long)]
+    table_elements: Option<u32>,
+    #[arg(long)]
+    stack_bytes: Option<u64>,
+    /// What a run may keep in its `/tmp`.
+    #[arg(long)]
+    file_bytes: Option<u64>,
+    /// Runs of one module that one owner may have under way at once.
+    #[arg(long)]
+    instances: Option<u32>,
 }
 
 fn quota(text: &str) -> Result<Quota, String> {
@@ -209,6 +221,11 @@ impl TierChange {
         put(&mut limits, "wall_ms", self.wall_ms);
         put(&mut limits, "input_bytes", self.input_bytes);
         put(&mut limits, "output_bytes", self.output_bytes);
+        put(&mut limits, "log_bytes", self.log_bytes);
+        put(&mut limits, "table_elements", self.table_elements.map(u64::from));
+        put(&mut limits, "stack_bytes", self.stack_bytes);
+        put(&mut limits, "file_bytes", self.file_bytes);
+        put(&mut limits, "instances", self.instances.map(u64::from));
         if !limits.is_empty() {
             body.insert("limits".into(), limits.into());
         }

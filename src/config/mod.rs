@@ -149,7 +149,10 @@ pub struct Engine {
     pub vms_per_handler: usize,
     /// A living VM is replaced after so many requests.
     pub vm_requests: u64,
+    /// Loaded modules in memory.
     pub artifact_cache_bytes: u64,
+    /// Compiled modules on disk.
+    pub artifact_disk_bytes: u64,
     pub compile: Compile,
     pub breaker: Breaker,
 }

@@ -66,6 +66,7 @@ fn of_engine(started: &Engine, new: &Engine, once: &mut impl FnMut(&'static str,
         vms_per_handler,
         vm_requests,
         artifact_cache_bytes,
+        artifact_disk_bytes,
         breaker: _,
         compile,
     } = started;
@@ -77,6 +78,7 @@ fn of_engine(started: &Engine, new: &Engine, once: &mut impl FnMut(&'static str,
     once("engine.vms_per_handler", *vms_per_handler == new.vms_per_handler);
     once("engine.vm_requests", *vm_requests == new.vm_requests);
     once("engine.artifact_cache", *artifact_cache_bytes == new.artifact_cache_bytes);
+    once("engine.artifact_disk", *artifact_disk_bytes == new.artifact_disk_bytes);
     let Compile { processes, cpu, per_mib, memory_bytes } = compile;
     once("engine.compile.processes", *processes == new.compile.processes);
     once("engine.compile.cpu", *cpu == new.compile.cpu);

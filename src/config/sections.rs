@@ -174,6 +174,7 @@ pub fn engine(t: &Table<'_>) -> Engine {
         vms_per_handler: t.get("vms_per_handler", 256, int(1..=1024)),
         vm_requests: t.get("vm_requests", 10_000, int(1..=1_000_000_000)),
         artifact_cache_bytes: t.get("artifact_cache", GIB, size(MIB..=1024 * GIB)),
+        artifact_disk_bytes: t.get("artifact_disk", 10 * GIB, size(MIB..=1024 * GIB)),
         compile: t.section("compile", |t| Compile {
             processes: t.get("processes", 2, int(1..=64)),
             cpu: t.get("cpu", secs(20), duration(secs(1)..=HOUR)),

@@ -1,16 +1,20 @@
 //! Modules and their compiled forms as files, by digest.
 //!
-//! `modules/<hex>.wasm` holds what was uploaded; `artifacts/<hex>.<compiler>` holds a MAC and the artifact.
+//! `modules/<hex>.wasm` holds what was uploaded; `artifacts/<hex>.<compiler>` holds a MAC and the artifact. Artifacts are
+//! a cache: over their bound, those go whose file's time, which is when they were last used, is the longest ago.
 //!
 //! Invariant: native code is loaded only under a MAC made with this gateway's key over everything it depends on: what
 //! is under a name was written whole, by this gateway, for this machine and this Wasmer.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use hmac::{Hmac, KeyInit, Mac};
+use parking_lot::Mutex;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use wasmer_types::target::{CpuFeature, Triple};
@@ -31,7 +35,20 @@ pub struct Artifacts {
     /// Of this machine: artifacts may use all its CPU's instructions.
     target: String,
     temporary: AtomicU64,
+    /// What all artifacts may take.
+    bound: u64,
+    /// What they take, or more: counted by [`Artifacts::make_room`], and added to by every write since. `u64::MAX`: not
+    /// counted yet.
+    taken: AtomicU64,
+    counting: Mutex<()>,
+    evicted: AtomicU64,
 }
+
+/// That an artifact was used is written down when its file's time is older than this: once an hour, and nothing waits
+/// for the disk. So "used longest ago" is exact to the hour, also across restarts.
+const USE_NOTED: Duration = Duration::from_secs(3600);
+/// A tenth of the bound is made free at once, so that a look at all files is worth it.
+const FREED: u64 = 10;
 
 /// What a look-up of an artifact gave.
 pub enum Stored {
@@ -42,7 +59,7 @@ pub enum Stored {
 }
 
 impl Artifacts {
-    pub fn open(data_dir: &Path, key: [u8; 32]) -> io::Result<Artifacts> {
+    pub fn open(data_dir: &Path, key: [u8; 32], bound: u64) -> io::Result<Artifacts> {
         let (modules, artifacts) = (data_dir.join("modules"), data_dir.join("artifacts"));
         fs::create_dir_all(&modules)?;
         fs::create_dir_all(&artifacts)?;
@@ -50,7 +67,17 @@ impl Artifacts {
             remove_temporaries(dir)?;
         }
         let target = format!("{} {:?}", Triple::host(), CpuFeature::for_host());
-        Ok(Artifacts { modules, artifacts, key, target, temporary: AtomicU64::new(0) })
+        Ok(Artifacts {
+            modules,
+            artifacts,
+            key,
+            target,
+            temporary: AtomicU64::new(0),
+            bound,
+            taken: AtomicU64::new(u64::MAX),
+            counting: Mutex::new(()),
+            evicted: AtomicU64::new(0),
+        })
     }
 
     pub fn has_module(&self, digest: Digest) -> bool {
@@ -71,29 +98,103 @@ impl Artifacts {
     }
 
     pub fn read_artifact(&self, digest: Digest, compiler: Compiler) -> io::Result<Stored> {
-        let mut bytes = match fs::read(self.artifact_path(digest, compiler)) {
-            Ok(bytes) => bytes,
+        // Read, not mapped, though a mapping saves a tenth (`benches/artifact.rs`; the MAC is half of it all): what is mapped
+        // can still be changed in the file after its MAC was looked at, and cut short it ends the process.
+        let mut file = match File::open(self.artifact_path(digest, compiler)) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Stored::Missing),
             Err(e) => return Err(e),
         };
-        let Some((mac, artifact)) = bytes.split_at_checked(MAC_BYTES) else { return Ok(Stored::Rejected) };
-        if !bool::from(self.mac(digest, compiler, artifact).ct_eq(mac)) {
+        let about = file.metadata()?;
+        let mut mac = [0; MAC_BYTES];
+        match file.read_exact(&mut mac) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Stored::Rejected),
+            other => other?,
+        }
+        // Apart from the MAC: Wasmer wants artifacts aligned as allocations are.
+        let mut artifact = Vec::with_capacity(usize::try_from(about.len()).unwrap_or(0));
+        file.read_to_end(&mut artifact)?;
+        if !bool::from(self.mac(digest, compiler, &artifact).ct_eq(&mac)) {
             return Ok(Stored::Rejected);
         }
-        bytes.drain(..MAC_BYTES);
-        Ok(Stored::Good(bytes))
+        note_use(&file, about.modified().ok());
+        Ok(Stored::Good(artifact))
     }
 
+    /// One that alone is over the bound is not kept. [`Artifacts::make_room`] is to follow when [`Artifacts::is_over`].
     pub fn write_artifact(&self, digest: Digest, compiler: Compiler, artifact: &[u8]) -> io::Result<()> {
+        let bytes = (MAC_BYTES + artifact.len()) as u64;
+        if bytes > self.bound {
+            tracing::warn!(%digest, bytes, "an artifact is over `engine.artifact_disk` by itself: it is not kept");
+            return Ok(());
+        }
         let mac = self.mac(digest, compiler, artifact);
-        self.write(&self.artifacts, &self.artifact_path(digest, compiler), &[&mac, artifact])
+        self.write(&self.artifacts, &self.artifact_path(digest, compiler), &[&mac, artifact])?;
+        let add = |taken: u64| Some(taken.saturating_add(bytes));
+        let _ = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        Ok(())
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) > self.bound
+    }
+
+    /// What the artifacts took when they were last counted, with what was written since; and how many were evicted.
+    pub fn room(&self) -> (u64, u64) {
+        let taken = self.taken.load(Ordering::Relaxed);
+        (if taken == u64::MAX { 0 } else { taken }, self.evicted.load(Ordering::Relaxed))
+    }
+
+    /// Counts the artifacts and deletes those used longest ago while they are over the bound. What is in memory counts as
+    /// used now: its file is not read again before the next start, and then at once. One that goes while it is read
+    /// is read to its end, and is compiled anew when it is next needed.
+    pub fn make_room(&self, in_memory: &HashSet<Digest>) -> io::Result<()> {
+        let Some(_alone) = self.counting.try_lock() else { return Ok(()) };
+        let now = SystemTime::now();
+        let (mut files, mut taken) = (Vec::new(), 0);
+        for entry in fs::read_dir(&self.artifacts)? {
+            let entry = entry?;
+            let Some(digest) = digest_of(&entry.path()) else { continue };
+            // It may have gone meanwhile.
+            let Ok(about) = entry.metadata() else { continue };
+            let mut used = about.modified().unwrap_or(now);
+            if in_memory.contains(&digest) {
+                if let Ok(file) = File::open(entry.path()) {
+                    note_use(&file, Some(used));
+                }
+                used = now;
+            }
+            taken += about.len();
+            files.push((used, about.len(), entry.path()));
+        }
+        if taken > self.bound {
+            files.sort();
+            for (_, bytes, path) in files {
+                if taken <= self.bound - self.bound / FREED {
+                    break;
+                }
+                remove_file(&path)?;
+                taken -= bytes;
+                self.evicted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.taken.store(taken, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Everything that is stored, whether anybody refers to it or not.
+    pub fn digests(&self) -> io::Result<HashSet<Digest>> {
+        let mut all = HashSet::new();
+        for dir in [&self.modules, &self.artifacts] {
+            for entry in fs::read_dir(dir)? {
+                all.extend(digest_of(&entry?.path()));
+            }
+        }
+        Ok(all)
     }
 
     pub fn remove_artifact(&self, digest: Digest, compiler: Compiler) -> io::Result<()> {
-        match fs::remove_file(self.artifact_path(digest, compiler)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        remove_file(&self.artifact_path(digest, compiler))
     }
 
     pub fn remove(&self, digest: Digest) -> io::Result<()> {
@@ -103,10 +204,7 @@ impl Artifacts {
             self.artifact_path(digest, Compiler::Optimising),
         ];
         for path in paths {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+            remove_file(&path)?;
         }
         sync_dir(&self.modules)?;
         sync_dir(&self.artifacts)
@@ -161,6 +259,31 @@ fn remove_temporaries(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes down that an artifact is used now. Losing that in a crash costs nothing, so it is not synced.
+fn note_use(file: &File, noted: Option<SystemTime>) {
+    let now = SystemTime::now();
+    if noted.and_then(|noted| now.duration_since(noted).ok()).is_some_and(|age| age > USE_NOTED) {
+        // Not on a read-only disk, which does not fill either.
+        let _ = file.set_modified(now);
+    }
+}
+
+/// Of a file that is named as ours are; others are left alone.
+fn digest_of(path: &Path) -> Option<Digest> {
+    let known = ["wasm", Compiler::Fast.as_str(), Compiler::Optimising.as_str()];
+    path.extension().filter(|ending| known.iter().any(|known| ending == known))?;
+    let stem = path.file_stem()?.to_str()?;
+    stem.parse::<Digest>().ok().filter(|digest| digest.hex() == stem)
+}
+
+/// Whether it is there or not.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -129,6 +129,11 @@ impl Drop for Account {
 }
 
 impl Reserved {
+    /// Nothing yet, for the same owner.
+    pub fn sibling(&self) -> Reserved {
+        Reserved { account: self.account.clone(), bytes: 0 }
+    }
+
     /// To this many bytes in all. False, with nothing taken, when the budget or the owner's share does not allow it.
     pub fn raise(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);

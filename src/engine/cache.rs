@@ -2,7 +2,7 @@
 //!
 //! Invariant: bounded by the size of artifacts, least recently used out first; one load of a digest at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -77,6 +77,12 @@ impl Modules {
             self.alive.lock().remove(&(digest, abi));
             self.stored.invalidate(&(digest, abi));
         }
+    }
+
+    /// Stored ones that are in memory.
+    pub fn loaded(&self) -> HashSet<Digest> {
+        let alive = self.alive.lock();
+        alive.iter().filter(|(_, module)| module.strong_count() > 0).map(|((digest, _), _)| *digest).collect()
     }
 
     pub fn count(&self) -> u64 {

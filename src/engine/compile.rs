@@ -12,7 +12,7 @@ use std::num::NonZero;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,10 +25,11 @@ use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, N
 use wasmer_types::Features;
 
 use crate::domain::rejection::NotLoadableKind;
-use crate::domain::{Limits, NotLoadable, OwnerId};
+use crate::domain::{Digest, Limits, NotLoadable, OwnerId};
 
 use super::instrument::instrument;
 use super::pace::Pace;
+use super::progress::{Listed, Progress};
 use super::tunables::GuestTunables;
 use super::{Compiler, InstallError, sys};
 
@@ -48,9 +49,6 @@ const MAX_ARTIFACT: u64 = 1 << 30;
 /// A child that sleeps or is starved: this much wall time for each second of CPU time.
 const WALL_PER_CPU: u32 = 3;
 const MAX_MESSAGE: usize = 512;
-/// Bytes of a module whose code is compiled fast by several threads.
-const LARGE: usize = 512 << 10;
-const THREADS_OF_LARGE: NonZero<usize> = NonZero::new(2).unwrap();
 /// Address space that the child's allocator takes at once.
 const ARENA_KIB: &str = "65536";
 
@@ -65,7 +63,7 @@ pub struct Compilers {
     waiting: AtomicUsize,
     /// One owner's turns: it is in the queue with half as many compiles as there are processes. Holds those with one.
     owners: Mutex<HashMap<OwnerId, Weak<Semaphore>>>,
-    running: AtomicU64,
+    pub(super) progress: Progress,
     observer: OnceLock<Observer>,
     /// One process beside the others, for what nobody waits for.
     background: Semaphore,
@@ -83,7 +81,7 @@ impl Compilers {
             permits,
             waiting: AtomicUsize::new(0),
             owners: Mutex::default(),
-            running: AtomicU64::new(0),
+            progress: Progress::default(),
             observer: OnceLock::new(),
             background: Semaphore::new(1),
         })
@@ -94,19 +92,16 @@ impl Compilers {
         let _ = self.observer.set(observer);
     }
 
-    pub fn running(&self) -> u64 {
-        self.running.load(Ordering::Relaxed)
-    }
-
     /// The artifact of a module that passed inspection, once there is a process for it within `wait`. Dropping the future
     /// kills the process. `owner`: who asks, where it is not the gateway itself.
     pub async fn compile(
         &self,
-        wasm: &[u8],
+        (digest, wasm): (Digest, &[u8]),
         compiler: Compiler,
         owner: Option<&OwnerId>,
         wait: Duration,
     ) -> Result<Bytes, InstallError> {
+        let listed = self.progress.waits(digest, owner, compiler, wasm.len());
         let until = tokio::time::Instant::now() + wait;
         let turns = owner.map(|owner| self.turns_of(owner));
         let _turn = match &turns {
@@ -116,7 +111,7 @@ impl Compilers {
         let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
             .ok_or(InstallError::Busy)?;
         let _permit = in_time(until, self.permits.acquire()).await?;
-        self.observed(wasm, compiler, owner.is_some()).await
+        self.observed(&listed, wasm, compiler, owner.is_some()).await
     }
 
     /// A turn with the process for what nobody waits for, after all who asked before.
@@ -126,9 +121,14 @@ impl Compilers {
     }
 
     /// `paced`: in a time that its size explains. What was compiled before need not show that again.
-    async fn observed(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Result<Bytes, InstallError> {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        let _running = Running(&self.running);
+    async fn observed(
+        &self,
+        listed: &Listed<'_>,
+        wasm: &[u8],
+        compiler: Compiler,
+        paced: bool,
+    ) -> Result<Bytes, InstallError> {
+        listed.runs();
         let deadline = self.config.cpu * WALL_PER_CPU + Duration::from_secs(1);
         let began = Instant::now();
         let compiled = match tokio::time::timeout(deadline, self.child(wasm, compiler, paced)).await {
@@ -232,8 +232,10 @@ pub struct Background<'a> {
 }
 
 impl Background<'_> {
-    pub async fn compile(self, wasm: &[u8]) -> Result<Bytes, InstallError> {
-        self.compilers.observed(wasm, Compiler::Optimising, false).await
+    pub async fn compile(self, digest: Digest, wasm: &[u8]) -> Result<Bytes, InstallError> {
+        let Background { compilers, .. } = self;
+        let listed = compilers.progress.waits(digest, None, Compiler::Optimising, wasm.len());
+        compilers.observed(&listed, wasm, Compiler::Optimising, false).await
     }
 }
 
@@ -249,14 +251,6 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-struct Running<'a>(&'a AtomicU64);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -328,9 +322,11 @@ fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>
         Compiler::Fast => CraneliftOptLevel::None,
         Compiler::Optimising => CraneliftOptLevel::Speed,
     });
-    // How many compile at once is the parent's choice; but somebody waits for this one, and feels it when it is large.
-    let large = compiler == Compiler::Fast && wasm.len() > LARGE;
-    cranelift.num_threads(if large { THREADS_OF_LARGE } else { NonZero::<usize>::MIN });
+    cranelift.num_threads(match compiler {
+        // How many compile at once is the parent's choice; but somebody waits for this one.
+        Compiler::Fast => const { NonZero::new(2).unwrap() },
+        Compiler::Optimising => NonZero::<usize>::MIN,
+    });
     if compiler == Compiler::Fast && !per_mib.is_zero() {
         cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
     }

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -18,16 +18,20 @@ use super::artifacts::Stored;
 use super::loaded::Trusted;
 use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, compile};
 
-/// Digests that are remembered; beyond, modules keep their fast code.
-const MAX_REMEMBERED: usize = 100_000;
+/// Modules that may wait for better code; beyond, they are offered again when they are next loaded.
+const MAX_BEGUN: usize = 10_000;
+/// Modules remembered as having none, those told of last.
+const MAX_FAILED: u64 = 10_000;
 /// Inline modules whose bytes are held for the compiler; others are offered again when they are seen again.
 const MAX_INLINE: usize = 4;
 
 /// Modules whose better code is under way or could not be made: neither is begun again.
-#[derive(Default)]
 pub struct Optimised {
     begun: Mutex<HashSet<Digest>>,
+    /// Of the modules begun, those that the compiler has not begun with.
+    waiting: AtomicUsize,
     inline: Mutex<usize>,
+    failed: moka::sync::Cache<Digest, ()>,
 }
 
 impl Engine {
@@ -78,7 +82,7 @@ impl Engine {
             return Ok(module);
         }
         let compiler = Compiler::Fast;
-        let artifact = self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((*digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
         let trusted = Trusted { compiler, artifact };
         let module = load_blocking(trusted, *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
         self.modules.put_inline(module.clone());
@@ -103,13 +107,14 @@ impl Engine {
     async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Fast;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = self.compilers.compile(&bytes, compiler, None, compile::STORED_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, None, compile::STORED_WAIT).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
         if let Err(e) = written {
             // It runs all the same; the next start compiles again.
             tracing::warn!(%digest, error = %e, "can't store an artifact");
         }
+        self.make_room().await;
         Ok(Trusted { compiler, artifact })
     }
 
@@ -120,17 +125,18 @@ impl Engine {
         }
         let engine = self.clone();
         tokio::spawn(async move {
-            match engine.optimise_stored(digest).await {
-                Ok(()) => engine.optimised.done(digest),
-                Err(error) => tracing::warn!(%digest, %error, "a module keeps the code that was compiled fast"),
+            let result = engine.optimise_stored(digest).await;
+            if let Err(error) = &result {
+                tracing::warn!(%digest, %error, "a module keeps the code that was compiled fast");
             }
+            engine.optimised.done(digest, &result);
         });
     }
 
     async fn optimise_stored(&self, digest: Digest) -> Result<(), InstallError> {
-        let turn = self.compilers.background().await?;
+        let turn = self.turn_to_optimise().await?;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = turn.compile(&bytes).await?;
+        let artifact = turn.compile(digest, &bytes).await?;
         let _turn = self.modules.turn(digest).await;
         let stored = artifact.clone();
         let kept = self.blocking(move |artifacts| {
@@ -145,6 +151,7 @@ impl Engine {
         if !kept.await? {
             return Ok(());
         }
+        self.make_room().await;
         for module in Abi::ALL.iter().filter_map(|abi| self.modules.get(digest, *abi)) {
             replace_blocking(&module, artifact.clone()).await?;
             // It has another size now.
@@ -161,23 +168,46 @@ impl Engine {
         let (engine, module) = (self.clone(), module.clone());
         tokio::spawn(async move {
             let optimised = async {
-                let artifact = engine.compilers.background().await?.compile(&bytes).await?;
+                let artifact = engine.turn_to_optimise().await?.compile(digest, &bytes).await?;
                 replace_blocking(&module, artifact).await
             };
             let result = optimised.await;
             engine.optimised.done_inline();
-            match result {
-                Ok(()) => engine.optimised.done(digest),
-                Err(error) => tracing::info!(%digest, %error, "an inline module keeps the code that was compiled fast"),
+            if let Err(error) = &result {
+                tracing::info!(%digest, %error, "an inline module keeps the code that was compiled fast");
             }
+            engine.optimised.done(digest, &result);
         });
+    }
+
+    async fn turn_to_optimise(&self) -> Result<compile::Background<'_>, InstallError> {
+        let waiting = &self.optimised.waiting;
+        waiting.fetch_add(1, Ordering::Relaxed);
+        let turn = self.compilers.background().await;
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        turn
+    }
+}
+
+impl Default for Optimised {
+    fn default() -> Self {
+        Optimised {
+            begun: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            inline: Mutex::default(),
+            failed: moka::sync::Cache::new(MAX_FAILED),
+        }
     }
 }
 
 impl Optimised {
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     fn begin(&self, digest: Digest) -> bool {
         let mut begun = self.begun.lock();
-        begun.len() < MAX_REMEMBERED && begun.insert(digest)
+        !self.failed.contains_key(&digest) && begun.len() < MAX_BEGUN && begun.insert(digest)
     }
 
     fn begin_inline(&self, digest: Digest) -> bool {
@@ -187,7 +217,11 @@ impl Optimised {
         begins
     }
 
-    fn done(&self, digest: Digest) {
+    /// A module that can't be compiled so is not tried again; another failure, as of the disk, was not its own.
+    fn done(&self, digest: Digest, result: &Result<(), InstallError>) {
+        if matches!(result, Err(InstallError::NotLoadable(_))) {
+            self.failed.insert(digest, ());
+        }
         self.begun.lock().remove(&digest);
     }
 
@@ -211,4 +245,29 @@ async fn replace_blocking(module: &Arc<LoadedModule>, artifact: Bytes) -> Result
     let replace = move || module.replace(Trusted { compiler: Compiler::Optimising, artifact });
     let replaced = tokio::task::spawn_blocking(replace).await.map_err(|e| InstallError::Io(e.to_string()))?;
     replaced.map_err(InstallError::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::NotLoadable;
+    use crate::domain::rejection::NotLoadableKind::CompileLimit;
+
+    #[test]
+    fn what_cannot_be_compiled_is_not_tried_again_and_nothing_else_is_kept() {
+        let (optimised, digest) = (Optimised::default(), Digest([1; 32]));
+        assert!(optimised.begin(digest) && !optimised.begin(digest));
+        optimised.done(digest, &Err(InstallError::Io("the disk".into())));
+        assert!(optimised.begin(digest), "the disk is none of its faults");
+        optimised.done(digest, &Err(NotLoadable::new(CompileLimit, "too much").into()));
+        assert!(!optimised.begin(digest));
+        for n in 0..MAX_BEGUN {
+            assert!(optimised.begin(Digest::of(&n.to_le_bytes())));
+        }
+        assert!(!optimised.begin(Digest([2; 32])), "as many as may wait do");
+        for n in 0..MAX_BEGUN {
+            optimised.done(Digest::of(&n.to_le_bytes()), &Ok(()));
+        }
+        assert!(optimised.begun.lock().is_empty());
+    }
 }

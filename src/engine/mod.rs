@@ -31,9 +31,11 @@ pub mod memory;
 mod pace;
 mod permits;
 pub mod pool;
+mod progress;
 mod run;
 mod stack;
 mod sys;
+mod tend;
 mod tunables;
 mod vms;
 
@@ -56,8 +58,10 @@ use instances::Instances;
 use pool::{Need, Pool};
 
 pub use cancel::Cancel;
+pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
 pub use loaded::LoadedModule;
+pub use progress::Compile;
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]
@@ -161,6 +165,8 @@ pub struct Input {
     pub entry: Option<String>,
     /// Arguments of a core function, as text; parsed by its signature.
     pub function_args: Vec<String>,
+    /// What it finds at `/`.
+    pub assets: Option<Assets>,
 }
 
 /// A run that came to its own end.
@@ -214,12 +220,15 @@ pub struct Stats {
     pub modules_loaded: u64,
     pub compiling: u64,
     pub artifacts_rejected: u64,
+    pub artifacts_evicted: u64,
+    /// As of the last count, with what was written since.
+    pub artifact_disk_bytes: u64,
 }
 
 impl Engine {
     pub fn new(settings: Settings) -> Result<Arc<Engine>, String> {
         let Settings { data_dir, artifact_key, compiler_exe, config } = settings;
-        let artifacts = Artifacts::open(&data_dir, artifact_key)
+        let artifacts = Artifacts::open(&data_dir, artifact_key, config.artifact_disk_bytes)
             .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
         let budget = Budget::new(config.memory_budget_bytes);
         let pool = Pool::start(&config, &budget).map_err(|e| format!("can't start guest threads: {e}"))?;
@@ -286,7 +295,7 @@ impl Engine {
                 return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
             }
         }
-        let artifact = self.compilers.compile(&bytes, compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 
@@ -304,6 +313,7 @@ impl Engine {
             }
         })
         .await?;
+        self.make_room().await;
         if compiler == Compiler::Fast {
             self.optimise(digest);
         }
@@ -381,6 +391,7 @@ impl Engine {
 
     pub fn stats(&self) -> Stats {
         let (guests_running, guests_queued) = self.pool.load();
+        let (artifact_disk_bytes, artifacts_evicted) = self.artifacts.room();
         Stats {
             guests_running,
             guests_queued,
@@ -388,9 +399,16 @@ impl Engine {
             vms_busy: self.vms_busy.load(Ordering::Relaxed),
             memory_bytes: self.budget.used(),
             modules_loaded: self.modules.count(),
-            compiling: self.compilers.running(),
+            compiling: self.compilers.progress.running(),
             artifacts_rejected: self.artifacts_rejected.load(Ordering::Relaxed),
+            artifacts_evicted,
+            artifact_disk_bytes,
         }
+    }
+
+    /// The compiles under way and those that wait, at most so many of each, and how many modules wait for better code.
+    pub fn compiles(&self, most: usize) -> (progress::Snapshot, usize) {
+        (self.compilers.progress.snapshot(most), self.optimised.waiting())
     }
 
     /// Ends the pool's threads after the runs under way; for shutdown. Blocks until they have ended.
@@ -408,7 +426,7 @@ impl Engine {
         self.budget.account(owner)
     }
 
-    /// For HTTP handlers.
+    /// What it was started with.
     pub(crate) fn config(&self) -> &crate::config::Engine {
         &self.config
     }

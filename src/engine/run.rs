@@ -11,6 +11,7 @@ use super::abi::wasi::{Stdout, WasiState};
 use super::abi::{command, core};
 use super::budget::Reserved;
 use super::failure::Ended;
+use super::files::Files;
 use super::guest::{Allowance, Guest};
 use super::host::HostState;
 use super::{Finished, Input, LoadedModule, Output, RunError};
@@ -65,6 +66,7 @@ fn execute_unguarded(
     reserved: Reserved,
     may_block: bool,
 ) -> Finished {
+    let files = Files::new(input.assets.clone(), allowance.limits.file_bytes, reserved.sibling());
     let prepare = |host: &mut HostState| {
         host.may_block = may_block;
         host.wasi = WasiState {
@@ -72,7 +74,7 @@ fn execute_unguarded(
             env: input.env.clone(),
             stdin: input.stdin.clone(),
             stdout: Stdout::Kept(Vec::new()),
-            ..WasiState::default()
+            files,
         };
     };
     let mut guest = match Guest::instantiate(module, allowance, reserved, prepare) {

@@ -2,8 +2,8 @@
 //!
 //! Wasmer runs guests on stacks of their own, and keeps a stack for its thread's next guest, whatever the size that one
 //! asks for: all that it looks at is that the stack is not too small. So a guest with little would run on what one
-//! with much has left. Where the sizes differ, the kept stack is let go first. The price is that of making one, some ten
-//! microseconds, where guests of different limits take turns on a thread.
+//! with much has left. Where the sizes differ, the kept stack is let go first, at the price of making
+//! another.
 //!
 //! Invariant: a guest runs on a stack that was made for its own limit, in whole pages.
 

@@ -233,8 +233,7 @@ impl Vms {
     }
 
     pub async fn permit(&self) -> Result<Permit, RunError> {
-        let permit = self.gate.enter(self.engine.config()).await?;
-        Ok(self.counted(permit))
+        Ok(self.counted(self.gate.enter(self.engine.config()).await?))
     }
 
     /// Unless others wait for one.

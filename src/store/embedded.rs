@@ -10,6 +10,7 @@ mod db;
 mod keys;
 mod modules;
 mod records;
+mod retired;
 mod writer;
 
 use std::path::Path;

@@ -365,3 +365,26 @@ fn a_mistyped_value_is_told_with_what_there_is() {
     fails(verb(&gw, &["key", "list", "--token-file", other]), 1, other);
     assert!(gw.log().contains(gw.ready["admin_token_file"].as_str().expect("a path")), "{}", gw.log());
 }
+
+#[test]
+fn a_modules_limits_are_set_shown_and_taken_away() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&keyed_proxy(up.addr, ""));
+    let module = |args: &[&str]| verb(&gw, &[&["module"], args].concat());
+    let file = gw.dir.path().join("one.wasm");
+    std::fs::write(&file, wat("(module (func (export \"run\")))")).expect("the folder is writable");
+    let file = file.to_str().expect("UTF-8");
+    ok(module(&["push", file, "--name", "acme/one", "--limit", "fuel=1000", "--limit", "instances=2"]));
+    let limits = || json(module(&["show", "acme/one", "--json"]))["limits"].clone();
+    assert_eq!(limits(), serde_json::json!({"fuel": 1000, "instances": 2}));
+    assert!(ok(module(&["limit", "acme/one", "wall_ms=5"])).contains("wall_ms=5"));
+    ok(module(&["push", file, "--name", "acme/one"]));
+    assert_eq!(limits(), serde_json::json!({"wall_ms": 5}));
+    ok(module(&["limit", "acme/one", "--none"]));
+    assert_eq!(limits(), serde_json::json!({}));
+    fails(module(&["limit", "acme/one"]), 2, "NAME=NUMBER");
+    fails(module(&["limit", "acme/one", "fule=1"]), 2, "fule");
+    fails(module(&["limit", "acme/one", "fuel=much"]), 2, "fuel=much");
+    fails(module(&["limit", "acme/one", "fuel=0"]), 1, "limits.fuel");
+    fails(module(&["limit", "acme/one@1", "fuel=1"]), 2, "leave out the version");
+}

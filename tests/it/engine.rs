@@ -39,6 +39,7 @@ fn config() -> wasmgate::config::Engine {
         vms_per_handler: 4,
         vm_requests: 1_000,
         artifact_cache_bytes: 64 * MIB,
+        artifact_disk_bytes: 10 << 30,
         compile: wasmgate::config::Compile {
             processes: 2,
             cpu: Duration::from_secs(20),

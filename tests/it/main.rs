@@ -39,5 +39,6 @@ mod routing;
 mod sdk;
 mod start;
 mod store;
+mod stored;
 mod tls;
 mod upstreams;

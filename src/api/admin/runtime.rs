@@ -12,7 +12,8 @@ use crate::api::access::Actor;
 use crate::api::body::JsonBody;
 use crate::api::health::{UpstreamHealth, upstream_health};
 use crate::api::openapi::{Problem, json};
-use crate::domain::{Rejection, Timestamp};
+use crate::domain::{Digest, OwnerId, Rejection, Timestamp};
+use crate::engine::{Compile, Engine};
 use crate::store::Role;
 
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -46,7 +47,59 @@ pub(in crate::api) struct EngineState {
     memory_bytes: u64,
     modules_loaded: u64,
     compiling: u64,
+    compiles: Compiles,
     artifacts_rejected: u64,
+    artifacts_evicted: u64,
+    /// Of compiled modules on disk.
+    artifact_disk_bytes: u64,
+}
+
+/// Compiles of modules, those asked for first first, the first 50 of each kind.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct Compiles {
+    /// How many may run at once, beside the one for better code.
+    processes: usize,
+    running: Vec<CompileView>,
+    waiting: Vec<CompileView>,
+    waiting_total: usize,
+    /// Modules that run, and wait for better code.
+    waiting_for_better_code: usize,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct CompileView {
+    #[schema(value_type = String)]
+    digest: Digest,
+    /// Who asked; `null`: the gateway itself.
+    #[schema(value_type = Option<String>)]
+    owner: Option<OwnerId>,
+    /// `cranelift-fast`, or `cranelift`, whose code is better.
+    compiler: &'static str,
+    size_bytes: u64,
+    /// Since when it waits, or runs.
+    #[schema(value_type = String)]
+    since: Timestamp,
+}
+
+impl Compiles {
+    fn now(engine: &Engine) -> Self {
+        const SHOWN: usize = 50;
+        let (compiles, waiting_for_better_code) = engine.compiles(SHOWN);
+        let view = |Compile { digest, owner, compiler, bytes, since }| CompileView {
+            digest,
+            owner,
+            compiler: compiler.as_str(),
+            size_bytes: bytes,
+            since,
+        };
+        Self {
+            processes: engine.config().compile.processes,
+            running: compiles.running.into_iter().map(view).collect(),
+            waiting: compiles.waiting.into_iter().map(view).collect(),
+            waiting_total: compiles.waiting_total,
+            waiting_for_better_code,
+        }
+    }
 }
 
 /// Drains the gateway, as SIGTERM does: it is no longer ready, requests under way finish, then it ends.
@@ -110,7 +163,10 @@ pub(in crate::api) async fn state(State(api): State<Arc<Api>>, actor: Actor) -> 
             memory_bytes: stats.memory_bytes,
             modules_loaded: stats.modules_loaded,
             compiling: stats.compiling,
+            compiles: Compiles::now(&shared.engine),
             artifacts_rejected: stats.artifacts_rejected,
+            artifacts_evicted: stats.artifacts_evicted,
+            artifact_disk_bytes: stats.artifact_disk_bytes,
         },
         upstreams: upstream_health(&api.app.snapshot()),
     };

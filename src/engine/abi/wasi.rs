@@ -1,7 +1,11 @@
-//! WASI preview1, the lean one: arguments, environment, standard streams, clocks, random, yield, sleep, exit. What it
-//! has not (files, sockets) answers with an error number, so that real guests start.
+//! WASI preview1, the lean one: arguments, environment, standard streams, files in memory (`wasi/`), clocks, random,
+//! yield, sleep, exit. What it has not (links, sockets) answers with an error number, so that real guests start: many
+//! name those functions and never call them.
 //!
 //! Invariant: nothing here touches the host beyond [`HostState`]; every loop over guest data is bounded.
+
+mod fds;
+mod paths;
 
 use std::time::Duration;
 
@@ -9,23 +13,23 @@ use bytes::Bytes;
 use wasmer::FunctionEnvMut;
 
 use crate::engine::failure::Halt;
+use crate::engine::files::{Errno, Files, Stop};
 use crate::engine::fuel::Fuel;
 use crate::engine::host::HostState;
 use crate::engine::memory::GuestMemory;
 
 use super::{HostFn, host_fns};
+use fds::{
+    fd_advise, fd_allocate, fd_close, fd_datasync, fd_fdstat_get, fd_fdstat_set_flags, fd_fdstat_set_rights,
+    fd_filestat_get, fd_filestat_set_size, fd_filestat_set_times, fd_pread, fd_prestat_dir_name, fd_prestat_get,
+    fd_pwrite, fd_read, fd_readdir, fd_renumber, fd_seek, fd_sync, fd_tell, fd_write,
+};
+use paths::{
+    path_create_directory, path_filestat_get, path_filestat_set_times, path_open, path_readlink, path_remove_directory,
+    path_rename, path_unlink_file,
+};
 
 pub const MODULE: &str = "wasi_snapshot_preview1";
-
-/// Error numbers (preview1, `errno`).
-mod errno {
-    pub const SUCCESS: i32 = 0;
-    pub const BADF: i32 = 8;
-    pub const INVAL: i32 = 28;
-    pub const NOSYS: i32 = 52;
-    pub const SPIPE: i32 = 70;
-    pub const NOTCAPABLE: i32 = 76;
-}
 
 /// Vectors of one read or write, subscriptions of one poll.
 const MAX_VECTORS: u32 = 1_024;
@@ -38,9 +42,6 @@ const COPY_BYTES_PER_UNIT: u64 = 64;
 /// Time goes in steps of this: too coarse to measure a neighbour's cache by.
 const TICK: Duration = Duration::from_millis(1);
 
-const FILETYPE_CHARACTER_DEVICE: u8 = 2;
-const RIGHT_FD_READ: u64 = 1 << 1;
-const RIGHT_FD_WRITE: u64 = 1 << 6;
 const EVENTTYPE_CLOCK: u8 = 0;
 const CLOCK_ABSTIME: u16 = 1;
 
@@ -62,8 +63,7 @@ pub struct WasiState {
     pub env: Vec<(String, String)>,
     pub stdin: Bytes,
     pub stdout: Stdout,
-    /// Standard streams that the guest closed.
-    pub closed: [bool; 3],
+    pub files: Files,
 }
 
 impl WasiState {
@@ -77,8 +77,13 @@ impl WasiState {
 
 type Env<'a> = FunctionEnvMut<'a, HostState>;
 
-fn is_open(host: &HostState, fd: i32) -> bool {
-    usize::try_from(fd).is_ok_and(|n| n < 3 && !host.wasi.closed[n])
+/// What work on files comes to: an error number is an answer.
+fn answer(done: Result<(), Stop>) -> Result<i32, Halt> {
+    match done {
+        Ok(()) => Ok(Errno::SUCCESS),
+        Err(Stop::Errno(errno)) => Ok(errno.code()),
+        Err(Stop::Halt(halt)) => Err(halt),
+    }
 }
 
 fn copied(fuel: &mut Fuel, bytes: u32) -> Result<(), Halt> {
@@ -107,7 +112,7 @@ fn write_strings<'s>(
         at = at.wrapping_add(1);
         copied(fuel, at.wrapping_sub(begin))?;
     }
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
 }
 
 fn args_get(mut env: Env<'_>, argv: i32, buffer: i32) -> Result<i32, Halt> {
@@ -120,7 +125,7 @@ fn args_sizes_get(mut env: Env<'_>, count: i32, bytes: i32) -> Result<i32, Halt>
     fuel.check()?;
     memory.write_u32(count as u32, wasi.args.len() as u32)?;
     memory.write_u32(bytes as u32, wasi.args.iter().map(|a| a.len() as u32 + 1).sum())?;
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
 }
 
 fn environ_get(mut env: Env<'_>, environ: i32, buffer: i32) -> Result<i32, Halt> {
@@ -133,123 +138,27 @@ fn environ_sizes_get(mut env: Env<'_>, count: i32, bytes: i32) -> Result<i32, Ha
     fuel.check()?;
     memory.write_u32(count as u32, wasi.env.len() as u32)?;
     memory.write_u32(bytes as u32, wasi.env.iter().map(|(k, v)| (k.len() + v.len()) as u32 + 2).sum())?;
-    Ok(errno::SUCCESS)
-}
-
-fn fd_write(mut env: Env<'_>, fd: i32, iovs: i32, iovs_len: i32, written: i32) -> Result<i32, Halt> {
-    let host = env.data_mut();
-    if !is_open(host, fd) || fd == 0 {
-        return Ok(errno::BADF);
-    }
-    if iovs_len as u32 > MAX_VECTORS {
-        return Ok(errno::INVAL);
-    }
-    let mut total = 0u64;
-    for n in 0..iovs_len as u32 {
-        let HostState { memory, fuel, wasi, log, output_bytes, output_limit, .. } = &mut *host;
-        let vector = (iovs as u32).wrapping_add(n * 8);
-        let (at, len) = (memory.read_u32(vector)?, memory.read_u32(vector.wrapping_add(4))?);
-        let bytes = memory.slice(at, len)?;
-        match &mut wasi.stdout {
-            Stdout::Kept(out) if fd == 1 => {
-                *output_bytes = output_bytes.saturating_add(u64::from(len));
-                if *output_bytes > *output_limit {
-                    return Err(Halt::OutputTooLarge);
-                }
-                fuel.append(out, bytes)?;
-            }
-            _ => log.write(bytes),
-        }
-        total += u64::from(len);
-        copied(fuel, len)?;
-    }
-    // A caller that writes 4 GiB or more at once has overlapping vectors; the count wraps, as it does in C.
-    host.memory.write_u32(written as u32, total as u32)?;
-    Ok(errno::SUCCESS)
-}
-
-fn fd_read(mut env: Env<'_>, fd: i32, iovs: i32, iovs_len: i32, read: i32) -> Result<i32, Halt> {
-    let host = env.data_mut();
-    if !is_open(host, fd) || fd != 0 {
-        return Ok(errno::BADF);
-    }
-    if iovs_len as u32 > MAX_VECTORS {
-        return Ok(errno::INVAL);
-    }
-    let mut total = 0u32;
-    for n in 0..iovs_len as u32 {
-        let HostState { memory, fuel, wasi, .. } = &mut *host;
-        let vector = (iovs as u32).wrapping_add(n * 8);
-        let (at, len) = (memory.read_u32(vector)?, memory.read_u32(vector.wrapping_add(4))?);
-        let n = wasi.stdin.len().min(len as usize);
-        fuel.copy(memory.slice_mut(at, n as u32)?, &wasi.stdin.split_to(n))?;
-        total += n as u32;
-    }
-    copied(&mut host.fuel, total)?;
-    host.memory.write_u32(read as u32, total)?;
-    Ok(errno::SUCCESS)
-}
-
-fn fd_close(mut env: Env<'_>, fd: i32) -> i32 {
-    let host = env.data_mut();
-    if !is_open(host, fd) {
-        return errno::BADF;
-    }
-    host.wasi.closed[fd as usize] = true;
-    errno::SUCCESS
-}
-
-fn fd_seek(env: Env<'_>, fd: i32, _offset: i64, _whence: i32, _position: i32) -> i32 {
-    if is_open(env.data(), fd) { errno::SPIPE } else { errno::BADF }
-}
-
-fn fd_tell(env: Env<'_>, fd: i32, _position: i32) -> i32 {
-    if is_open(env.data(), fd) { errno::SPIPE } else { errno::BADF }
-}
-
-fn fd_fdstat_get(mut env: Env<'_>, fd: i32, stat: i32) -> Result<i32, Halt> {
-    let host = env.data_mut();
-    if !is_open(host, fd) {
-        return Ok(errno::BADF);
-    }
-    // fdstat: filetype at 0, flags at 2, base rights at 8, inheriting rights at 16.
-    let mut out = [0u8; 24];
-    out[0] = FILETYPE_CHARACTER_DEVICE;
-    let rights = if fd == 0 { RIGHT_FD_READ } else { RIGHT_FD_WRITE };
-    out[8..16].copy_from_slice(&rights.to_le_bytes());
-    host.memory.write(stat as u32, &out)?;
-    Ok(errno::SUCCESS)
-}
-
-fn fd_fdstat_set_flags(env: Env<'_>, fd: i32, _flags: i32) -> i32 {
-    if is_open(env.data(), fd) { errno::SUCCESS } else { errno::BADF }
-}
-
-fn fd_filestat_get(mut env: Env<'_>, fd: i32, stat: i32) -> Result<i32, Halt> {
-    let host = env.data_mut();
-    if !is_open(host, fd) {
-        return Ok(errno::BADF);
-    }
-    // filestat: filetype at 16; device, inode, size and times are 0.
-    let mut out = [0u8; 64];
-    out[16] = FILETYPE_CHARACTER_DEVICE;
-    host.memory.write(stat as u32, &out)?;
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
 }
 
 fn clock_time_get(mut env: Env<'_>, clock: i32, _precision: i64, time: i32) -> Result<i32, Halt> {
     let host = env.data_mut();
-    let Some(now) = clock_now(host, clock as u32) else { return Ok(errno::INVAL) };
+    let Some(now) = clock_now(host, clock as u32) else { return Ok(Errno::INVAL.code()) };
     host.memory.write_u64(time as u32, now)?;
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
 }
 
 fn clock_res_get(mut env: Env<'_>, clock: i32, resolution: i32) -> Result<i32, Halt> {
     if !(0..=3).contains(&clock) {
-        return Ok(errno::INVAL);
+        return Ok(Errno::INVAL.code());
     }
     env.data_mut().memory.write_u64(resolution as u32, TICK.as_nanos() as u64)?;
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
+}
+
+/// Real time in nanoseconds, as the guest could read it.
+fn now(host: &HostState) -> u64 {
+    clock_now(host, 0).unwrap_or_default()
 }
 
 /// Nanoseconds of a clock: 0 real time, 1 monotonic, 2 and 3 CPU time (as the monotonic one, of this run).
@@ -275,11 +184,11 @@ fn random_get(mut env: Env<'_>, buffer: i32, len: i32) -> Result<i32, Halt> {
         host.random.fill(host.memory.slice_mut(buffer as u32 + done, piece)?)?;
         done += piece;
     }
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
 }
 
 fn sched_yield(_env: Env<'_>) -> i32 {
-    errno::SUCCESS
+    Errno::SUCCESS
 }
 
 fn proc_exit(_env: Env<'_>, code: i32) -> Result<(), Halt> {
@@ -297,7 +206,7 @@ fn poll_oneoff(mut env: Env<'_>, subscriptions: i32, events: i32, count: i32, st
     let host = env.data_mut();
     let count = count as u32;
     if count == 0 || count > MAX_VECTORS {
-        return Ok(errno::INVAL);
+        return Ok(Errno::INVAL.code());
     }
     // User data, kind and nanoseconds until it is due.
     let mut waits: Vec<([u8; 8], u8, u64)> = Vec::with_capacity(count as usize);
@@ -321,7 +230,7 @@ fn poll_oneoff(mut env: Env<'_>, subscriptions: i32, events: i32, count: i32, st
         written += 1;
     }
     host.memory.write_u32(stored as u32, written)?;
-    Ok(errno::SUCCESS)
+    Ok(Errno::SUCCESS)
 }
 
 /// Nanoseconds until a clock subscription is due; an absolute time that has passed is due at once.
@@ -343,35 +252,14 @@ macro_rules! answers {
             #[allow(clippy::too_many_arguments)]
             fn $name(_env: Env<'_>, $($param: $ty),*) -> i32 {
             $( let _ = $param; )*
-            errno::$errno
+            Errno::$errno.code()
         } )*
     };
 }
 
 answers! {
-    fd_advise(a: i32, b: i64, c: i64, d: i32) = BADF;
-    fd_allocate(a: i32, b: i64, c: i64) = BADF;
-    fd_datasync(a: i32) = BADF;
-    fd_fdstat_set_rights(a: i32, b: i64, c: i64) = BADF;
-    fd_filestat_set_size(a: i32, b: i64) = BADF;
-    fd_filestat_set_times(a: i32, b: i64, c: i64, d: i32) = BADF;
-    fd_pread(a: i32, b: i32, c: i32, d: i64, e: i32) = BADF;
-    fd_prestat_get(a: i32, b: i32) = BADF;
-    fd_prestat_dir_name(a: i32, b: i32, c: i32) = BADF;
-    fd_pwrite(a: i32, b: i32, c: i32, d: i64, e: i32) = BADF;
-    fd_readdir(a: i32, b: i32, c: i32, d: i64, e: i32) = BADF;
-    fd_renumber(a: i32, b: i32) = BADF;
-    fd_sync(a: i32) = BADF;
-    path_create_directory(a: i32, b: i32, c: i32) = NOTCAPABLE;
-    path_filestat_get(a: i32, b: i32, c: i32, d: i32, e: i32) = NOTCAPABLE;
-    path_filestat_set_times(a: i32, b: i32, c: i32, d: i32, e: i64, f: i64, g: i32) = NOTCAPABLE;
     path_link(a: i32, b: i32, c: i32, d: i32, e: i32, f: i32, g: i32) = NOTCAPABLE;
-    path_open(a: i32, b: i32, c: i32, d: i32, e: i32, f: i64, g: i64, h: i32, i: i32) = NOTCAPABLE;
-    path_readlink(a: i32, b: i32, c: i32, d: i32, e: i32, f: i32) = NOTCAPABLE;
-    path_remove_directory(a: i32, b: i32, c: i32) = NOTCAPABLE;
-    path_rename(a: i32, b: i32, c: i32, d: i32, e: i32, f: i32) = NOTCAPABLE;
     path_symlink(a: i32, b: i32, c: i32, d: i32, e: i32) = NOTCAPABLE;
-    path_unlink_file(a: i32, b: i32, c: i32) = NOTCAPABLE;
     sock_accept(a: i32, b: i32, c: i32) = NOSYS;
     sock_recv(a: i32, b: i32, c: i32, d: i32, e: i32, f: i32) = NOSYS;
     sock_send(a: i32, b: i32, c: i32, d: i32, e: i32) = NOSYS;

@@ -18,7 +18,7 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{keys, modules, records};
+use super::{keys, modules, records, retired};
 use crate::store::{Result, StoreError};
 
 /// redb's page cache; its default is 1 GiB.
@@ -36,7 +36,7 @@ const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
         modules::create(tx)?;
         records::create(tx)
     },
-    modules::create_retired,
+    retired::create,
 ];
 
 pub struct Db {

@@ -7,6 +7,7 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinitio
 use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
+use super::retired::Retired;
 use crate::domain::{Abi, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Timestamp};
 use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
 
@@ -17,11 +18,6 @@ const BY_ID: TableDefinition<&str, Named> = TableDefinition::new("module_ids");
 const PUBLIC: TableDefinition<Named, ()> = TableDefinition::new("module_public");
 /// By module id and version.
 const VERSIONS: TableDefinition<(&str, u32), &[u8]> = TableDefinition::new("module_versions");
-/// The highest number that a deleted module had given, by its owner and name; under the name `""` the floor of the
-/// owner, which stands for all that have no row of their own.
-const RETIRED: TableDefinition<Named, u32> = TableDefinition::new("module_retired");
-/// Names that an owner has in [`RETIRED`]; those with the lowest numbers become its floor.
-const MAX_RETIRED: usize = 1_000;
 /// By module id: runs, and the last one in Unix milliseconds. Apart, because it changes at every flush.
 const RUNS: TableDefinition<&str, (u64, i64)> = TableDefinition::new("module_runs");
 
@@ -57,11 +53,6 @@ pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(PUBLIC).map_err(fault)?;
     tx.open_table(VERSIONS).map_err(fault)?;
     tx.open_table(RUNS).map_err(fault)?;
-    Ok(())
-}
-
-pub fn create_retired(tx: &WriteTransaction) -> Result<()> {
-    tx.open_table(RETIRED).map_err(fault)?;
     Ok(())
 }
 
@@ -167,7 +158,7 @@ pub fn add_version(
             public: false,
             active: 0,
             previous: None,
-            last: writer.unretire(owner, name)?,
+            last: writer.retired.take(owner, name)?,
             limits: LimitsChange::default(),
         },
     };
@@ -227,7 +218,7 @@ pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Mod
     let record = writer.existing(owner, name)?;
     let key = (owner.as_str(), name.as_str());
     let id = record.id.clone();
-    writer.retire(owner.as_str(), name.as_str(), record.last)?;
+    writer.retired.put(owner.as_str(), name.as_str(), record.last)?;
     let module = writer.module(record)?;
     writer.modules.remove(key).map_err(fault)?;
     writer.public.remove(key).map_err(fault)?;
@@ -325,7 +316,7 @@ struct WriterTables<'tx> {
     public: redb::Table<'tx, Named, ()>,
     versions: redb::Table<'tx, (&'static str, u32), &'static [u8]>,
     runs: redb::Table<'tx, &'static str, (u64, i64)>,
-    retired: redb::Table<'tx, Named, u32>,
+    retired: Retired<'tx>,
 }
 
 impl<'tx> WriterTables<'tx> {
@@ -336,7 +327,7 @@ impl<'tx> WriterTables<'tx> {
             public: tx.open_table(PUBLIC).map_err(fault)?,
             versions: tx.open_table(VERSIONS).map_err(fault)?,
             runs: tx.open_table(RUNS).map_err(fault)?,
-            retired: tx.open_table(RETIRED).map_err(fault)?,
+            retired: Retired::open(tx)?,
         })
     }
 
@@ -347,38 +338,6 @@ impl<'tx> WriterTables<'tx> {
 
     fn module(&self, record: Record) -> Result<Module> {
         join(record, &self.versions, &self.runs)
-    }
-
-    /// The number that a module of this name goes on from.
-    fn unretire(&mut self, owner: &str, name: &str) -> Result<u32> {
-        let own = self.retired.remove((owner, name)).map_err(fault)?.map(|row| row.value());
-        match own {
-            Some(last) => Ok(last),
-            None => Ok(self.retired.get((owner, "")).map_err(fault)?.map_or(0, |row| row.value())),
-        }
-    }
-
-    fn retire(&mut self, owner: &str, name: &str, last: u32) -> Result<()> {
-        self.retired.insert((owner, name), last).map_err(fault)?;
-        let (mut floor, mut rows) = (0, Vec::new());
-        for row in self.retired.range((owner, "")..).map_err(fault)? {
-            let (key, last) = row.map_err(fault)?;
-            match key.value() {
-                (of, _) if of != owner => break,
-                (_, "") => floor = last.value(),
-                (_, name) => rows.push((name.to_owned(), last.value())),
-            }
-        }
-        if rows.len() <= MAX_RETIRED {
-            return Ok(());
-        }
-        // Numbers that were never given may be skipped; those that were must not come again, so the floor only rises.
-        floor = rows.iter().map(|(_, last)| *last).min().map_or(floor, |least| floor.max(least));
-        self.retired.insert((owner, ""), floor).map_err(fault)?;
-        for (name, _) in rows.iter().filter(|(_, last)| *last <= floor) {
-            self.retired.remove((owner, name.as_str())).map_err(fault)?;
-        }
-        Ok(())
     }
 
     fn count_of(&self, owner: &str) -> Result<u64> {

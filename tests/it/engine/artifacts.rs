@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use hmac::{Hmac, Mac};
+
+use wasmgate::engine::Inspected;
+
 use super::*;
 
 fn files(kit: &Kit, folder: &str) -> Vec<PathBuf> {
@@ -77,4 +81,101 @@ async fn loads_are_coalesced() {
     let modules = futures_util::future::join_all(loads).await;
     let first = modules[0].as_ref().unwrap();
     assert!(modules.iter().all(|m| Arc::ptr_eq(m.as_ref().unwrap(), first)));
+}
+
+/// By the layout of `artifacts.rs`: what another release, Wasmer or machine wrote under the same key.
+#[tokio::test]
+async fn artifacts_of_other_formats_engines_and_machines_are_made_anew() {
+    let kit = Kit::new();
+    let module = kit.try_load(SIEVE, None, Compiler::Optimising).await.unwrap();
+    let [artifact] = files(&kit, "artifacts").try_into().unwrap();
+    let good = std::fs::read(&artifact).unwrap();
+    let target = format!("{} {:?}", wasmer_types::target::Triple::host(), wasmer_types::target::CpuFeature::for_host());
+    let digest = module.digest().0;
+    let signed = |parts: [&[u8]; 5]| {
+        let mut mac = <Hmac<sha2::Sha256> as hmac::KeyInit>::new_from_slice(&[7; 32]).unwrap();
+        for part in parts.into_iter().chain([&good[32..]]) {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        [&mac.finalize().into_bytes(), &good[32..]].concat()
+    };
+    let of = |format: u32, wasmer: &str, target: &str| {
+        let format = format!("wasmgate artifact {format}");
+        signed([format.as_bytes(), wasmer.as_bytes(), target.as_bytes(), &digest, b"cranelift"])
+    };
+    let wasmer = "wasmer 7.4.2";
+    let ours =
+        (1..100).find(|format| of(*format, wasmer, &target) == good).expect("the test signs as the gateway does");
+    for (what, foreign) in [
+        ("format", of(ours + 1, wasmer, &target)),
+        ("engine", of(ours, "wasmer 7.4.1", &target)),
+        ("machine", of(ours, wasmer, "riscv64gc-unknown-linux-gnu {}")),
+    ] {
+        std::fs::write(&artifact, &foreign).unwrap();
+        let engine = open(kit.dir.path().to_owned(), [7; 32], config());
+        engine.load(module.digest(), module.abi(), module.shape()).await.unwrap();
+        assert_eq!(engine.stats().artifacts_rejected, 1, "{what}");
+        made_anew(&artifact, &foreign).await;
+    }
+}
+
+/// Distinct modules, whose artifacts have about the same size.
+async fn install_some(engine: &Arc<Engine>, numbers: std::ops::Range<u32>) -> Vec<Inspected> {
+    let mut all = Vec::new();
+    for n in numbers {
+        let wat = format!(r#"(module (func (export "run") (result i32) (i32.const {})))"#, 1_000_000 + n);
+        let bytes = Bytes::from(wat::parse_str(wat).unwrap());
+        let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
+        engine.install(bytes, &inspected, Compiler::Optimising).await.unwrap();
+        all.push(inspected);
+    }
+    all
+}
+
+#[tokio::test]
+async fn over_their_bound_artifacts_go_in_the_order_of_use() {
+    let kit = Kit::new();
+    let path = |of: &Inspected| kit.dir.path().join(format!("artifacts/{}.cranelift", of.digest.hex()));
+    let mut all = install_some(&kit.engine, 0..6).await;
+    let one = files(&kit, "artifacts").iter().map(|f| f.metadata().unwrap().len()).max().unwrap();
+    let hours_ago = |hours: u64| std::time::SystemTime::now() - Duration::from_secs(hours * 3600);
+    for (n, inspected) in all.iter().enumerate() {
+        let file = std::fs::File::open(path(inspected)).unwrap();
+        file.set_modified(hours_ago(20 - n as u64)).unwrap();
+    }
+    // Another process: the oldest is used again, the second oldest is in memory as well, and so is what is used next.
+    let bound = 6 * one + one / 2;
+    let again =
+        open(kit.dir.path().to_owned(), [7; 32], wasmgate::config::Engine { artifact_disk_bytes: bound, ..config() });
+    let load = async |of: &Inspected| again.load(of.digest, of.abi, &of.shape).await.unwrap();
+    let held = load(&all[1]).await;
+    load(&all[0]).await;
+    std::fs::File::open(path(&all[1])).unwrap().set_modified(hours_ago(19)).unwrap();
+    let there = |all: &[Inspected]| all.iter().map(|of| path(of).exists()).collect::<Vec<_>>();
+    all.extend(install_some(&again, 6..7).await);
+    // Down to nine tenths of the bound, which is less than six.
+    assert_eq!(there(&all), [true, true, false, false, true, true, true]);
+    let stats = again.stats();
+    assert_eq!(stats.artifacts_evicted, 2);
+    assert!(stats.artifact_disk_bytes <= bound && stats.artifact_disk_bytes >= 5 * one - one / 2, "{stats:?}");
+    assert_eq!(files(&kit, "modules").len(), 7, "modules are no cache");
+    // What is gone is compiled anew, and then kept in place of another.
+    let module = load(&all[2]).await;
+    assert_eq!(
+        kit.run(&module, limits(), Input::default()).await.result.unwrap().values,
+        [serde_json::json!(1_000_002)]
+    );
+    eventually_async("it is kept again", || path(&all[2]).exists()).await;
+    drop(held);
+}
+
+#[tokio::test]
+async fn an_artifact_over_the_whole_bound_is_not_kept() {
+    let kit = Kit::with(wasmgate::config::Engine { artifact_disk_bytes: 100, ..config() });
+    let [one] = install_some(&kit.engine, 0..1).await.try_into().unwrap();
+    assert!(files(&kit, "artifacts").is_empty());
+    let module = kit.engine.load(one.digest, one.abi, &one.shape).await.unwrap();
+    assert!(kit.run(&module, limits(), Input::default()).await.result.is_ok());
+    assert_eq!(kit.engine.stats().artifact_disk_bytes, 0);
 }

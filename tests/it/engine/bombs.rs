@@ -136,5 +136,17 @@ fn one_owner_does_not_hold_every_compiler() {
         crate::support::eventually("one compiles", || state() == Some(1));
         gw.execute(&acme.text, &wat(r#"(module (func (export "run")))"#), b"").expect(200);
         assert_eq!(state(), Some(1), "and still only one of that owner");
+        let compiles = gw.admin("GET", "/api/state").send().expect(200).json()["engine"]["compiles"].clone();
+        let of = |state: &str| compiles[state].as_array().expect("a list").clone();
+        assert_eq!((of("running").len(), &compiles["processes"]), (1, &serde_json::json!(2)), "{compiles}");
+        assert_eq!(compiles["waiting_total"], of("waiting").len(), "{compiles}");
+        for compile in of("running").iter().chain(&of("waiting")) {
+            assert_eq!((&compile["owner"], &compile["compiler"]), (&"acme".into(), &"cranelift-fast".into()));
+            assert_eq!(compile["size_bytes"], slow.len() + 5, "{compile}");
+            assert!(
+                compile["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")) && compile["since"].is_string()
+            );
+        }
+        assert!(!of("waiting").is_empty(), "the owner's others wait: {compiles}");
     });
 }

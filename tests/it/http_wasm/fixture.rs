@@ -31,6 +31,7 @@ pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)
         vms_per_handler: 1,
         vm_requests: 1_000_000,
         artifact_cache_bytes: 64 << 20,
+        artifact_disk_bytes: 10 << 30,
         compile: config::Compile {
             processes: 2,
             cpu: Duration::from_secs(20),

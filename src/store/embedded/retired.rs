@@ -1,0 +1,60 @@
+//! Version numbers that outlive their module.
+//!
+//! Invariant: what is kept of an owner's deleted modules is bounded, and no number of theirs comes again.
+
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+
+use super::db::fault;
+use crate::store::Result;
+
+/// The highest number that a deleted module had given, by its owner and name; under the name `""` the floor of the
+/// owner, which stands for all that have no row of their own.
+const RETIRED: TableDefinition<(&str, &str), u32> = TableDefinition::new("module_retired");
+/// Names that an owner has here; those with the lowest numbers become its floor.
+const MAX_RETIRED: usize = 1_000;
+
+pub fn create(tx: &WriteTransaction) -> Result<()> {
+    tx.open_table(RETIRED).map_err(fault)?;
+    Ok(())
+}
+
+pub struct Retired<'tx>(redb::Table<'tx, (&'static str, &'static str), u32>);
+
+impl<'tx> Retired<'tx> {
+    pub fn open(tx: &'tx WriteTransaction) -> Result<Self> {
+        Ok(Self(tx.open_table(RETIRED).map_err(fault)?))
+    }
+
+    /// The number that a module of this name goes on from.
+    pub fn take(&mut self, owner: &str, name: &str) -> Result<u32> {
+        let own = self.0.remove((owner, name)).map_err(fault)?.map(|row| row.value());
+        match own {
+            Some(last) => Ok(last),
+            None => Ok(self.0.get((owner, "")).map_err(fault)?.map_or(0, |row| row.value())),
+        }
+    }
+
+    /// Keeps the last number of a module that is deleted.
+    pub fn put(&mut self, owner: &str, name: &str, last: u32) -> Result<()> {
+        self.0.insert((owner, name), last).map_err(fault)?;
+        let (mut floor, mut rows) = (0, Vec::new());
+        for row in self.0.range((owner, "")..).map_err(fault)? {
+            let (key, last) = row.map_err(fault)?;
+            match key.value() {
+                (of, _) if of != owner => break,
+                (_, "") => floor = last.value(),
+                (_, name) => rows.push((name.to_owned(), last.value())),
+            }
+        }
+        if rows.len() <= MAX_RETIRED {
+            return Ok(());
+        }
+        // Numbers that were never given may be skipped; those that were must not come again, so the floor only rises.
+        floor = rows.iter().map(|(_, last)| *last).min().map_or(floor, |least| floor.max(least));
+        self.0.insert((owner, ""), floor).map_err(fault)?;
+        for (name, _) in rows.iter().filter(|(_, last)| *last <= floor) {
+            self.0.remove((owner, name.as_str())).map_err(fault)?;
+        }
+        Ok(())
+    }
+}
