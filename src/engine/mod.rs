@@ -39,6 +39,7 @@ mod sys;
 mod tend;
 mod tunables;
 mod vms;
+mod wasix;
 
 use std::io;
 use std::path::PathBuf;
@@ -351,6 +352,7 @@ impl Engine {
         };
         let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
         if job.module.lane().is_inline()
+            && !job.module.needs_wasix()
             && let Some(memory) = need.account.reserve(need.bytes)
         {
             let finished = self.run_inline(&job, &call, memory);

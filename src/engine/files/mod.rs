@@ -73,6 +73,11 @@ impl Files {
         Files { tree: Tree { assets, tmp }, table }
     }
 
+    /// For who has descriptors of its own.
+    pub fn into_tree(self) -> Tree {
+        self.tree
+    }
+
     /// An open file or folder, if its holder may do this with it.
     fn node(&self, fd: i32, right: u64) -> Result<Open, Errno> {
         match self.table.get(fd)? {
