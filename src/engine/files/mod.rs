@@ -344,6 +344,6 @@ impl Files {
     ) -> Result<(), Stop> {
         let old = self.find(from, rights::PATH_RENAME_SOURCE, old, now)?;
         let new = self.find(to, rights::PATH_RENAME_TARGET, new, now)?;
-        Ok(self.tree.rename(fuel, &old, &new, now)?)
+        self.tree.rename(fuel, &old, &new, now)
     }
 }
