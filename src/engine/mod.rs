@@ -11,6 +11,7 @@ pub mod abi;
 mod artifacts;
 mod at_rest;
 mod budget;
+mod bundles;
 mod cache;
 mod cancel;
 pub mod compile;
@@ -51,6 +52,7 @@ use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLo
 
 use artifacts::{Artifacts, Stored};
 use budget::{Account, Budget};
+use bundles::Bundles;
 use cache::Modules;
 use compile::{Compilers, Why};
 use guest::Allowance;
@@ -84,6 +86,7 @@ pub struct Engine {
     artifacts: Arc<Artifacts>,
     compilers: Arc<Compilers>,
     modules: Modules,
+    bundles: Bundles,
     instances: Instances,
     pool: Pool,
     budget: Arc<Budget>,
@@ -236,6 +239,7 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
             modules: Modules::new(config.artifact_cache_bytes),
+            bundles: Bundles::new(config.artifact_cache_bytes),
             instances: Instances::default(),
             pool,
             budget,
@@ -324,6 +328,7 @@ impl Engine {
     pub async fn remove(&self, digest: Digest) -> io::Result<()> {
         let _turn = self.modules.turn(digest).await;
         self.modules.forget(digest);
+        self.bundles.forget(digest);
         let artifacts = self.artifacts.clone();
         tokio::task::spawn_blocking(move || artifacts.remove(digest)).await.map_err(io::Error::other)?
     }

@@ -30,7 +30,7 @@ use super::snapshot::{Resolved, Snapshot};
 use crate::config::{self, HandlerFail};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
-    Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Assets, Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 use crate::limit::network;
 use crate::telemetry::{Metrics, ModuleMetrics};
@@ -46,6 +46,7 @@ pub struct RouteHandler {
     pub breaker: Arc<Breaker>,
     metrics: OnceLock<Arc<ModuleMetrics>>,
     module: OnceCell<Arc<LoadedModule>>,
+    assets: OnceCell<Assets>,
     http: OnceCell<Arc<HttpHandler>>,
 }
 
@@ -75,6 +76,7 @@ impl RouteHandler {
             breaker,
             metrics: OnceLock::new(),
             module: OnceCell::new(),
+            assets: OnceCell::new(),
             http: OnceCell::new(),
         }
     }
@@ -86,9 +88,8 @@ impl RouteHandler {
     }
 
     pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
-        let code = |version: &ModuleVersion| (version.digest, version.abi);
         self.config == *config
-            && self.version.as_ref().map(code) == resolved.map(|r| code(&r.version))
+            && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
             && self.limits == limits(config, resolved)
     }
 
@@ -111,9 +112,17 @@ impl RouteHandler {
             .await
     }
 
+    /// Its files, as [`RouteHandler::module`].
+    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, RunError> {
+        let Some(bundle) = self.version.as_ref().and_then(|version| version.assets.as_ref()) else { return Ok(None) };
+        let load = || async { engine.assets(bundle).await.map_err(RunError::Guest) };
+        self.assets.get_or_try_init(load).await.map(Some)
+    }
+
     pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
         let module = self.module(engine).await?.clone();
-        let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config, self.limits.clone());
+        let assets = self.assets(engine).await?.cloned();
+        let make = || HttpHandler::new(engine, module, assets, self.label.clone(), &self.config, self.limits.clone());
         Ok(self.http.get_or_init(|| async { make() }).await)
     }
 }
@@ -151,7 +160,10 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
                     Err(error) => Err(error),
                 }
             } else {
-                handler.module(engine).await.map(drop)
+                match handler.module(engine).await {
+                    Ok(_) => handler.assets(engine).await.map(drop),
+                    Err(error) => Err(error),
+                }
             };
             match started {
                 Ok(()) => {}

@@ -186,6 +186,7 @@ fn prepare(data: &Path, modules: usize) {
                     "memory_min_bytes": 0, "memory_max_bytes": null, "has_start": false,
                 }))
                 .expect("a shape"),
+                assets: None,
             };
             let (owner, name) = ("acme".parse().expect("a name"), format!("m{n}").parse().expect("a name"));
             let (description, public, limits) = (None, None, None);

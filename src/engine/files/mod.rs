@@ -140,7 +140,8 @@ impl Files {
         let has = |flag| asked.oflags & flag != 0;
         let changes = asked.rights & rights::FD_WRITE != 0 || has(TRUNCATE);
         match self.tree.is_folder(at) {
-            true if changes || has(CREATE) => return Err(Errno::ISDIR),
+            // Who says that it is a folder gets one, less the rights that mean nothing for it.
+            true if has(CREATE) || has(TRUNCATE) || (changes && !has(DIRECTORY)) => return Err(Errno::ISDIR),
             false if has(DIRECTORY) => return Err(Errno::NOTDIR),
             false if changes => drop(Tree::writable(at)?),
             _ => {}

@@ -14,9 +14,16 @@ pub fn wat(text: &str) -> Vec<u8> {
 /// `tests/guests/c/<name>.c`, compiled for WASI preview1.
 #[track_caller]
 pub fn c_guest(name: &str) -> Vec<u8> {
+    c_source(&format!("tests/guests/c/{name}.c"))
+}
+
+/// As [`c_guest`], by the source's path in the repository.
+#[track_caller]
+pub fn c_source(path: &str) -> Vec<u8> {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/c").join(format!("{name}.c"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let name = source.file_stem().and_then(|name| name.to_str()).expect("a plain name");
     let text = std::fs::read(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");
     std::fs::create_dir_all(&folder).expect("the target folder is writable");
