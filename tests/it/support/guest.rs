@@ -17,7 +17,7 @@ pub fn c_guest(name: &str) -> Vec<u8> {
     c_source(&format!("tests/guests/c/{name}.c"))
 }
 
-/// `tests/guests/wasix/<name>.c`, compiled with wasi-libc and the functions that `wasix.h` declares.
+/// `tests/guests/wasix/<name>.c`, with the functions that `wasix.h` declares.
 #[track_caller]
 pub fn wasix_guest(name: &str) -> Vec<u8> {
     c_source(&format!("tests/guests/wasix/{name}.c"))
@@ -43,6 +43,7 @@ pub fn c_source(path: &str) -> Vec<u8> {
     let wasm = folder.join(format!("{name}-{:08x}.wasm", crc32fast::hash(&text)));
     if !wasm.exists() {
         let part = wasm.with_extension("part");
+        let freestanding = text.starts_with(b"// freestanding");
         let mut clang = Command::new("clang");
         if freestanding {
             clang.args(["--target=wasm32", "-nostdlib", "-Wl,--no-entry"]);
