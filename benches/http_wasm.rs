@@ -64,7 +64,7 @@ async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
         memory_bytes: limits.memory_bytes,
         max_buffer_bytes: 1 << 20,
     };
-    HttpHandler::new(engine, module, "wasmgate/header@1".into(), &config, config.limits())
+    HttpHandler::new(engine, module, None, "wasmgate/header@1".into(), &config, config.limits())
 }
 
 /// As much head as a browser sends; values are slices of one buffer, as in a parsed head.

@@ -19,7 +19,7 @@ use super::edge::Members;
 use super::openapi::{Binary, Wasm, json};
 use super::{Api, modules, upload};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, UsageRecord};
-use crate::engine::{Cancel, Input, Job, LoadedModule, Output, RunError};
+use crate::engine::{Assets, Cancel, Input, Job, LoadedModule, Output, RunError};
 use crate::gateway::Caller;
 use crate::limit::limiter::Now;
 use crate::store::Role;
@@ -198,6 +198,7 @@ fn raw_answer(ran: Ran) -> Response {
 /// A module that can run now, and who owns it.
 struct Ready {
     module: Arc<LoadedModule>,
+    assets: Option<Assets>,
     /// For fairness in the guest pool.
     owner: OwnerId,
     label: Arc<str>,
@@ -231,7 +232,8 @@ pub(super) async fn run(
         return Err(Rejection::PayloadTooLarge { limit: limits.input_bytes }.into());
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
-    let input = Input { args, env: call.env, stdin: call.input, entry: call.function, function_args, assets: None };
+    let input =
+        Input { args, env: call.env, stdin: call.input, entry: call.function, function_args, assets: ready.assets };
     let job = Job {
         module: ready.module,
         owner: ready.owner,
@@ -306,8 +308,8 @@ async fn stored(
         return Err(Rejection::BadRequest(format!("`abi`: the module's is `{}`; leave it out", version.abi)).into());
     }
     let tier = actor.tier(api)?;
-    if version.size_bytes > tier.module_bytes {
-        return Err(upload::module_too_large(api, &tier, Some(version.size_bytes)).into());
+    if version.total_bytes() > tier.module_bytes {
+        return Err(upload::module_too_large(api, &tier, Some(version.total_bytes())).into());
     }
     let declared = version.shape.memory_min_bytes;
     if declared > limits.memory_bytes
@@ -316,14 +318,27 @@ async fn stored(
         return Err(Rejection::TierRequired { needs }.into());
     }
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
-    let loaded = api.app.shared.engine.load(version.digest, version.abi, &version.shape).await;
-    let loaded = loaded.map_err(|failure| {
-        tracing::error!(module = %label, %failure, "a stored module can't be loaded");
-        Rejection::Guest(failure)
+    let engine = &api.app.shared.engine;
+    let loaded = async {
+        let module = engine.load_of(Some(&owner), version.digest, version.abi, &version.shape).await?;
+        let assets = match &version.assets {
+            Some(bundle) => Some(engine.assets(bundle).await?),
+            None => None,
+        };
+        Ok((module, assets))
+    };
+    let (loaded, assets) = loaded.await.map_err(|error: RunError| match error {
+        RunError::Busy { retry_after } => Rejection::CompilerBusy { retry_after },
+        RunError::Guest(failure) => {
+            tracing::error!(module = %label, %failure, "a stored module can't be loaded");
+            Rejection::Guest(failure)
+        }
+        RunError::BadCall(_) => Rejection::Internal,
     })?;
     let stored = Some((owner.clone(), module.name.clone()));
     let limits = module.limits.lower(&limits);
-    Ok(Ready { module: loaded, owner: actor.own().cloned().unwrap_or(owner), label, own, stored, limits })
+    let owner = actor.own().cloned().unwrap_or(owner);
+    Ok(Ready { module: loaded, assets, owner, label, own, stored, limits })
 }
 
 async fn inline(
@@ -339,7 +354,7 @@ async fn inline(
     let owner = actor.owner(None)?;
     let load = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner));
     let module = upload::compiled(gone, load).await?;
-    Ok(Ready { module, owner, label: "inline".into(), own: true, stored: None, limits })
+    Ok(Ready { module, assets: None, owner, label: "inline".into(), own: true, stored: None, limits })
 }
 
 #[cfg(test)]

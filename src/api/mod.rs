@@ -7,6 +7,7 @@
 
 mod access;
 mod admin;
+mod assets;
 mod batch;
 mod body;
 mod bounded;

@@ -17,8 +17,8 @@ use super::upload::OwnerQuery;
 use super::{Api, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{
-    Abi, Digest, Limits, LimitsChange, Module, ModuleRef, ModuleShape, ModuleVersion, Name, OwnerId, Rejection, Scope,
-    Selector, Timestamp,
+    Abi, Bundle, Digest, Limits, LimitsChange, Module, ModuleRef, ModuleShape, ModuleVersion, Name, OwnerId, Rejection,
+    Scope, Selector, Timestamp,
 };
 use crate::store::Role;
 
@@ -56,6 +56,8 @@ pub(super) struct ModuleView {
     digest: Digest,
     abi: Abi,
     size_bytes: u64,
+    /// The files that came with it.
+    assets: Option<Bundle>,
     capabilities: Vec<String>,
     /// Of its own, which lower those of the caller's tier or of the route.
     limits: LimitsChange,
@@ -86,6 +88,8 @@ pub(super) struct VersionView {
     digest: Digest,
     abi: Abi,
     size_bytes: u64,
+    /// The files that came with it.
+    assets: Option<Bundle>,
     #[schema(value_type = String)]
     upload_time: Timestamp,
 }
@@ -124,6 +128,7 @@ impl ModuleView {
             digest: version.digest,
             abi: version.abi,
             size_bytes: version.size_bytes,
+            assets: version.assets,
             capabilities: capabilities(version),
             limits: module.limits.clone(),
             upload_time: version.uploaded_at,
@@ -213,6 +218,7 @@ fn details(module: &Module, selector: Selector) -> Result<ModuleDetails, Rejecti
                 digest: v.digest,
                 abi: v.abi,
                 size_bytes: v.size_bytes,
+                assets: v.assets,
                 upload_time: v.uploaded_at,
             })
             .collect(),
@@ -292,11 +298,11 @@ pub(super) async fn delete(
     let digests: HashSet<Digest> = match selector {
         Selector::Active => {
             let deleted = api.app.store.delete_module(owner, name).await.map_err(refused)?;
-            deleted.versions.iter().map(|v| v.digest).collect()
+            deleted.versions.iter().flat_map(ModuleVersion::digests).collect()
         }
         Selector::Version(version) => {
             let deleted = api.app.store.delete_version(owner, name, version).await.map_err(refused)?;
-            HashSet::from([deleted.digest])
+            deleted.digests().collect()
         }
     };
     api.module_changed(owner, name).await?;

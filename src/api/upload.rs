@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::access::Actor;
 use super::body::{self, Params};
 use super::multipart::{self, Field};
-use super::openapi::{Wasm, json};
-use super::{Api, INSPECTION_WAIT, refused};
-use crate::domain::module::{ExportShape, ImportShape};
+use super::openapi::{Binary, Wasm, json};
+use super::{Api, INSPECTION_WAIT, assets, refused};
+use crate::domain::module::{ExportShape, Identity, ImportShape};
 use crate::domain::{
-    Abi, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
+    Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
     Timestamp,
 };
 use crate::engine::{Cancel, Compiler, Inspected, InstallError};
@@ -62,6 +62,9 @@ pub(super) struct OwnerQuery {
 #[expect(dead_code, reason = "a schema only: the form is read field by field")]
 pub(super) struct UploadForm {
     wasm: Wasm,
+    /// Its files, which it finds at `/`: a zip or tar archive.
+    #[schema(nullable = false)]
+    assets: Option<Binary>,
     name: String,
     #[schema(nullable = false)]
     description: Option<String>,
@@ -83,6 +86,9 @@ pub(super) struct UploadForm {
 #[expect(dead_code, reason = "a schema only: the form is read field by field")]
 pub(super) struct ValidateForm {
     wasm: Wasm,
+    /// Its files: a zip or tar archive.
+    #[schema(nullable = false)]
+    assets: Option<Binary>,
     #[schema(nullable = false)]
     abi: Option<Abi>,
 }
@@ -101,6 +107,8 @@ pub(super) struct Uploaded {
     digest: crate::domain::Digest,
     abi: Abi,
     size_bytes: u64,
+    /// The files that came with it.
+    assets: Option<Bundle>,
     /// What it asks of the gateway: the modules it imports from.
     capabilities: Vec<String>,
     /// Of its own, which lower those of the caller's tier or of the route.
@@ -116,6 +124,7 @@ pub(super) struct Validated {
     digest: crate::domain::Digest,
     abi: Abi,
     size_bytes: u64,
+    assets: Option<Bundle>,
     imports: Vec<ImportShape>,
     exports: Vec<ExportShape>,
     memory_min_bytes: u64,
@@ -150,6 +159,7 @@ pub(super) async fn upload(
     }
     let fields = [
         Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+        Field::text("assets", tier.module_bytes),
         Field::text("name", 63),
         Field::text("description", MAX_DESCRIPTION),
         Field::text("public", 5),
@@ -158,13 +168,13 @@ pub(super) async fn upload(
         Field::text("limits", MAX_LIMITS),
     ];
     let over = |name, limit| match name {
-        "wasm" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
+        "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
         name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
     };
     let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
     let missing = |name: &str| Rejection::BadRequest(format!("`{name}`: is missing"));
     let name = form.text("name")?.ok_or_else(|| missing("name"))?;
-    let wasm = form.take("wasm").ok_or_else(|| missing("wasm"))?;
+    let files = Files { wasm: form.take("wasm").ok_or_else(|| missing("wasm"))?, assets: form.take("assets") };
     let extra = UploadQuery {
         owner: query.owner,
         description: form.text("description")?,
@@ -173,10 +183,10 @@ pub(super) async fn upload(
         activate: flag("activate", form.text("activate")?)?,
         limits: form.text("limits")?,
     };
-    store(&api, &actor, &tier, &name, wasm, extra, &caller.gone).await
+    store(&api, &actor, &tier, &name, files, extra, &caller.gone).await
 }
 
-/// Stores a module from a raw body.
+/// Stores a module from a raw body, without files beside it.
 #[utoipa::path(put, path = "/api/wasm/modules/{module}", tag = "wasm",
     params(("module" = String, Path, description = "its name"), UploadQuery),
     request_body(content = Wasm, content_type = "application/wasm"),
@@ -196,8 +206,8 @@ pub(super) async fn put(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
-    let wasm = raw_wasm(&api, &tier, request).await?;
-    store(&api, &actor, &tier, &name, wasm, query, &caller.gone).await
+    let files = Files { wasm: raw_wasm(&api, &tier, request).await?, assets: None };
+    store(&api, &actor, &tier, &name, files, query, &caller.gone).await
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -225,22 +235,27 @@ pub(super) async fn validate(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
-    let (abi, wasm) = if body::media_type(request.headers()) == "multipart/form-data" {
+    let (abi, wasm, archive) = if body::media_type(request.headers()) == "multipart/form-data" {
         let (parts, body) = request.into_parts();
-        let fields =
-            [Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes }, Field::text("abi", 32)];
+        let fields = [
+            Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+            Field::text("assets", tier.module_bytes),
+            Field::text("abi", 32),
+        ];
         let over = |name, limit| match name {
-            "wasm" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
+            "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
             name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
         };
         let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
         let wasm = form.take("wasm").ok_or_else(|| Rejection::BadRequest("`wasm`: is missing".into()))?;
-        (form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?, wasm)
+        let archive = form.take("assets");
+        (form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?, wasm, archive)
     } else {
-        (query.abi, raw_wasm(&api, &tier, request).await?)
+        (query.abi, raw_wasm(&api, &tier, request).await?, None)
     };
     let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
     let size_bytes = wasm.len() as u64;
+    let assets = assets::read(&api, archive, size_bytes, &tier).await?.map(|assets| assets.bundle);
     // That it compiles within its bounds is one of the checks.
     compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
     let shape = inspected.shape;
@@ -248,6 +263,7 @@ pub(super) async fn validate(
         digest: inspected.digest,
         abi: inspected.abi,
         size_bytes,
+        assets,
         imports: shape.imports,
         exports: shape.exports,
         memory_min_bytes: shape.memory_min_bytes,
@@ -328,12 +344,18 @@ pub(super) async fn compiled<T>(
     }
 }
 
+/// What is to be stored.
+struct Files {
+    wasm: Bytes,
+    assets: Option<Bytes>,
+}
+
 async fn store(
     api: &Arc<Api>,
     actor: &Actor,
     tier: &Arc<Tier>,
     name: &str,
-    wasm: Bytes,
+    Files { wasm, assets }: Files,
     extra: UploadQuery,
     gone: &Cancel,
 ) -> Result<Response, Rejection> {
@@ -354,22 +376,27 @@ async fn store(
     if let Some(limits) = &limits {
         super::modules::allowed(limits, &tier.limits, &inspected.shape)?;
     }
-    may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
     let size_bytes = wasm.len() as u64;
-    let engine = &api.app.shared.engine;
-    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
-    // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
-    let _shared = api.app.catalogue.read().await;
-    may_keep(api, &owner, &name, &inspected, max_modules, tier).await?;
-    engine.store(compiled).await.map_err(not_installed)?;
+    let assets = assets::read(api, assets, size_bytes, tier).await?;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,
         abi: inspected.abi,
         size_bytes,
         uploaded_at: Timestamp::now(),
-        shape: inspected.shape,
+        shape: inspected.shape.clone(),
+        assets: assets.as_ref().map(|assets| assets.bundle),
     };
+    may_keep(api, &owner, &name, version.identity(), max_modules, tier).await?;
+    let engine = &api.app.shared.engine;
+    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
+    // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
+    let _shared = api.app.catalogue.read().await;
+    may_keep(api, &owner, &name, version.identity(), max_modules, tier).await?;
+    engine.store(compiled).await.map_err(not_installed)?;
+    if let Some(assets::Uploaded { archive, bundle }) = assets {
+        engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
+    }
     let activate = extra.activate.unwrap_or(false);
     api.fits(&owner, &name, &version, activate).await?;
     let (description, public) = (extra.description, extra.public);
@@ -398,6 +425,7 @@ impl Uploaded {
             digest: stored.digest,
             abi: stored.abi,
             size_bytes: stored.size_bytes,
+            assets: stored.assets,
             capabilities: super::modules::capabilities(stored),
             limits: module.limits.clone(),
             upload_time: stored.uploaded_at,
@@ -410,13 +438,13 @@ async fn may_keep(
     api: &Api,
     owner: &OwnerId,
     name: &Name,
-    inspected: &Inspected,
+    identity: Identity,
     max_modules: Option<u32>,
     tier: &Tier,
 ) -> Result<(), Rejection> {
     match api.app.store.module(owner, name).await.map_err(refused)? {
         Some(module) => {
-            let is_there = module.versions.iter().any(|v| (v.digest, v.abi) == (inspected.digest, inspected.abi));
+            let is_there = module.versions.iter().any(|v| v.identity() == identity);
             if !is_there && module.versions.len() >= MAX_VERSIONS as usize {
                 Err(Rejection::Conflict(format!("`{name}` has {MAX_VERSIONS} versions: delete one")))
             } else {

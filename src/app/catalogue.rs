@@ -56,7 +56,9 @@ impl App {
         while !digests.is_empty() {
             let page = self.store.modules(None, false, offset, SCAN).await?;
             for version in page.items.iter().flat_map(|m| &m.versions) {
-                digests.remove(&version.digest);
+                for digest in version.digests() {
+                    digests.remove(&digest);
+                }
             }
             offset += SCAN;
             if offset >= page.total {

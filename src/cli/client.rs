@@ -43,6 +43,8 @@ pub(super) enum Body {
     None,
     Json(Value),
     Wasm(Vec<u8>),
+    /// Fields of a form.
+    Form(Vec<(&'static str, Vec<u8>)>),
 }
 
 impl Connect {
@@ -146,6 +148,10 @@ impl Client {
                 self.agent.run(request?)
             }
             Body::Wasm(bytes) => self.agent.run(request.header("content-type", "application/wasm").body(bytes)?),
+            Body::Form(fields) => {
+                let (kind, body) = form(fields)?;
+                self.agent.run(request.header("content-type", kind).body(body)?)
+            }
             Body::None if sends => self.agent.run(request.body(Vec::new())?),
             Body::None => self.agent.run(request.body(())?),
         };
@@ -172,6 +178,23 @@ impl Client {
             _ => anyhow!("`{}`: {error}", self.base),
         }
     }
+}
+
+/// As RFC 7578 has it: the media type, and the body.
+fn form(fields: Vec<(&'static str, Vec<u8>)>) -> anyhow::Result<(String, Vec<u8>)> {
+    // Nothing can hold it by chance.
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random).map_err(|e| anyhow!("no random bytes: {e}"))?;
+    let boundary = random.iter().fold("wasmgate".to_owned(), |text, b| format!("{text}{b:02x}"));
+    let mut body = Vec::new();
+    for (name, value) in fields {
+        body.extend_from_slice(format!("--{boundary}\r\n").as_bytes());
+        body.extend_from_slice(format!("content-disposition: form-data; name=\"{name}\"\r\n\r\n").as_bytes());
+        body.extend_from_slice(&value);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    Ok((format!("multipart/form-data; boundary={boundary}"), body))
 }
 
 /// `title: detail (request id ...)`, from an RFC 9457 problem.

@@ -11,10 +11,10 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{Failure, Outcome, modules, output};
+use super::{Failure, Outcome, bundle, modules, output};
 use crate::config;
 use crate::domain::{Abi, Limits};
-use crate::engine::{Cancel, Engine, Finished, Input, Job, RunError, Settings};
+use crate::engine::{Assets, Cancel, Engine, Finished, Input, Job, RunError, Settings};
 
 const MAX_MODULE: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
@@ -40,6 +40,9 @@ pub(super) struct ExecArgs {
     /// `NAME=value`; may be repeated.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// Files that the module finds at `/`: a zip or tar archive, or a folder.
+    #[arg(long, value_name = "FILE|FOLDER")]
+    assets: Option<PathBuf>,
     /// Export to call; default: `_start`, `main` or `run`.
     #[arg(long)]
     function: Option<String>,
@@ -119,13 +122,16 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
     if inspected.abi == Abi::HttpWasm {
         return Err(Failure::usage("an `http-wasm` module handles requests on a route; `exec` can't run it"));
     }
+    let assets = match &args.assets {
+        Some(path) => Some(Assets::read(&bundle::read(path)?, MAX_MODULE).map_err(|e| anyhow!("{e}"))?),
+        None => None,
+    };
     let module = engine.load_inline(wasm, &inspected, None).await.map_err(|e| anyhow!("{e}"))?;
     let (argv, function_args) = match inspected.abi {
         Abi::Core => (Vec::new(), args.args.clone()),
         _ => (args.args.clone(), Vec::new()),
     };
-    let input =
-        Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args, assets: None };
+    let input = Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args, assets };
     let owner = "wasmgate".parse().map_err(|e: crate::domain::InvalidName| anyhow!(e))?;
     let job = Job { module, owner, label: Arc::from("exec"), limits, input, cancel: Cancel::default() };
     let finished = engine.run(job).await;

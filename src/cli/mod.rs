@@ -3,6 +3,7 @@
 //! Invariant: exit code 0 is success, 1 a failure, 2 a mistake in the arguments or the configuration; a secret is never
 //! an argument.
 
+mod bundle;
 mod check;
 mod client;
 mod exec;

@@ -9,7 +9,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Body, Client, Connect, encoded};
-use super::{Failure, Outcome, output};
+use super::{Failure, Outcome, bundle, output};
 use crate::domain::{Abi, LimitsChange, ModuleRef, Name, OwnerId, Selector};
 
 #[derive(clap::Args)]
@@ -43,6 +43,9 @@ enum Verb {
         /// Make this version the active one at once.
         #[arg(long)]
         activate: bool,
+        /// Files that the module finds at `/`: a zip or tar archive, or a folder to make one of.
+        #[arg(long, value_name = "FILE|FOLDER")]
+        assets: Option<PathBuf>,
         /// The module's own limits, as `memory_bytes=1048576`; replaces all that it had; may be repeated.
         #[arg(long = "limit", value_name = "NAME=NUMBER", value_parser = limit)]
         limits: Vec<(String, u64)>,
@@ -81,22 +84,32 @@ pub(super) fn run(args: ModuleArgs, as_json: bool) -> Outcome {
     let client = args.connect.client()?;
     let owner = args.owner.map(String::from);
     match args.verb {
-        Verb::Push { file, name, description, public, abi, activate, limits } => {
+        Verb::Push { file, name, description, public, abi, activate, assets, limits } => {
             let module = match name {
                 Some(module) => unversioned(module)?,
                 None => name_of(&file)?,
             };
             let (path, [owner]) = place(&module, owner)?;
-            let query = [
-                owner,
+            let wasm = read_module(&file)?;
+            let extra = [
                 ("description", description),
                 ("public", public.then(|| "true".into())),
                 ("abi", abi.map(|a| a.to_string())),
                 ("activate", activate.then(|| "true".into())),
                 ("limits", (!limits.is_empty()).then(|| own_limits(limits).to_string())),
             ];
-            let body = Body::Wasm(read_module(&file)?);
-            let stored = client.call(Method::PUT, &path, &query, body)?;
+            let stored = match assets {
+                None => {
+                    let query: Vec<_> = std::iter::once(owner).chain(extra).collect();
+                    client.call(Method::PUT, &path, &query, Body::Wasm(wasm))?
+                }
+                Some(assets) => {
+                    let mut form = vec![("name", module.name.to_string().into_bytes()), ("wasm", wasm)];
+                    form.push(("assets", bundle::read(&assets)?));
+                    form.extend(extra.into_iter().filter_map(|(name, value)| Some((name, value?.into_bytes()))));
+                    client.call(Method::POST, "/api/wasm/upload", &[owner], Body::Form(form))?
+                }
+            };
             print(&stored, as_json, |m| {
                 let at = |at: &str| output::cell(m, at);
                 let module = format!("{}/{}@{}", at("/owner"), at("/name"), at("/version"));

@@ -101,6 +101,7 @@ async fn store_module(
         size_bytes: bytes.len() as u64,
         uploaded_at: Timestamp::now(),
         shape: inspected.shape,
+        assets: None,
     };
     let new = NewVersion {
         owner: owner.clone(),

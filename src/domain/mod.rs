@@ -16,7 +16,7 @@ pub use clock::Timestamp;
 pub use id::{Digest, InvalidName, KeyId, Name, OwnerId, TokenId};
 pub use key::{ApiKey, KeyHash, Principal, Scope, ScopeSet, Subject};
 pub use limits::{Limits, LimitsChange};
-pub use module::{Abi, Module, ModuleRef, ModuleShape, ModuleVersion, Phase, Selector};
+pub use module::{Abi, Bundle, Module, ModuleRef, ModuleShape, ModuleVersion, Phase, Selector};
 pub use outcome::{GuestFailure, Meter, Reply};
 pub use rejection::{NotLoadable, Rejection};
 pub use tier::{FailMode, Quota, Tier, Window};

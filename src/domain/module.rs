@@ -111,6 +111,17 @@ impl ModuleShape {
     }
 }
 
+/// The files that came with a version: an archive, and what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Bundle {
+    /// Of the archive.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Of the files, unpacked.
+    pub bytes: u64,
+    pub files: u64,
+}
+
 /// One immutable version of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleVersion {
@@ -121,6 +132,28 @@ pub struct ModuleVersion {
     pub size_bytes: u64,
     pub uploaded_at: Timestamp,
     pub shape: ModuleShape,
+    /// Versions of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<Bundle>,
+}
+
+/// What makes a version the same as another one: its bytes, how they are run, its files.
+pub type Identity = (Digest, Abi, Option<Digest>);
+
+impl ModuleVersion {
+    pub fn identity(&self) -> Identity {
+        (self.digest, self.abi, self.assets.map(|bundle| bundle.digest))
+    }
+
+    /// What counts for a tier's limit.
+    pub fn total_bytes(&self) -> u64 {
+        self.size_bytes.saturating_add(self.assets.map_or(0, |bundle| bundle.bytes))
+    }
+
+    /// Everything that is stored for it.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        std::iter::once(self.digest).chain(self.assets.map(|bundle| bundle.digest))
+    }
 }
 
 /// A module: its name, and which of its versions the name means.

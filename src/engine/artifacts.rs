@@ -1,6 +1,6 @@
 //! Modules and their compiled forms as files, by digest.
 //!
-//! `modules/<hex>.wasm` holds what was uploaded; `artifacts/<hex>.<compiler>` holds a MAC and the artifact. Artifacts are
+//! `modules/<hex>.wasm` and `.bundle` hold what was uploaded; `artifacts/<hex>.<compiler>` holds a MAC and the artifact. Artifacts are
 //! a cache: over their bound, those go whose file's time, which is when they were last used, is the longest ago.
 //!
 //! Invariant: native code is loaded only under a MAC made with this gateway's key over everything it depends on: what
@@ -95,6 +95,23 @@ impl Artifacts {
 
     pub fn write_module(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
         self.write(&self.modules, &self.module_path(digest), &[bytes])
+    }
+
+    pub fn has_bundle(&self, digest: Digest) -> bool {
+        self.bundle_path(digest).exists()
+    }
+
+    /// As [`Artifacts::read_module`].
+    pub fn read_bundle(&self, digest: Digest) -> io::Result<Vec<u8>> {
+        let bytes = fs::read(self.bundle_path(digest))?;
+        if Digest::of(&bytes) != digest {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the stored bundle is damaged"));
+        }
+        Ok(bytes)
+    }
+
+    pub fn write_bundle(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
+        self.write(&self.modules, &self.bundle_path(digest), &[bytes])
     }
 
     pub fn read_artifact(&self, digest: Digest, compiler: Compiler) -> io::Result<Stored> {
@@ -200,6 +217,7 @@ impl Artifacts {
     pub fn remove(&self, digest: Digest) -> io::Result<()> {
         let paths = [
             self.module_path(digest),
+            self.bundle_path(digest),
             self.artifact_path(digest, Compiler::Fast),
             self.artifact_path(digest, Compiler::Optimising),
         ];
@@ -212,6 +230,10 @@ impl Artifacts {
 
     fn module_path(&self, digest: Digest) -> PathBuf {
         self.modules.join(format!("{}.wasm", digest.hex()))
+    }
+
+    fn bundle_path(&self, digest: Digest) -> PathBuf {
+        self.modules.join(format!("{}.{BUNDLE}", digest.hex()))
     }
 
     fn artifact_path(&self, digest: Digest, compiler: Compiler) -> PathBuf {
@@ -248,6 +270,8 @@ impl Artifacts {
     }
 }
 
+/// The ending of archives with a module's files.
+const BUNDLE: &str = "bundle";
 const TEMPORARY: &str = ".tmp-";
 
 /// What a killed process left behind.
@@ -272,7 +296,7 @@ fn note_use(file: &File, noted: Option<SystemTime>) {
 
 /// Of a file that is named as ours are; others are left alone.
 fn digest_of(path: &Path) -> Option<Digest> {
-    let known = ["wasm", Compiler::Fast.as_str(), Compiler::Optimising.as_str()];
+    let known = ["wasm", BUNDLE, Compiler::Fast.as_str(), Compiler::Optimising.as_str()];
     path.extension().filter(|ending| known.iter().any(|known| ending == known))?;
     let stem = path.file_stem()?.to_str()?;
     stem.parse::<Digest>().ok().filter(|digest| digest.hex() == stem)

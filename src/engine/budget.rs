@@ -129,8 +129,8 @@ impl Drop for Account {
 }
 
 impl Reserved {
-    /// Nothing yet, for the same owner.
-    pub fn sibling(&self) -> Reserved {
+    /// For more of the same owner's, apart from this.
+    pub fn none_yet(&self) -> Reserved {
         Reserved { account: self.account.clone(), bytes: 0 }
     }
 

@@ -38,10 +38,26 @@ pub const VERB: &str = "__compile";
 const MAGIC: [u8; 4] = *b"WGC1";
 /// Magic, compiler, CPU seconds, CPU nanoseconds for a MiB of code (0: unbounded), address space bytes, module bytes.
 const HEADER: usize = 4 + 1 + 8 + 8 + 8 + 8;
-/// How long an upload or an inline module waits for a process; its caller is told to come back then.
-pub const CALLER_WAIT: Duration = Duration::from_secs(5);
-/// How long a stored module that is compiled anew waits: nobody could bring it again.
-pub const STORED_WAIT: Duration = Duration::from_secs(60);
+/// Why a module is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is uploaded or sent along.
+    New,
+    /// It is stored, and its artifact is gone.
+    Again,
+}
+
+impl Why {
+    /// How long it waits for a process. The caller of a new one is told to come back then; nobody could bring a stored
+    /// one again.
+    pub fn wait(self) -> Duration {
+        Duration::from_secs(match self {
+            Why::New => 5,
+            Why::Again => 60,
+        })
+    }
+}
+
 /// Compiles that may wait for a process, for each process.
 const QUEUE_PER_PROCESS: usize = 16;
 /// Bytes of an artifact; 100 MiB modules at eleven times their size don't get through the CPU limit anyhow.
@@ -92,17 +108,17 @@ impl Compilers {
         let _ = self.observer.set(observer);
     }
 
-    /// The artifact of a module that passed inspection, once there is a process for it within `wait`. Dropping the future
-    /// kills the process. `owner`: who asks, where it is not the gateway itself.
+    /// The artifact of a module that passed inspection, once there is a process for it. Dropping the future kills the
+    /// process. `owner`: whose turn it takes, where it is not the gateway's own.
     pub async fn compile(
         &self,
         (digest, wasm): (Digest, &[u8]),
         compiler: Compiler,
         owner: Option<&OwnerId>,
-        wait: Duration,
+        why: Why,
     ) -> Result<Bytes, InstallError> {
         let listed = self.progress.waits(digest, owner, compiler, wasm.len());
-        let until = tokio::time::Instant::now() + wait;
+        let until = tokio::time::Instant::now() + why.wait();
         let turns = owner.map(|owner| self.turns_of(owner));
         let _turn = match &turns {
             Some(turns) => Some(in_time(until, turns.acquire()).await?),
@@ -111,7 +127,7 @@ impl Compilers {
         let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
             .ok_or(InstallError::Busy)?;
         let _permit = in_time(until, self.permits.acquire()).await?;
-        self.observed(&listed, wasm, compiler, owner.is_some()).await
+        self.observed(&listed, wasm, compiler, why == Why::New && owner.is_some()).await
     }
 
     /// A turn with the process for what nobody waits for, after all who asked before.

@@ -21,8 +21,10 @@ use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
 use super::host::{BoundedLog, HostState, RunClock};
+use super::loaded::{Code, Link};
 use super::memory::{Grant, GuestMemory, with_grant};
 use super::tunables::GuestTunables;
+use super::wasix::Wasix;
 use super::{stack, sys};
 
 /// Names that instrumentation adds to every module; no upload may use them.
@@ -93,6 +95,7 @@ impl Guest {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
+        let for_wasix = reserved.none_yet();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
         let mut state = HostState::new(
             Fuel::new(limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone()),
@@ -107,18 +110,13 @@ impl Guest {
         engine.set_tunables(GuestTunables::new(limits.stack_bytes));
         let mut store = Store::new(engine);
         let env = FunctionEnv::new(&mut store, state);
-        let imports: Vec<Extern> = code.imports.iter().map(|make| Extern::from(make(&mut store, &env))).collect();
-        let make = || Instance::new_by_index(&mut store, &code.module, &imports).map_err(Box::new);
+        let make = || link(&mut store, &env, &code, for_wasix);
         let made = stack::with(limits.stack_bytes, || with_grant(grant, make));
         let ended = match made {
-            Ok(instance) => match instance.exports.get_global(FUEL_GLOBAL).cloned() {
-                Ok(fuel) => return Ok(Guest { store, instance, env, fuel, started, stack_bytes: limits.stack_bytes }),
-                Err(_) => Ended::Failed(GuestFailure::NotLoadable("the artifact has no fuel counter".into())),
-            },
-            Err(e) => {
-                let refused = env.as_ref(&store).memory.take_refused();
-                classify_instantiation(&e, refused)
+            Ok((instance, fuel)) => {
+                return Ok(Guest { store, instance, env, fuel, started, stack_bytes: limits.stack_bytes });
             }
+            Err(ended) => ended,
         };
         let state = env.as_mut(&mut store);
         let meter = meter(state, state.fuel.used_at_least(), started);
@@ -189,6 +187,36 @@ impl Guest {
     pub fn memory_bytes(&self) -> u64 {
         self.env.as_ref(&self.store).memory.size() as u64
     }
+}
+
+/// Makes the imports and the instance. Gives the instance's fuel counter too.
+fn link(
+    store: &mut Store,
+    env: &FunctionEnv<HostState>,
+    code: &Code,
+    for_wasix: Reserved,
+) -> Result<(Instance, Global), Ended> {
+    let not_loadable = |why: String| Ended::Failed(GuestFailure::NotLoadable(why));
+    let wasix = match code.needs_wasix() {
+        true => Some(Wasix::begin(store, env, for_wasix).map_err(not_loadable)?),
+        false => None,
+    };
+    let make = |link: &Link| match (link, &wasix) {
+        (Link::Host(make), _) => Ok(Extern::from(make(store, env))),
+        (Link::Wasix(import), Some(wasix)) => wasix.function(store, env, import).map(Extern::from),
+        (Link::Wasix(import), None) => Err(format!("`{}` has nobody to serve it", import.name)),
+    };
+    let imports = code.imports.iter().map(make).collect::<Result<Vec<_>, _>>().map_err(not_loadable)?;
+    let instance = Instance::new_by_index(store, &code.module, &imports).map_err(|e| {
+        let refused = env.as_ref(store).memory.take_refused();
+        classify_instantiation(&e, refused)
+    })?;
+    let fuel = instance.exports.get_global(FUEL_GLOBAL).cloned();
+    let fuel = fuel.map_err(|_| not_loadable("the artifact has no fuel counter".into()))?;
+    if let Some(wasix) = wasix {
+        wasix.initialize(store, env, &instance).map_err(not_loadable)?;
+    }
+    Ok((instance, fuel))
 }
 
 fn meter(state: &HostState, fuel: u64, started: Started) -> Meter {

@@ -15,6 +15,7 @@ use super::failure::Halt;
 use super::fuel::Fuel;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
+use super::wasix::WasixState;
 
 /// Bytes written by a guest, up to a limit; what is beyond is counted.
 #[derive(Debug, Default)]
@@ -96,6 +97,7 @@ pub struct HostState {
     pub clock: RunClock,
     pub random: Random,
     pub wasi: WasiState,
+    pub wasix: WasixState,
     /// The guest has a thread to itself and may sleep; else sleeping counts as running out of time.
     pub may_block: bool,
     /// stderr and log calls.
@@ -118,6 +120,7 @@ impl HostState {
             clock: RunClock::since(Instant::now()),
             random: Random,
             wasi: WasiState::default(),
+            wasix: WasixState::default(),
             may_block: true,
             log: BoundedLog::default(),
             output_bytes: 0,

@@ -14,7 +14,7 @@ use super::guest_log::GuestLog;
 use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::pool::Need;
 use super::vms::{Handled, Leased, Turn, Vm, Vms};
-use super::{Engine, LoadedModule, RunError};
+use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
 
 /// `enable_features` bits of the http-wasm ABI, section 2.
@@ -91,6 +91,7 @@ impl HttpOutcome {
 pub struct HttpHandler {
     engine: Arc<Engine>,
     module: Arc<LoadedModule>,
+    assets: Option<Assets>,
     owner: OwnerId,
     account: Arc<Account>,
     config: Bytes,
@@ -114,6 +115,7 @@ impl HttpHandler {
     pub fn new(
         engine: &Arc<Engine>,
         module: Arc<LoadedModule>,
+        assets: Option<Assets>,
         label: Arc<str>,
         handler: &crate::config::Handler,
         limits: Limits,
@@ -121,6 +123,7 @@ impl HttpHandler {
         Arc::new(HttpHandler {
             engine: engine.clone(),
             module,
+            assets,
             owner: handler.owner.clone(),
             account: engine.account(&handler.owner),
             config: handler.config.clone().into(),
@@ -258,7 +261,7 @@ impl HttpHandler {
             return Err(failure.clone());
         }
         let limits = self.limits.clone();
-        let started = Vm::start(&self.module, &limits, memory, &self.config, &self.log);
+        let started = Vm::start(&self.module, &limits, memory, (&self.config, self.assets.clone()), &self.log);
         if let Err(failure) = &started {
             *self.start_failed.lock() = Some((Instant::now(), failure.clone()));
         }

@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 use crate::domain::{Abi, Digest, GuestFailure, ModuleShape, OwnerId};
 
 use super::artifacts::Stored;
+use super::compile::Why;
 use super::loaded::Trusted;
-use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, compile};
+use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, RunError, compile};
 
 /// Modules that may wait for better code; beyond, they are offered again when they are next loaded.
 const MAX_BEGUN: usize = 10_000;
@@ -35,13 +36,25 @@ pub struct Optimised {
 }
 
 impl Engine {
-    /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced.
+    /// [`Engine::load_of`], for the gateway itself.
     pub async fn load(
         self: &Arc<Self>,
         digest: Digest,
         abi: Abi,
         shape: &ModuleShape,
-    ) -> Result<Arc<LoadedModule>, GuestFailure> {
+    ) -> Result<Arc<LoadedModule>, RunError> {
+        self.load_of(None, digest, abi, shape).await
+    }
+
+    /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced. `owner`:
+    /// of the module, whose turns at the compiler it takes.
+    pub async fn load_of(
+        self: &Arc<Self>,
+        owner: Option<&OwnerId>,
+        digest: Digest,
+        abi: Abi,
+        shape: &ModuleShape,
+    ) -> Result<Arc<LoadedModule>, RunError> {
         if let Some(module) = self.modules.get(digest, abi) {
             return Ok(module);
         }
@@ -49,13 +62,18 @@ impl Engine {
         if let Some(module) = self.modules.get(digest, abi) {
             return Ok(module);
         }
-        let not_loadable = |e: InstallError| GuestFailure::NotLoadable(e.to_string());
+        let not_loadable = |e: InstallError| match e {
+            // That many modules are to be compiled again is not this one's fault.
+            InstallError::Busy => RunError::Busy { retry_after: Why::New.wait() },
+            e => RunError::Guest(GuestFailure::NotLoadable(e.to_string())),
+        };
         let trusted = match self.stored_artifact(digest).await.map_err(not_loadable)? {
             Some(trusted) => trusted,
-            None => self.recompile(digest).await.map_err(not_loadable)?,
+            None => self.recompile(owner, digest).await.map_err(not_loadable)?,
         };
         let compiler = trusted.compiler;
-        let module = load_blocking(trusted, digest, abi, shape.clone()).await.map_err(GuestFailure::NotLoadable)?;
+        let module = load_blocking(trusted, digest, abi, shape.clone()).await;
+        let module = module.map_err(|why| RunError::Guest(GuestFailure::NotLoadable(why)))?;
         self.modules.put(module.clone());
         if compiler == Compiler::Fast {
             self.optimise(digest);
@@ -82,7 +100,7 @@ impl Engine {
             return Ok(module);
         }
         let compiler = Compiler::Fast;
-        let artifact = self.compilers.compile((*digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((*digest, &bytes), compiler, owner, Why::New).await?;
         let trusted = Trusted { compiler, artifact };
         let module = load_blocking(trusted, *digest, *abi, shape.clone()).await.map_err(InstallError::Io)?;
         self.modules.put_inline(module.clone());
@@ -104,10 +122,10 @@ impl Engine {
         Ok(None)
     }
 
-    async fn recompile(&self, digest: Digest) -> Result<Trusted, InstallError> {
+    async fn recompile(&self, owner: Option<&OwnerId>, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Fast;
         let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
-        let artifact = self.compilers.compile((digest, &bytes), compiler, None, compile::STORED_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::Again).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
         if let Err(e) = written {

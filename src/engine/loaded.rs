@@ -14,7 +14,8 @@ use wasmer::sys::NativeEngineExt;
 use crate::domain::{Abi, Digest, Limits, ModuleShape};
 
 use super::Compiler;
-use super::abi::{self, MakeFn};
+use super::abi::wasix::WasixFn;
+use super::abi::{self, Import, MakeFn, Resolver};
 use super::guest::{FUEL_EXPIRE, FUEL_MODULE, make_expire};
 use super::lane::Lane;
 use super::tunables::GuestTunables;
@@ -33,13 +34,20 @@ pub struct LoadedModule {
 pub struct Code {
     pub(super) compiler: Compiler,
     /// How to make each import, in the module's order.
-    pub(super) imports: Vec<MakeFn>,
+    pub(super) imports: Vec<Link>,
     /// Dropped before the engine that owns its code.
     pub(super) module: wasmer::Module,
     /// Headless and of this code alone: it is freed with it, and no other module's signatures can disturb it.
     pub(super) engine: wasmer::Engine,
     /// Size of its artifact, for caches.
     bytes: u64,
+}
+
+/// How an import is made.
+#[derive(Clone, Copy)]
+pub enum Link {
+    Host(MakeFn),
+    Wasix(&'static WasixFn),
 }
 
 /// An artifact whose bytes may be trusted: its MAC fitted, or it came from the compiler just now.
@@ -56,19 +64,29 @@ impl Code {
         let bytes = artifact.len() as u64;
         // SAFETY: `Trusted` says that the bytes are what our own compiler process wrote for this machine.
         let module = unsafe { wasmer::Module::deserialize_unchecked(&engine, artifact) }.map_err(|e| e.to_string())?;
-        let host = abi::host(abi);
-        let imports = module
-            .imports()
-            .map(|import| {
-                if import.module() == FUEL_MODULE && import.name() == FUEL_EXPIRE {
-                    return Ok(make_expire as MakeFn);
+        let names: Vec<_> = module.imports().map(|i| (i.module().to_owned(), i.name().to_owned())).collect();
+        let resolver =
+            Resolver::new(abi::host(abi), names.iter().map(|(module, name)| (module.as_str(), name.as_str())));
+        let imports = names
+            .iter()
+            .map(|(module, name)| {
+                if module == FUEL_MODULE && name == FUEL_EXPIRE {
+                    return Ok(Link::Host(make_expire));
                 }
-                abi::resolve(host, import.module(), import.name())
-                    .map(|f| f.make)
-                    .ok_or_else(|| format!("the import `{}.{}` is unknown", import.module(), import.name()))
+                match resolver.resolve(module, name) {
+                    Some(Import::Host(f)) => Ok(Link::Host(f.make)),
+                    Some(Import::Wasix(f)) => Ok(Link::Wasix(f)),
+                    None => Err(format!("the import `{module}.{name}` is unknown")),
+                }
             })
             .collect::<Result<Vec<_>, String>>()?;
         Ok(Code { compiler, imports, module, engine, bytes })
+    }
+}
+
+impl Code {
+    pub(super) fn needs_wasix(&self) -> bool {
+        self.imports.iter().any(|link| matches!(link, Link::Wasix(_)))
     }
 }
 
@@ -99,6 +117,11 @@ impl LoadedModule {
 
     pub fn shape(&self) -> &ModuleShape {
         &self.shape
+    }
+
+    /// Its host functions are wasmer-wasix's, whose work between two looks at the clock is too long for a proxy worker.
+    pub(super) fn needs_wasix(&self) -> bool {
+        self.code.load().needs_wasix()
     }
 
     pub(super) fn code(&self) -> Arc<Code> {

@@ -11,6 +11,7 @@ pub mod abi;
 mod artifacts;
 mod at_rest;
 mod budget;
+mod bundles;
 mod cache;
 mod cancel;
 pub mod compile;
@@ -38,6 +39,7 @@ mod sys;
 mod tend;
 mod tunables;
 mod vms;
+mod wasix;
 
 use std::io;
 use std::path::PathBuf;
@@ -51,8 +53,9 @@ use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLo
 
 use artifacts::{Artifacts, Stored};
 use budget::{Account, Budget};
+use bundles::Bundles;
 use cache::Modules;
-use compile::Compilers;
+use compile::{Compilers, Why};
 use guest::Allowance;
 use instances::Instances;
 use pool::{Need, Pool};
@@ -84,6 +87,7 @@ pub struct Engine {
     artifacts: Arc<Artifacts>,
     compilers: Arc<Compilers>,
     modules: Modules,
+    bundles: Bundles,
     instances: Instances,
     pool: Pool,
     budget: Arc<Budget>,
@@ -236,6 +240,7 @@ impl Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
             modules: Modules::new(config.artifact_cache_bytes),
+            bundles: Bundles::new(config.artifact_cache_bytes),
             instances: Instances::default(),
             pool,
             budget,
@@ -295,7 +300,7 @@ impl Engine {
                 return Ok(Compiled { digest, bytes, compiler, artifact: artifact.into() });
             }
         }
-        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, compile::CALLER_WAIT).await?;
+        let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::New).await?;
         Ok(Compiled { digest, bytes, compiler, artifact })
     }
 
@@ -324,6 +329,7 @@ impl Engine {
     pub async fn remove(&self, digest: Digest) -> io::Result<()> {
         let _turn = self.modules.turn(digest).await;
         self.modules.forget(digest);
+        self.bundles.forget(digest);
         let artifacts = self.artifacts.clone();
         tokio::task::spawn_blocking(move || artifacts.remove(digest)).await.map_err(io::Error::other)?
     }
@@ -346,6 +352,7 @@ impl Engine {
         };
         let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
         if job.module.lane().is_inline()
+            && !job.module.needs_wasix()
             && let Some(memory) = need.account.reserve(need.bytes)
         {
             let finished = self.run_inline(&job, &call, memory);

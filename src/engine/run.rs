@@ -66,7 +66,7 @@ fn execute_unguarded(
     reserved: Reserved,
     may_block: bool,
 ) -> Finished {
-    let files = Files::new(input.assets.clone(), allowance.limits.file_bytes, reserved.sibling());
+    let files = Files::new(input.assets.clone(), allowance.limits.file_bytes, reserved.none_yet());
     let prepare = |host: &mut HostState| {
         host.may_block = may_block;
         host.wasi = WasiState {

@@ -17,12 +17,13 @@ use super::at_rest::AtRest;
 use super::budget::Reserved;
 use super::cancel::Cancel;
 use super::failure::Ended;
+use super::files::Files;
 use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
 use super::instances::Gate;
-use super::{Compiler, Engine, LoadedModule, RunError};
+use super::{Assets, Compiler, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
 /// VMs that nobody needed for so long are let go when another comes back.
@@ -60,15 +61,19 @@ impl Vm {
         module: &LoadedModule,
         limits: &Limits,
         reserved: Reserved,
-        config: &Bytes,
+        (config, assets): (&Bytes, Option<Assets>),
         log: &GuestLog,
     ) -> Result<Box<Vm>, RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
         let compiler = module.code().compiler;
-        let made =
-            Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| host.config = config.clone());
+        // What a request writes is none of the next one's: a living VM has no `/tmp`.
+        let files = Files::new(assets, 0, reserved.none_yet());
+        let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
+            host.config = config.clone();
+            host.wasi.files = files;
+        });
         let mut guest = made.map_err(|e| {
             log.printed("", &e.log);
             start_failure(e.ended)

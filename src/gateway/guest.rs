@@ -34,7 +34,9 @@ pub async fn answer(
     }
     handler.admit(ctx)?;
     let loaded = handler.module(&shared.engine).await;
-    let module = loaded.map_err(|e| Rejection::Guest(handlers::crashed(ctx, shared, handler, e)))?.clone();
+    let module = loaded.map_err(|e| handlers::not_loaded(ctx, shared, handler, e))?.clone();
+    let assets = handler.assets(&shared.engine).await;
+    let assets = assets.map_err(|e| handlers::not_loaded(ctx, shared, handler, e))?.cloned();
     let stdin = match held {
         Some(body) => body,
         None => body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?,
@@ -50,7 +52,7 @@ pub async fn answer(
         owner: handler.config.owner.clone(),
         label: handler.label.clone(),
         limits: handler.limits.clone(),
-        input: Input { env, stdin, ..Input::default() },
+        input: Input { env, stdin, assets, ..Input::default() },
         cancel: cancel.clone(),
     };
     let run = shared.engine.run(job);

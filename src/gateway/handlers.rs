@@ -30,7 +30,7 @@ use super::snapshot::{Resolved, Snapshot};
 use crate::config::{self, HandlerFail};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
 use crate::engine::{
-    Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Assets, Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 use crate::limit::network;
 use crate::telemetry::{Metrics, ModuleMetrics};
@@ -46,6 +46,7 @@ pub struct RouteHandler {
     pub breaker: Arc<Breaker>,
     metrics: OnceLock<Arc<ModuleMetrics>>,
     module: OnceCell<Arc<LoadedModule>>,
+    assets: OnceCell<Assets>,
     http: OnceCell<Arc<HttpHandler>>,
 }
 
@@ -75,6 +76,7 @@ impl RouteHandler {
             breaker,
             metrics: OnceLock::new(),
             module: OnceCell::new(),
+            assets: OnceCell::new(),
             http: OnceCell::new(),
         }
     }
@@ -86,9 +88,8 @@ impl RouteHandler {
     }
 
     pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
-        let code = |version: &ModuleVersion| (version.digest, version.abi);
         self.config == *config
-            && self.version.as_ref().map(code) == resolved.map(|r| code(&r.version))
+            && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
             && self.limits == limits(config, resolved)
     }
 
@@ -102,17 +103,26 @@ impl RouteHandler {
     }
 
     /// Loaded by the first request that needs it; further ones wait for the same load.
-    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, GuestFailure> {
-        let version = self
-            .version
-            .as_ref()
-            .ok_or_else(|| GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))?;
-        self.module.get_or_try_init(|| engine.load(version.digest, version.abi, &version.shape)).await
+    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, RunError> {
+        let version = self.version.as_ref().ok_or_else(|| {
+            RunError::Guest(GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))
+        })?;
+        self.module
+            .get_or_try_init(|| engine.load_of(Some(&self.config.owner), version.digest, version.abi, &version.shape))
+            .await
     }
 
-    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, GuestFailure> {
+    /// Its files, as [`RouteHandler::module`].
+    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, RunError> {
+        let Some(bundle) = self.version.as_ref().and_then(|version| version.assets.as_ref()) else { return Ok(None) };
+        let load = || async { engine.assets(bundle).await.map_err(RunError::Guest) };
+        self.assets.get_or_try_init(load).await.map(Some)
+    }
+
+    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
         let module = self.module(engine).await?.clone();
-        let make = || HttpHandler::new(engine, module, self.label.clone(), &self.config, self.limits.clone());
+        let assets = self.assets(engine).await?.cloned();
+        let make = || HttpHandler::new(engine, module, assets, self.label.clone(), &self.config, self.limits.clone());
         Ok(self.http.get_or_init(|| async { make() }).await)
     }
 }
@@ -147,10 +157,13 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
             let started = if version.abi == Abi::HttpWasm {
                 match handler.http(engine).await {
                     Ok(http) => http.warm().await,
-                    Err(failure) => Err(RunError::Guest(failure)),
+                    Err(error) => Err(error),
                 }
             } else {
-                handler.module(engine).await.map(drop).map_err(RunError::Guest)
+                match handler.module(engine).await {
+                    Ok(_) => handler.assets(engine).await.map(drop),
+                    Err(error) => Err(error),
+                }
             };
             match started {
                 Ok(()) => {}
@@ -288,7 +301,7 @@ async fn ready<'a>(
 ) -> Result<&'a Arc<HttpHandler>, Rejection> {
     handler.admit(ctx)?;
     let loaded = handler.http(&shared.engine).await;
-    loaded.map_err(|failure| Rejection::Guest(crashed(ctx, shared, handler, failure)))
+    loaded.map_err(|error| not_loaded(ctx, shared, handler, error))
 }
 
 /// What a request phase did to the body.
@@ -404,10 +417,12 @@ fn passed(handler: &RouteHandler) {
     }
 }
 
-/// Counts a failure to load, and gives it back.
-pub fn crashed(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: GuestFailure) -> GuestFailure {
-    note_crash(ctx, shared, handler, &failure);
-    failure
+/// Counts a failure to load that is the module's own.
+pub fn not_loaded(ctx: &Context, shared: &Shared, handler: &RouteHandler, error: RunError) -> Rejection {
+    if let RunError::Guest(failure) = &error {
+        note_crash(ctx, shared, handler, failure);
+    }
+    rejection_of(error)
 }
 
 fn caller(ctx: &Context) -> Caller {

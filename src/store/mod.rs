@@ -119,7 +119,7 @@ pub trait Store: Send + Sync + 'static {
     /// Whether there was an override.
     async fn delete_tier(&self, name: &Name) -> Result<bool>;
 
-    /// Adds a version (the same digest with the same ABI again returns the version that has it and `false`), creating
+    /// Adds a version (the same digest and files with the same ABI again returns the version that has it and `false`), creating
     /// the module at its first one. The first version becomes active; `activate` makes this one active. `max_modules` is
     /// checked with the write.
     async fn add_version(&self, new: NewVersion, max_modules: Option<u32>) -> Result<(Module, u32, bool)>;

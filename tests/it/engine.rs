@@ -13,6 +13,7 @@ mod memory;
 mod owners;
 mod pool;
 mod tiers;
+mod wasix;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -20,6 +20,7 @@ mod departures;
 mod drain;
 mod engine;
 mod execute;
+mod files;
 mod gateway;
 mod generated;
 mod handlers;

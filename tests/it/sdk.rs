@@ -50,3 +50,36 @@ fn a_go_command_runs_inline_and_stored() {
     assert_eq!(doc["exit_code"], 3, "{doc}");
     assert!(doc["stderr"].as_str().is_some_and(|s| s.starts_with("not a list of numbers")), "{doc}");
 }
+
+const PAGE: &str = "<p>hello</p>\n";
+
+/// Uploads a command with a page in its assets, and runs it.
+fn with_page(name: &str, wasm: &[u8], args: &str) -> String {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let mut assets = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(PAGE.len() as u64);
+    assets.append_data(&mut header, "page.html", PAGE.as_bytes()).expect("it is in memory");
+    let assets = assets.into_inner().expect("it is in memory");
+    let form = Form::default().field("name", name).file("wasm", wasm).file("assets", &assets).end();
+    gw.request("POST", "/api/wasm/upload").key(&key).form(form).send().expect(201);
+    let form = Form::default().field("module", name).field("args", args).end();
+    let doc = gw.request("POST", "/api/wasm/execute").key(&key).form(form).send().expect(200).json();
+    assert_eq!(doc["exit_code"], 0, "{doc}");
+    doc["output"].as_str().expect("text").to_owned()
+}
+
+#[test]
+fn rust_works_on_files() {
+    let expected =
+        "Err(ReadOnlyFilesystem)\nfiles 5\n6\n[(\"b\", true), (\"moved\", false)]\nErr(DirectoryNotEmpty)\n0\n";
+    assert_eq!(with_page("files", &guest("files"), ""), format!("{PAGE}{expected}"));
+}
+
+#[test]
+fn go_works_on_files() {
+    let expected = "open /new: Read-only file system\nb false 3\n0 <nil>\n";
+    assert_eq!(with_page("sum", &guest("sum"), "files"), format!("{PAGE}{expected}"));
+}

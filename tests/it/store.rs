@@ -57,6 +57,7 @@ fn version(owner: &str, module: &str, bytes: &str) -> NewVersion {
             size_bytes: bytes.len() as u64,
             uploaded_at: at(1),
             shape: ModuleShape::default(),
+            assets: None,
         },
         activate: false,
     }

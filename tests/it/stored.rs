@@ -9,6 +9,7 @@ use wasmgate::domain::{Abi, Digest, ModuleVersion, Timestamp};
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{NewVersion, Store};
 
+use crate::support::admin::NewKey;
 use crate::support::{Gateway, api, eventually, wat};
 
 fn constant(n: usize) -> Vec<u8> {
@@ -66,6 +67,52 @@ fn compiled_modules_stay_within_their_bound_and_every_module_runs() {
     }
     let data = gw.dir.path().join("data");
     eventually("they fit", || bytes(&data.join("artifacts")) <= 1 << 20);
+}
+
+/// An owner whose compiled modules do not fit takes turns among its own, as with uploads.
+#[test]
+fn compiling_stored_modules_again_leaves_compilers_to_others() {
+    let config =
+        api::config("[engine]\nartifact_disk = \"1MiB\"\nartifact_cache = \"1MiB\"\n[engine.compile]\nprocesses = 2\n");
+    let gw = Gateway::start(&config);
+    let key = gw.key();
+    // Each artifact alone is over both bounds.
+    let body = "(local.set 1 (i32.add (i32.load (local.get 0)) (local.get 1)))".repeat(40);
+    let functions = format!("(func (param i32 i32) (result i32) {body} (local.get 1))").repeat(3_000);
+    for n in 0..4 {
+        let run = format!("(func (export \"run\") (result i32) (i32.const {n}))");
+        gw.upload(&format!("acme/m{n}"), "core", &wat(&format!("(module (memory 1) {run} {functions})")));
+    }
+    let gw = gw.restart(&config);
+    let other = gw.new_key(&NewKey { owner: "other", ..NewKey::default() }).text;
+    let compiles = || gw.admin("GET", "/api/state").send().expect(200).json()["engine"]["compiles"].clone();
+    let fast = |compiles: &serde_json::Value| {
+        let running = compiles["running"].as_array().expect("a list").clone();
+        running.into_iter().filter(|c| c["compiler"] == "cranelift-fast").collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4)
+            .map(|n| {
+                (
+                    n,
+                    scope.spawn({
+                        let (gw, key) = (&gw, &key);
+                        move || run(gw, key, &format!("m{n}"))
+                    }),
+                )
+            })
+            .collect();
+        eventually("one compiles, others wait", || {
+            let now = compiles();
+            fast(&now).len() == 1 && now["waiting_total"].as_u64() > Some(0)
+        });
+        assert_eq!(fast(&compiles())[0]["owner"], "acme");
+        gw.execute(&other, &constant(1), b"").expect(200);
+        assert!(fast(&compiles()).len() <= 1);
+        for (n, run) in runs {
+            assert_eq!(run.join().expect("no panic"), n);
+        }
+    });
 }
 
 #[test]
@@ -139,6 +186,7 @@ fn prepare(data: &Path, modules: usize) {
                     "memory_min_bytes": 0, "memory_max_bytes": null, "has_start": false,
                 }))
                 .expect("a shape"),
+                assets: None,
             };
             let (owner, name) = ("acme".parse().expect("a name"), format!("m{n}").parse().expect("a name"));
             let (description, public, limits) = (None, None, None);

@@ -15,6 +15,7 @@ pub mod command;
 pub mod core;
 pub mod http_wasm;
 pub mod wasi;
+pub mod wasix;
 
 use wasmer::{Function, FunctionEnv, Store};
 
@@ -23,6 +24,7 @@ use crate::domain::{Abi, ModuleShape, NotLoadable};
 
 use super::Input;
 use super::host::HostState;
+use wasix::WasixFn;
 
 pub trait AbiHost: Send + Sync {
     fn abi(&self) -> Abi;
@@ -119,20 +121,62 @@ pub fn serves(abi: Abi, shape: &ModuleShape, answers: bool) -> Result<(), String
     if callable { Ok(()) } else { Err(why.to_owned()) }
 }
 
-/// The function behind an import, if this ABI may have it.
-pub fn resolve(host: &dyn AbiHost, module: &str, name: &str) -> Option<&'static HostFn> {
-    if module == wasi::MODULE && host.wasi() { wasi::host_fn(name) } else { host.host_fn(module, name) }
+/// What serves an import.
+#[derive(Clone, Copy)]
+pub enum Import {
+    Host(&'static HostFn),
+    Wasix(&'static WasixFn),
 }
 
-fn check_imports(host: &dyn AbiHost, shape: &ModuleShape) -> Result<(), NotLoadable> {
+impl Import {
+    fn signature(self) -> String {
+        match self {
+            Import::Host(f) => f.signature(),
+            Import::Wasix(f) => f.signature(),
+        }
+    }
+}
+
+/// How the imports of one module are served.
+pub struct Resolver {
+    host: &'static dyn AbiHost,
+    wasix: bool,
+}
+
+impl Resolver {
+    /// For a module that has these imports.
+    pub fn new<'i>(host: &'static dyn AbiHost, imports: impl Iterator<Item = (&'i str, &'i str)>) -> Resolver {
+        Resolver { host, wasix: wasix::serves(host.abi(), imports) }
+    }
+
+    fn of(host: &'static dyn AbiHost, shape: &ModuleShape) -> Resolver {
+        Resolver::new(host, shape.imports.iter().map(|i| (i.module.as_str(), i.name.as_str())))
+    }
+
+    /// The function behind an import, if this ABI may have it.
+    pub fn resolve(&self, module: &str, name: &str) -> Option<Import> {
+        if self.wasix {
+            return wasix::resolve(module, name).map(Import::Wasix);
+        }
+        let wasi = module == wasi::MODULE && self.host.wasi();
+        if wasi { wasi::host_fn(name) } else { self.host.host_fn(module, name) }.map(Import::Host)
+    }
+}
+
+fn check_imports(host: &'static dyn AbiHost, shape: &ModuleShape) -> Result<(), NotLoadable> {
+    let resolver = Resolver::of(host, shape);
     for import in &shape.imports {
         let (module, name, ty) = (&import.module, &import.name, &import.ty);
         let refuse = |why: String| Err(NotLoadable::new(NotLoadableKind::UnknownImport, why));
-        match resolve(host, module, name) {
+        match resolver.resolve(module, name) {
             Some(f) if f.signature() == *ty => {}
             Some(f) => return refuse(format!("the import `{module}.{name}` is {ty}; it must be {}", f.signature())),
             None => return refuse(unknown_import(host.abi(), module, name)),
         }
+    }
+    if resolver.wasix && !shape.exports.iter().any(|export| export.ty == "memory") {
+        let why = "a module that imports WASIX has to export its memory";
+        return Err(NotLoadable::new(NotLoadableKind::MissingExport, why));
     }
     Ok(())
 }
@@ -144,9 +188,10 @@ fn unknown_import(abi: Abi, module: &str, name: &str) -> String {
             format!("{import}: proxy-wasm modules are not supported yet, their support comes later")
         }
         "wasi_unstable" => format!("{import}: it is of WASI preview0; build for wasip1"),
-        _ if module.starts_with("wasix") => {
-            format!("{import}: WASIX modules are not supported yet, their support comes later; build for wasip1")
+        wasix::MODULE if !matches!(abi, Abi::Command | Abi::Cgi) => {
+            format!("{import} to the ABI `{abi}`: WASIX is for `command` and `cgi`")
         }
+        _ if module.starts_with("wasix") => format!("{import}: WASIX is known as `{}`", wasix::MODULE),
         wasi::MODULE if abi == Abi::Core => {
             format!("{import}: a core module imports nothing; a WASI command has the ABI `command`")
         }
@@ -162,8 +207,10 @@ fn unknown_shape(shape: &ModuleShape) -> NotLoadable {
         );
     }
     // An import that no ABI knows says most about what the module is.
-    let known = |i: &&crate::domain::module::ImportShape| ALL.iter().all(|h| resolve(*h, &i.module, &i.name).is_none());
-    match shape.imports.iter().find(known) {
+    let resolvers: Vec<Resolver> = ALL.iter().map(|host| Resolver::of(*host, shape)).collect();
+    let unknown =
+        |i: &&crate::domain::module::ImportShape| resolvers.iter().all(|r| r.resolve(&i.module, &i.name).is_none());
+    match shape.imports.iter().find(unknown) {
         Some(i) => NotLoadable::new(NotLoadableKind::UnknownImport, unknown_import(Abi::Command, &i.module, &i.name)),
         None => NotLoadable::new(
             NotLoadableKind::MissingExport,

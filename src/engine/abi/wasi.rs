@@ -319,3 +319,8 @@ host_fns! {
 pub fn host_fn(name: &str) -> Option<&'static HostFn> {
     TABLE.iter().find(|f| f.name == name)
 }
+
+#[cfg(test)]
+pub fn all() -> &'static [HostFn] {
+    TABLE
+}

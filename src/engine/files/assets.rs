@@ -3,7 +3,7 @@
 //! Invariant: every name is a plain path component, every node but the root has its parent before it, and what the tree
 //! holds is within [`Bounds`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
@@ -23,6 +23,15 @@ const ENTRY_BYTES: u64 = 128;
 #[derive(Clone, Debug)]
 pub struct Assets {
     tree: Arc<Tree>,
+}
+
+/// Finds a tree that somebody else holds.
+pub struct WeakAssets(Weak<Tree>);
+
+impl WeakAssets {
+    pub fn upgrade(&self) -> Option<Assets> {
+        self.0.upgrade().map(|tree| Assets { tree })
+    }
 }
 
 #[derive(Debug)]
@@ -183,6 +192,10 @@ fn child(nodes: &[Node], folder: NodeId, name: &str) -> Result<NodeId, usize> {
 }
 
 impl Assets {
+    pub fn downgrade(&self) -> WeakAssets {
+        WeakAssets(Arc::downgrade(&self.tree))
+    }
+
     /// Content of all files together.
     pub fn bytes(&self) -> u64 {
         self.tree.bytes

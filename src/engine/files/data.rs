@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn holes_and_cut_ends_read_as_zeros() {
-        let fuel = Fuel::new(u64::MAX, Instant::now(), Instant::now() + Duration::from_secs(60), Cancel::default());
+        let now = Instant::now();
+        let fuel = Fuel::new(u64::MAX, now, now + Duration::from_secs(60), Cancel::default());
         let mut data = Data::default();
         data.write(&fuel, 10_000, b"abc").unwrap();
         assert_eq!(data.size(), 10_003);

@@ -73,6 +73,11 @@ impl Files {
         Files { tree: Tree { assets, tmp }, table }
     }
 
+    /// For who has descriptors of its own.
+    pub fn into_tree(self) -> Tree {
+        self.tree
+    }
+
     /// An open file or folder, if its holder may do this with it.
     fn node(&self, fd: i32, right: u64) -> Result<Open, Errno> {
         match self.table.get(fd)? {
@@ -140,7 +145,8 @@ impl Files {
         let has = |flag| asked.oflags & flag != 0;
         let changes = asked.rights & rights::FD_WRITE != 0 || has(TRUNCATE);
         match self.tree.is_folder(at) {
-            true if changes || has(CREATE) => return Err(Errno::ISDIR),
+            // Who says that it is a folder gets one, less the rights that mean nothing for it.
+            true if has(CREATE) || has(TRUNCATE) || (changes && !has(DIRECTORY)) => return Err(Errno::ISDIR),
             false if has(DIRECTORY) => return Err(Errno::NOTDIR),
             false if changes => drop(Tree::writable(at)?),
             _ => {}
@@ -344,6 +350,6 @@ impl Files {
     ) -> Result<(), Stop> {
         let old = self.find(from, rights::PATH_RENAME_SOURCE, old, now)?;
         let new = self.find(to, rights::PATH_RENAME_TARGET, new, now)?;
-        Ok(self.tree.rename(fuel, &old, &new, now)?)
+        self.tree.rename(fuel, &old, &new, now)
     }
 }

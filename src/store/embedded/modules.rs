@@ -1,6 +1,6 @@
 //! Modules, their versions and their execution counts.
 //!
-//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI; a number is never given
+//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI and bundle; a number is never given
 //! twice, also not after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
 use super::retired::Retired;
-use crate::domain::{Abi, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Timestamp};
+use crate::domain::{Abi, Bundle, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Timestamp};
 use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
 
 type Named = (&'static str, &'static str);
@@ -351,19 +351,21 @@ impl<'tx> WriterTables<'tx> {
         Ok(held)
     }
 
-    /// The version that has these bytes with this ABI, and how many there are.
+    /// The version that has these bytes and files with this ABI, and how many there are.
     fn find_version(&self, id: &str, new: &ModuleVersion) -> Result<(Option<u32>, u32)> {
         #[derive(Deserialize)]
         struct Head {
             digest: Digest,
             abi: Abi,
+            #[serde(default)]
+            assets: Option<Bundle>,
         }
         let (mut known, mut held) = (None, 0);
         for row in self.versions.range((id, 0)..=(id, u32::MAX)).map_err(fault)? {
             let (key, value) = row.map_err(fault)?;
             held += 1;
             let head = decode::<Head>(value.value(), id)?;
-            if (head.digest, head.abi) == (new.digest, new.abi) {
+            if (head.digest, head.abi, head.assets.map(|bundle| bundle.digest)) == new.identity() {
                 known = Some(key.value().1);
             }
         }

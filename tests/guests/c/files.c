@@ -202,10 +202,11 @@ static int fill(void) {
   memset(block, 'x', sizeof block);
   long long total = 0;
   int fd = open("/tmp/fill", O_WRONLY | O_CREAT, 0666);
-  for (ssize_t n; (n = write(fd, block, sizeof block)) > 0;)
-    total += n;
+  for (size_t size = sizeof block; size > 0; size /= 2)
+    for (ssize_t n; (n = write(fd, block, size)) > 0;)
+      total += n;
   printf("%lld: %s\n", total, strerror(errno));
-  show("another", open("/tmp/more", O_WRONLY | O_CREAT, 0666));
+  show("another", put("/tmp/more", "x"));
   close(fd), unlink("/tmp/fill");
   show("after it is gone", put("/tmp/fill", "x"));
   return 0;

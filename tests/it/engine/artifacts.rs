@@ -67,7 +67,7 @@ async fn a_version_can_be_removed_and_temporaries_go_at_start() {
     again.remove(module.digest()).await.unwrap();
     assert_eq!((files(&kit, "modules").len(), files(&kit, "artifacts").len()), (0, 0));
     let gone = again.load(module.digest(), module.abi(), module.shape()).await;
-    assert!(matches!(gone, Err(GuestFailure::NotLoadable(_))));
+    assert!(matches!(gone, Err(RunError::Guest(GuestFailure::NotLoadable(_)))));
     // A run that holds it goes on.
     assert!(kit.run(&module, limits(), number(10)).await.result.is_ok());
 }

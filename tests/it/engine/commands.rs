@@ -46,10 +46,10 @@ async fn bad_pointers_trap_and_files_are_out_of_reach() {
         let finished = kit.run_wat(&wasi(body)).await;
         assert!(matches!(failure(&finished), GuestFailure::Trap { .. }), "{body}: {:?}", finished.result);
     }
-    // ENOTCAPABLE is 76.
+    // ENOENT is 44.
     let open = "(call $exit (call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const 5) (i32.const 0)
         (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 0)))";
-    assert_eq!(kit.run_wat(&wasi(open)).await.result.unwrap().exit_code, 76);
+    assert_eq!(kit.run_wat(&wasi(open)).await.result.unwrap().exit_code, 44);
 }
 
 #[tokio::test]

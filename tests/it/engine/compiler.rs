@@ -60,3 +60,29 @@ async fn a_compiler_that_hangs_is_killed_at_its_deadline() {
     let process = PathBuf::from("/proc").join(std::fs::read_to_string(dir.path().join("hung")).unwrap().trim());
     eventually_async("the compiler ends at its deadline", || !process.exists()).await;
 }
+
+/// More stored modules without artifacts than may wait: a moment's want of compilers says nothing of a module.
+#[tokio::test]
+async fn too_many_stored_modules_to_compile_again_is_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.compile.processes = 1;
+    let compiler_exe = hanging_compiler(dir.path());
+    let data = dir.path().join("data");
+    let engine = Engine::new(Settings { data_dir: data.clone(), artifact_key: [7; 32], compiler_exe, config }).unwrap();
+    let stored = |n: u32| {
+        let wat = format!(r#"(module (func (export "run") (result i32) (i32.const {n})))"#);
+        let bytes = wat::parse_str(wat).unwrap();
+        let inspected = engine.inspect(&bytes, None, MIB, &limits()).unwrap();
+        std::fs::write(data.join(format!("modules/{}.wasm", inspected.digest.hex())), bytes).unwrap();
+        inspected
+    };
+    let mut loads = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let (engine, of) = (engine.clone(), stored(n));
+        loads.spawn(async move { engine.load(of.digest, of.abi, &of.shape).await });
+    }
+    let first = loads.join_next().await.unwrap().unwrap();
+    assert!(matches!(first, Err(RunError::Busy { .. })), "{:?}", first.err());
+    loads.abort_all();
+}

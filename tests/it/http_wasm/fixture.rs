@@ -138,7 +138,7 @@ pub fn handler_config() -> config::Handler {
 
 pub fn handler(module: &Arc<LoadedModule>, config: impl Into<Vec<u8>>) -> Arc<HttpHandler> {
     let config = config::Handler { config: config.into(), ..handler_config() };
-    HttpHandler::new(engine(), module.clone(), "acme/guest@1".into(), &config, config.limits())
+    HttpHandler::new(engine(), module.clone(), None, "acme/guest@1".into(), &config, config.limits())
 }
 
 /// `GET /path?query` from 127.0.0.1:4711 with the headers `host`, `multi` (twice) and `x-one`.

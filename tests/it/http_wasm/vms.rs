@@ -42,7 +42,14 @@ fn counter() -> String {
 async fn counting(edit: impl FnOnce(&mut config::Handler)) -> Arc<HttpHandler> {
     let mut config = handler_config();
     edit(&mut config);
-    HttpHandler::new(engine(), load(engine(), &counter()).await, "acme/counter@1".into(), &config, config.limits())
+    HttpHandler::new(
+        engine(),
+        load(engine(), &counter()).await,
+        None,
+        "acme/counter@1".into(),
+        &config,
+        config.limits(),
+    )
 }
 
 async fn count(handler: &Arc<HttpHandler>) -> u8 {
@@ -64,7 +71,7 @@ async fn a_vm_is_replaced_after_its_share_of_requests() {
     let engine = engine_with(dir.path(), |config| config.vm_requests = 3);
     let module = load(&engine, &counter()).await;
     let handler =
-        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
+        HttpHandler::new(&engine, module, None, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let mut seen = Vec::new();
     for _ in 0..7 {
         seen.push(count(&handler).await);
@@ -186,7 +193,7 @@ async fn more_than_the_cap_at_once_is_busy() {
     });
     let module = load(&engine, &counter()).await;
     let handler =
-        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
+        HttpHandler::new(&engine, module, None, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let pass = || handler.request(with_header("x-pass", ""));
     let (_, first) = went_on(pass().await);
     let (_, second) = went_on(pass().await);
@@ -206,7 +213,7 @@ async fn a_full_queue_refuses_at_once() {
     let engine = engine_with(dir.path(), |config| config.queue = 2);
     let module = load(&engine, &counter()).await;
     let handler =
-        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
+        HttpHandler::new(&engine, module, None, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let (exchange, vm) = went_on(handler.request(with_header("x-pass", "")).await);
     let waiting: Vec<_> = (0..2)
         .map(|_| {
@@ -230,7 +237,7 @@ async fn many_at_once_share_what_there_is() {
     let engine = engine_with(dir.path(), |config| (config.vms_per_handler, config.queue) = (4, 200));
     let module = load(&engine, &counter()).await;
     let handler =
-        HttpHandler::new(&engine, module, "acme/counter@1".into(), &handler_config(), handler_config().limits());
+        HttpHandler::new(&engine, module, None, "acme/counter@1".into(), &handler_config(), handler_config().limits());
     let tasks: Vec<_> = (0..200)
         .map(|i| {
             let handler = handler.clone();
@@ -360,7 +367,8 @@ async fn logs_have_signed_levels_and_name_the_handler_and_the_request() {
     };
     let mut config = handler_config();
     config.owner = "acme".parse().expect("an owner");
-    let handler = HttpHandler::new(engine(), module.load().await, "acme/logging@7".into(), &config, config.limits());
+    let handler =
+        HttpHandler::new(engine(), module.load().await, None, "acme/logging@7".into(), &config, config.limits());
     let exchange = Box::new(HttpExchange { request_id: "id-of-the-log-test".into(), ..*get() });
     assert_eq!(reply(handler.request(exchange).await).body, [0b01110][..], "info, warn and error");
     let text = String::from_utf8_lossy(&lines.lock().expect("no writer panics")).into_owned();

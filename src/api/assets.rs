@@ -1,0 +1,40 @@
+//! The bundle beside a module: read and checked before anything is kept of it.
+//!
+//! Invariant: a bundle is unpacked off the async workers, by as few at once as modules are inspected.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Api, INSPECTION_WAIT, upload};
+use crate::domain::{Bundle, Digest, Rejection, Tier};
+use crate::engine::Assets;
+
+/// An archive, and what is in it.
+pub(super) struct Uploaded {
+    pub archive: Bytes,
+    pub bundle: Bundle,
+}
+
+/// Unpacks an archive whose files fit with a module of so many bytes into the tier.
+pub(super) async fn read(
+    api: &Arc<Api>,
+    archive: Option<Bytes>,
+    module_bytes: u64,
+    tier: &Tier,
+) -> Result<Option<Uploaded>, Rejection> {
+    let Some(archive) = archive else { return Ok(None) };
+    let Some(left) = tier.module_bytes.checked_sub(module_bytes) else {
+        return Err(upload::module_too_large(api, tier, Some(module_bytes)));
+    };
+    let busy = |_| Rejection::CompilerBusy { retry_after: INSPECTION_WAIT };
+    let turn = tokio::time::timeout(INSPECTION_WAIT, api.inspections.acquire()).await.map_err(busy)?;
+    let _turn = turn.map_err(|_| Rejection::Draining)?;
+    let bytes = archive.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let assets = Assets::read(&bytes, left)?;
+        Ok(Bundle { digest: Digest::of(&bytes), bytes: assets.bytes(), files: assets.files() })
+    });
+    let bundle = read.await.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)?;
+    Ok(Some(Uploaded { archive, bundle }))
+}

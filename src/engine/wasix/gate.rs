@@ -1,0 +1,297 @@
+//! What every call of a function of wasmer-wasix goes through: fuel, deadline and caller before it, bounds on what it is
+//! asked for, and the end of a panic in it.
+//!
+//! Invariant: between two looks at the clock, wasmer-wasix does work for at most [`PIECE`] bytes and [`MAX_PATH`] of a
+//! path, and its tables hold at most [`DESCRIPTORS`].
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use wasmer::{Function, FunctionEnv, FunctionEnvMut, RuntimeError, Store, Value};
+
+use crate::engine::abi::wasix::{Check, WasixFn};
+use crate::engine::failure::Halt;
+use crate::engine::host::HostState;
+
+use super::MAX_PATH;
+
+/// Error numbers (preview1, `errno`).
+mod errno {
+    pub const BADF: i32 = 8;
+    pub const EXIST: i32 = 20;
+    pub const INVAL: i32 = 28;
+    pub const LOOP: i32 = 32;
+    pub const MFILE: i32 = 33;
+    pub const NAMETOOLONG: i32 = 37;
+    pub const NOTSUP: i32 = 58;
+}
+
+/// Open at once; numbers are given from below.
+const DESCRIPTORS: u32 = 256;
+/// Of one read or write; more is done by calling again, as for any file.
+const PIECE: u32 = 1 << 20;
+/// Vectors of one read or write.
+const MAX_VECTORS: u32 = 1_024;
+/// Names in the target of a symbolic link: a chain of links is followed at the price of all of theirs.
+const TARGET_NAMES: usize = 16;
+const TARGET_BYTES: u32 = 256;
+/// Fuel of a call: looking up a path costs some microseconds.
+const CALL_UNITS: u64 = 500;
+/// Bytes read or written for one unit of fuel.
+const BYTES_PER_UNIT: u64 = 64;
+/// Times in a change of a file's times are in whole steps of this, as clocks are.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Flags of a change of times: whether each is given, or now.
+const ATIME: i32 = 1 << 0;
+const ATIME_NOW: i32 = 1 << 1;
+const MTIME: i32 = 1 << 2;
+const MTIME_NOW: i32 = 1 << 3;
+
+/// Flags of looking up a path and of opening.
+const FOLLOW: i32 = 1 << 0;
+const CREATE: i32 = 1 << 0;
+const EXCLUSIVE: i32 = 1 << 2;
+const TRUNCATE: i32 = 1 << 3;
+
+thread_local! {
+    /// In wasmer-wasix for a guest.
+    static ASKING: Cell<bool> = const { Cell::new(false) };
+}
+
+type Env<'a> = FunctionEnvMut<'a, HostState>;
+
+/// Why a call ends before wasmer-wasix is asked.
+enum Stop {
+    Errno(i32),
+    Halt(Halt),
+}
+
+impl From<Halt> for Stop {
+    fn from(halt: Halt) -> Self {
+        Stop::Halt(halt)
+    }
+}
+
+fn raise(halt: Halt) -> RuntimeError {
+    RuntimeError::user(Box::new(halt))
+}
+
+/// For what nobody may call.
+pub fn refusing(store: &mut Store, host: &FunctionEnv<HostState>, import: &'static WasixFn) -> Function {
+    let refuse = |mut env: Env<'_>, _args: &[Value]| {
+        let fuel = &mut env.data_mut().fuel;
+        fuel.charge(1);
+        fuel.check().map_err(raise)?;
+        match import.ty.results() {
+            [wasmer::Type::I32] => Ok(vec![Value::I32(errno::NOTSUP)]),
+            _ => Err(raise(Halt::Trap(format!("`{}` can't be called here", import.name)))),
+        }
+    };
+    Function::new_with_env(store, host, import.ty.clone(), refuse)
+}
+
+/// Has no panic in wasmer-wasix printed: what a guest brings about is no fault of the gateway's, and writing a backtrace
+/// takes longer than a run may be late. Once for the process.
+pub fn hush_asserts() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !ASKING.get() {
+            print(panic);
+        }
+    }));
+}
+
+pub fn checked(
+    store: &mut Store,
+    host: &FunctionEnv<HostState>,
+    import: &'static WasixFn,
+    checks: &'static [Check],
+    theirs: Function,
+    close: Function,
+) -> Function {
+    let call = move |mut env: Env<'_>, args: &[Value]| match Call::prepare(env.data_mut(), checks, args)
+        .and_then(|call| call.make(&mut env, import, &theirs, &close))
+    {
+        Ok(errno) | Err(Stop::Errno(errno)) => Ok(vec![Value::I32(errno)]),
+        Err(Stop::Halt(halt)) => Err(raise(halt)),
+    };
+    Function::new_with_env(store, host, import.ty.clone(), call)
+}
+
+/// A call whose arguments are within bounds.
+struct Call {
+    args: Vec<Value>,
+    /// A vector that was shortened: where its length stands, and what stood there.
+    shortened: Option<(u32, u32)>,
+    new_descriptor: Option<u32>,
+    /// Where the flags are of an opening that may create.
+    creates: Option<(usize, usize)>,
+}
+
+impl Call {
+    fn prepare(host: &mut HostState, checks: &[Check], args: &[Value]) -> Result<Call, Stop> {
+        if !host.wasix.ready {
+            let why = "a start function can't use files: begin in `_start`";
+            return Err(Halt::Trap(why.to_owned()).into());
+        }
+        host.fuel.charge(CALL_UNITS);
+        host.fuel.check()?;
+        let mut call = Call { args: args.to_vec(), shortened: None, new_descriptor: None, creates: None };
+        for check in checks {
+            call.check(host, *check)?;
+        }
+        Ok(call)
+    }
+
+    fn int(&self, at: usize) -> u32 {
+        match self.args.get(at) {
+            Some(Value::I32(n)) => *n as u32,
+            _ => 0,
+        }
+    }
+
+    fn check(&mut self, host: &mut HostState, check: Check) -> Result<(), Stop> {
+        match check {
+            Check::Path(at) if self.int(at + 1) as usize > MAX_PATH => Err(Stop::Errno(errno::NAMETOOLONG)),
+            Check::Path(_) => Ok(()),
+            Check::Target(at) => {
+                let len = self.int(at + 1);
+                if len > TARGET_BYTES {
+                    return Err(Stop::Errno(errno::NAMETOOLONG));
+                }
+                let names = host.memory.slice(self.int(at), len)?.split(|b| *b == b'/');
+                if names.count() > TARGET_NAMES { Err(Stop::Errno(errno::NAMETOOLONG)) } else { Ok(()) }
+            }
+            Check::Vectors(at) => self.shorten(host, at),
+            Check::Descriptor(at) if self.int(at) >= DESCRIPTORS => Err(Stop::Errno(errno::BADF)),
+            Check::Descriptor(_) => Ok(()),
+            Check::NewDescriptor(at) => {
+                self.new_descriptor = Some(self.int(at));
+                // A place for its number there must be, or it would stay open without anybody knowing.
+                host.memory.slice(self.int(at), 4)?;
+                Ok(())
+            }
+            Check::Opening(lookup, open) => {
+                let may = self.int(lookup) as i32 & FOLLOW != 0 && self.int(open) as i32 & CREATE != 0;
+                self.creates = may.then_some((lookup, open));
+                Ok(())
+            }
+            Check::Times(at, flags) => {
+                self.give_times(host, at, flags);
+                Ok(())
+            }
+        }
+    }
+
+    /// Leaves vectors with at most [`PIECE`] bytes together.
+    fn shorten(&mut self, host: &mut HostState, at: usize) -> Result<(), Stop> {
+        let (vectors, count) = (self.int(at), self.int(at + 1));
+        if count > MAX_VECTORS {
+            return Err(Stop::Errno(errno::INVAL));
+        }
+        let mut left = PIECE;
+        for n in 0..count {
+            let length = vectors.wrapping_add(n * 8).wrapping_add(4);
+            let bytes = host.memory.read_u32(length)?;
+            if bytes > left {
+                host.memory.write_u32(length, left)?;
+                self.shortened = Some((length, bytes));
+                self.args[at + 1] = Value::I32((n + 1) as i32);
+                left = 0;
+                break;
+            }
+            left -= bytes;
+        }
+        host.fuel.charge(u64::from(PIECE - left) / BYTES_PER_UNIT);
+        Ok(())
+    }
+
+    /// Wasmer-wasix would read the system's clock for what is to be now, and to the nanosecond.
+    fn give_times(&mut self, host: &HostState, at: usize, flags: usize) {
+        let now = host.clock.started_at() + host.clock.elapsed(TICK);
+        let now = Value::I64(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
+        let mut given = self.int(flags) as i32;
+        for (n, set, set_now) in [(0, ATIME, ATIME_NOW), (1, MTIME, MTIME_NOW)] {
+            if given & set_now != 0 && given & set == 0 {
+                given = given & !set_now | set;
+                self.args[at + n] = now.clone();
+            }
+        }
+        self.args[flags] = Value::I32(given);
+    }
+
+    /// Wasmer-wasix creates what a link leads to by following the whole chain again at each of its links. Through a link,
+    /// only what exists is opened here.
+    fn open_through_link(
+        &mut self,
+        env: &mut Env<'_>,
+        import: &'static WasixFn,
+        theirs: &Function,
+        close: &Function,
+    ) -> Result<(), Stop> {
+        let (Some((lookup, open)), Some(at)) = (self.creates, self.new_descriptor) else { return Ok(()) };
+        let flags = self.int(open) as i32;
+        let mut look = self.args.clone();
+        look[lookup] = Value::I32(self.int(lookup) as i32 & !FOLLOW);
+        look[open] = Value::I32(flags & !(CREATE | EXCLUSIVE | TRUNCATE));
+        match ask(env, import, theirs, &look)? {
+            0 => {
+                let descriptor = env.data().memory.read_u32(at)?;
+                ask(env, import, close, &[Value::I32(descriptor as i32)])?;
+            }
+            errno::LOOP if flags & EXCLUSIVE != 0 => return Err(Stop::Errno(errno::EXIST)),
+            errno::LOOP => self.args[open] = Value::I32(flags & !CREATE),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The error number.
+    fn make(
+        mut self,
+        env: &mut Env<'_>,
+        import: &'static WasixFn,
+        theirs: &Function,
+        close: &Function,
+    ) -> Result<i32, Stop> {
+        self.open_through_link(env, import, theirs, close)?;
+        let result = ask(env, import, theirs, &self.args);
+        if let Some((length, bytes)) = self.shortened {
+            env.data_mut().memory.write_u32(length, bytes)?;
+        }
+        let errno = result?;
+        env.data_mut().take_output()?;
+        if let Some(at) = self.new_descriptor.filter(|_| errno == 0) {
+            let descriptor = env.data().memory.read_u32(at)?;
+            if descriptor >= DESCRIPTORS {
+                ask(env, import, close, &[Value::I32(descriptor as i32)])?;
+                return Ok(errno::MFILE);
+            }
+        }
+        Ok(errno)
+    }
+}
+
+fn ask(env: &mut Env<'_>, import: &'static WasixFn, theirs: &Function, args: &[Value]) -> Result<i32, Stop> {
+    let (_, mut store) = env.data_and_store_mut();
+    // It has asserts and unwraps on what guests can bring about. The run ends, so what a panic leaves is not seen again.
+    ASKING.set(true);
+    let call = || catch_unwind(AssertUnwindSafe(|| theirs.call(&mut store, args)));
+    // Nor does it write to the log: it warns of bad pointers and the like, as often as a guest tries them.
+    let asked = tracing::dispatcher::with_default(&tracing::Dispatch::none(), call);
+    ASKING.set(false);
+    let failed = || Halt::Trap(format!("`{}` failed in the host", import.name));
+    match asked {
+        Ok(Ok(results)) => match &*results {
+            [Value::I32(errno)] => Ok(*errno),
+            _ => Err(failed().into()),
+        },
+        Ok(Err(error)) => {
+            tracing::debug!(function = import.name, %error, "wasmer-wasix ended the guest");
+            Err(failed().into())
+        }
+        Err(_) => Err(failed().into()),
+    }
+}
