@@ -43,7 +43,6 @@ pub fn c_source(path: &str) -> Vec<u8> {
     let wasm = folder.join(format!("{name}-{:08x}.wasm", crc32fast::hash(&text)));
     if !wasm.exists() {
         let part = wasm.with_extension("part");
-        let freestanding = text.starts_with(b"// freestanding");
         let mut clang = Command::new("clang");
         if freestanding {
             clang.args(["--target=wasm32", "-nostdlib", "-Wl,--no-entry"]);
