@@ -89,7 +89,7 @@ class Bench:
         self.admin = info["admin"]
         self.token = (self.folder / info["admin_token_file"]).read_text().strip()
         self.idle_rss = self.memory()
-        for name, abi in (("http", "http-wasm"), ("cgi", "cgi"), ("upper", "command")):
+        for name, abi in (("http", "http-wasm"), ("cgi", "cgi"), ("upper", "command"), ("command", "command"), ("grow", "core")):
             self.ask_admin("PUT", f"/api/wasm/modules/{name}?owner=bench&abi={abi}", self.guest(name), "application/wasm")
         config.write_text(self.config(handlers=True))
         self.ask_admin("POST", "/api/config/reload")
@@ -107,7 +107,8 @@ class Bench:
             sys.exit(f"{method} {path}: {error.code} {error.read().decode()}")
 
     def guest(self, name):
-        source = ROOT / ("benches/compare/upper.c" if name == "upper" else f"tests/guests/c/{name}.c")
+        own = ROOT / f"benches/compare/{name}.c"
+        source = own if own.exists() else ROOT / f"tests/guests/c/{name}.c"
         out = self.folder / f"{name}.wasm"
         bare = ["--target=wasm32", "-nostdlib", "-Wl,--no-entry"]
         target = bare if source.read_text().startswith("// freestanding") else ["--target=wasm32-wasi"]
@@ -137,6 +138,7 @@ class Bench:
             text += route("answer", f'target.handler = {http("answer")}\nauth = "none"')
             text += route("cgi", 'target.handler = { module = "bench/cgi" }\nauth = "none"')
             text += route("trap", f'target.handler = {http("trap-request")}\nauth = "none"')
+            text += route("spin", 'target.handler = { module = "bench/http", config = "spin", wall = "20ms" }\nauth = "none"')
         return text
 
     # --- measuring

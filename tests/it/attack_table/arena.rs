@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::figures::Figures;
 use super::others::Others;
@@ -51,8 +51,9 @@ impl Arena {
         gw.upload("good/upper", "command", &c_guest("command"));
         gw.upload("good/http", "http-wasm", &c_guest("http"));
         gw.upload("evil/crash", "core", &wat(r#"(module (func (export "run") (param) unreachable))"#));
-        for (number, row) in rows.iter().enumerate() {
-            upload(&gw, number, row);
+        for last in [false, true] {
+            let rows = rows.iter().enumerate().filter(|(_, row)| is_time_bomb(row) == last);
+            rows.for_each(|(number, row)| upload(&gw, number, row));
         }
         let config = config + &routes(rows);
         gw.write_config(&config);
@@ -137,15 +138,28 @@ fn routes(rows: &[Row]) -> String {
     text
 }
 
+/// From the upload on; by then the gateway has taken what goes off.
+const FUSE: Duration = Duration::from_secs(30);
+
+fn is_time_bomb(row: &Row) -> bool {
+    matches!(row.attack, Attack::Route { place: Place::TimeBomb, .. })
+}
+
 fn upload(gw: &Gateway, number: usize, row: &Row) {
     let (owner, abi, wasm) = match &row.attack {
         Attack::Run { tier, wasm, .. } => (tier.name(), String::new(), wasm),
         Attack::Route { module, .. } => (EVIL, format!("&abi={}", module.abi), &module.wasm),
         Attack::Upload { .. } | Attack::Scene(_) => return,
     };
+    let wasm = if is_time_bomb(row) {
+        let due = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970") + FUSE;
+        let text = String::from_utf8(wasm.clone()).expect("it is text");
+        wat(&text.replace("DUE", &due.as_nanos().to_string()))
+    } else {
+        wasm.clone()
+    };
     let target = format!("/api/wasm/modules/{}?owner={owner}{abi}", module_name(number));
-    let answer: Response =
-        gw.admin("PUT", &target).header("Content-Type", "application/wasm").body(wasm.clone()).send();
+    let answer: Response = gw.admin("PUT", &target).header("Content-Type", "application/wasm").body(wasm).send();
     assert_eq!(answer.status, 201, "{}, {}: {answer}", row.threat, row.variant);
 }
 

@@ -1,12 +1,7 @@
 //! Guests that are handlers of routes: those that fail in a phase, and those whose answers would split or forge.
 
-use std::time::{Duration, SystemTime};
-
 use super::row::{Attack, Ends, Module, Place, Row};
 use crate::support::{Response, wat};
-
-/// From the first row's making on; by then the gateway has taken what goes off.
-const FUSE: Duration = Duration::from_secs(40);
 
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -31,9 +26,9 @@ pub fn rows() -> Vec<Row> {
     for (variant, text) in
         [("_initialize", "_initialize"), ("_start", "_start")].map(|(v, start)| (v, time_bomb(start, "unreachable")))
     {
-        row("trap", format!("http-wasm, in {variant}"), Place::TimeBomb, "http-wasm", wat(&text), "", TRAP);
+        row("trap", format!("http-wasm, in {variant}"), Place::TimeBomb, "http-wasm", text.into_bytes(), "", TRAP);
     }
-    let bomb = wat(&time_bomb("_initialize", "(loop (br 0))"));
+    let bomb = time_bomb("_initialize", "(loop (br 0))").into_bytes();
     row("infinite loop", "http-wasm, in _initialize".into(), Place::TimeBomb, "http-wasm", bomb, "", Ends::Timeout);
     for (variant, call) in FLOODS {
         let wasm = wat(&guest("", "", &format!("(loop $more {call} (br $more)) (i64.const 0)"), ""));
@@ -74,7 +69,7 @@ const LOOPS: [(&str, Phases); 9] = [
     ("around log_enabled", ["", "(loop (drop (call $log_enabled (i32.const 0))) (br 0)) (i64.const 1)", ""]),
     ("around enable_features", ["", "(loop (drop (call $enable (i32.const 0))) (br 0)) (i64.const 1)", ""]),
     ("around get_status_code", ["", "(loop (drop (call $get_status)) (br 0)) (i64.const 1)", ""]),
-    ("around log", ["", "(loop (call $log (i32.const 2) (i32.const 0) (i32.const 65536)) (br 0)) (i64.const 1)", ""]),
+    ("around log", ["", "(loop (call $log (i32.const 2) (i32.const 0) (i32.const 1024)) (br 0)) (i64.const 1)", ""]),
     ("in the response phase", ["", "", "(loop (br 0))"]),
     ("in a response phase that is held", ["(drop (call $enable (i32.const 2)))", "", "(loop (br 0))"]),
 ];
@@ -228,17 +223,16 @@ fn forged_requests() -> Vec<(String, String, Ends)> {
 }
 
 /// It starts and answers well until it is due; then its request phase traps, and the next VM's start does `what`.
+/// Text, as the arena says when that is.
 fn time_bomb(start: &str, what: &str) -> String {
-    let due = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970") + FUSE;
     format!(
         r#"(module (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
              (memory (export "memory") 1)
              (func $is_due (result i32) (drop (call $clock (i32.const 0) (i64.const 0) (i32.const 0)))
-               (i64.gt_u (i64.load (i32.const 0)) (i64.const {})))
+               (i64.gt_u (i64.load (i32.const 0)) (i64.const DUE)))
              (func (export "{start}") (if (call $is_due) (then {what})))
              (func (export "handle_request") (result i64) (if (call $is_due) (then unreachable)) (i64.const 1))
-             (func (export "handle_response") (param i32 i32)))"#,
-        due.as_nanos()
+             (func (export "handle_response") (param i32 i32)))"#
     )
 }
 

@@ -78,7 +78,8 @@ pub enum Place {
     Target,
     /// In front of the upstream.
     Filter,
-    /// As `Filter`, and it begins to fail in its start function only after the gateway took it.
+    /// As `Filter`, and it begins to fail in its start function only after the gateway took it: its `wasm` is text in which
+    /// `DUE` stands for the time.
     TimeBomb,
 }
 
