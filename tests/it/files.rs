@@ -130,7 +130,6 @@ read what is write-only: Bad file descriptor
 write what is read-only: Bad file descriptor
 seek before the start: Invalid argument
 link: Capabilities insufficient
-symlink: Capabilities insufficient
 readlink: Invalid argument
 closed: Bad file descriptor
 /tmp/d/

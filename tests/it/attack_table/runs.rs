@@ -49,8 +49,7 @@ pub fn rows() -> Vec<Row> {
         r#"["reach"]"#,
         Ends::Holds(|answer| {
             let output = answer.json()["output"].as_str().unwrap_or_default().to_owned();
-            // `.` is the run's own root.
-            output.matches("denied").count() == 3 && output.contains(".: open\n")
+            output.matches(": denied\n").count() == 4 && !output.contains("open")
         }),
     );
     row(

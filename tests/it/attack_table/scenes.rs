@@ -102,7 +102,9 @@ fn crash_loop(arena: &Arena, _: Code) -> Result<Seen, String> {
 }
 
 /// What becomes of a good artifact; beside it, that of another module and the same module's of another gateway.
-const BAD: [fn(&[u8], &[u8], &[u8]) -> Vec<u8>; 7] = [
+type Spoil = fn(&[u8], &[u8], &[u8]) -> Vec<u8>;
+
+const BAD: [Spoil; 7] = [
     |good, _, _| flipped(good, good.len() / 2),
     |good, _, _| flipped(good, 0),
     |good, _, _| good[..good.len() - 1].to_vec(),
