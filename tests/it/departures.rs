@@ -21,6 +21,13 @@ const SLEEP: &str = r#"(module
         (i64.store (i32.const 24) (i64.const 3600000000000))
         (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
 
+/// The same through wasmer-wasix's functions.
+const SLEEP_IN_WASIX: &str = r#"(module
+    (import "wasix_32v1" "thread_sleep" (func $sleep (param i64) (result i32)))
+    (import "wasix_32v1" "fd_sync" (func (param i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "_start") (drop (call $sleep (i64.const 3600000000000)))))"#;
+
 const SPINNING_HANDLER: &str = r#"(module (memory (export "memory") 1)
     (func (export "handle_request") (result i64) (loop (br 0)) (i64.const 1))
     (func (export "handle_response") (param i32 i32)))"#;
@@ -59,7 +66,7 @@ fn leaves(gw: &Gateway, request: &Request, leave: impl FnOnce(Conn) -> Option<Co
 #[test]
 fn a_run_ends_with_its_client_and_is_charged() {
     let (gw, key) = start();
-    for module in [SPIN, SLEEP] {
+    for module in [SPIN, SLEEP, SLEEP_IN_WASIX] {
         leaves(&gw, &execution(&gw, &key, module), |conn| {
             drop(conn);
             None
@@ -70,9 +77,9 @@ fn a_run_ends_with_its_client_and_is_charged() {
     let mut usage = String::new();
     let counted = poll(DEADLINE, || {
         usage = gw.get("/api/usage").key(&key).send().text();
-        usage.contains("\"executions\":4") && !usage.contains("\"fuel\":0")
+        usage.contains("\"executions\":6") && !usage.contains("\"fuel\":0")
     });
-    assert!(counted, "two runs that were left and two others: {usage}");
+    assert!(counted, "three runs that were left and three others: {usage}");
 }
 
 /// It can't be told from one that is gone, and is treated as nginx, Envoy, Go and Pingora treat it.

@@ -16,7 +16,7 @@ use super::assets::{Assets, Builder, MAX_ENTRIES, MAX_PATH};
 /// Of a path in a message.
 const SHOWN: usize = 200;
 /// What a tar archive may have for each entry beside its content: headers, long names, padding.
-const TAR_OVERHEAD: u64 = 4 << 10;
+const TAR_OVERHEAD: u64 = 2 << 10;
 const BLOCK: usize = 512;
 /// Of what is read at once.
 const PIECE: usize = 64 << 10;

@@ -103,6 +103,11 @@ pub fn hush_asserts() {
     }));
 }
 
+/// Wasmer-wasix warns of bad pointers and the like, as often as a guest tries them: that is no line of the gateway's log.
+pub fn unlogged<R>(work: impl FnOnce() -> R) -> R {
+    tracing::dispatcher::with_default(&tracing::Dispatch::none(), work)
+}
+
 pub fn checked(
     store: &mut Store,
     host: &FunctionEnv<HostState>,
@@ -279,8 +284,7 @@ fn ask(env: &mut Env<'_>, import: &'static WasixFn, theirs: &Function, args: &[V
     // It has asserts and unwraps on what guests can bring about. The run ends, so what a panic leaves is not seen again.
     ASKING.set(true);
     let call = || catch_unwind(AssertUnwindSafe(|| theirs.call(&mut store, args)));
-    // Nor does it write to the log: it warns of bad pointers and the like, as often as a guest tries them.
-    let asked = tracing::dispatcher::with_default(&tracing::Dispatch::none(), call);
+    let asked = unlogged(call);
     ASKING.set(false);
     let failed = || Halt::Trap(format!("`{}` failed in the host", import.name));
     match asked {

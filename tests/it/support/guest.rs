@@ -17,7 +17,7 @@ pub fn c_guest(name: &str) -> Vec<u8> {
     c_source(&format!("tests/guests/c/{name}.c"))
 }
 
-/// `tests/guests/wasix/<name>.c`, compiled with wasi-libc and the functions that `wasix.h` declares.
+/// `tests/guests/wasix/<name>.c`, with the functions that `wasix.h` declares.
 #[track_caller]
 pub fn wasix_guest(name: &str) -> Vec<u8> {
     c_source(&format!("tests/guests/wasix/{name}.c"))

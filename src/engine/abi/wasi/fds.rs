@@ -21,6 +21,8 @@ const DIRENT: usize = 24;
 /// Entries of a folder between two looks at the deadline; an entry's units of fuel beside its bytes.
 const ENTRIES: u32 = 128;
 const ENTRY_UNITS: u64 = 8;
+/// Fuel of a vector beside its bytes: there may be a thousand empty ones in a call.
+const VECTOR_UNITS: u64 = 8;
 /// The last kind of advice.
 const NOREUSE: i32 = 5;
 
@@ -51,6 +53,7 @@ fn vectors(
             Err(Stop::Errno(_)) if total > 0 => break,
             done => done?,
         };
+        host.fuel.charge(VECTOR_UNITS);
         copied(&mut host.fuel, done as u32)?;
         total += done;
         if done < u64::from(len) {
