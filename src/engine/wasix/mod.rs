@@ -56,7 +56,7 @@ impl Wasix {
         let files = Files::new(tree, Some(reserved), state.clock.started_at());
         state.wasix = WasixState { streams: Streams::new(std::mem::take(&mut state.wasi.stdin)), ready: false };
         let streams = state.wasix.streams.clone();
-        let env = gate::unlogged(|| environment(store, files, &streams)).map_err(|e| e.to_string())?;
+        let env = gate::unlogged(|| environment(store, files, &streams).map_err(|e| e.to_string()))?;
         let functions = generate_import_object_from_env(store, &env.env, WasiVersion::Wasix32v1);
         Ok(Wasix { env, functions })
     }
