@@ -12,7 +12,8 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// How deep a recursion may be is the compiler's: frames differ in size.
+    /// How deep a recursion may be is the compiler's, as frames differ in size, and in the last frame the clock's: a slice
+    /// of fuel that ends there calls the host.
     fn is_stack_overflow(&self) -> bool {
         self.end.as_ref().is_err_and(|end| end.contains("stack"))
     }
@@ -49,13 +50,14 @@ async fn both_compilers_make_the_same_of_a_generated_module() {
         let optimised = kit.load_bytes(wasm.clone(), None, Compiler::Optimising).await.unwrap();
         let first = outcome(&kit, &fast).await;
         let again = outcome(&kit, &fast).await;
-        assert_eq!(first, again, "compiled fast, twice: seed {seed}, {}", kept().display());
         let other = outcome(&kit, &optimised).await;
-        assert_eq!(other, outcome(&kit, &optimised).await, "optimised, twice: seed {seed}, {}", kept().display());
-        if first.is_stack_overflow() || other.is_stack_overflow() {
+        let other_again = outcome(&kit, &optimised).await;
+        if [&first, &again, &other, &other_again].iter().any(|outcome| outcome.is_stack_overflow()) {
             deep += 1;
             continue;
         }
+        assert_eq!(first, again, "compiled fast, twice: seed {seed}, {}", kept().display());
+        assert_eq!(other, other_again, "optimised, twice: seed {seed}, {}", kept().display());
         assert_eq!(first, other, "fast and optimised: seed {seed}, {}", kept().display());
         match first.end {
             Ok(_) => ended += 1,
