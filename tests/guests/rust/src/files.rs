@@ -25,7 +25,7 @@ fn main() -> std::io::Result<()> {
         .collect::<Result<_, _>>()?;
     names.sort();
     println!("{names:?}");
-    println!("{:?}", fs::remove_dir("/tmp/a").map_err(|e| e.kind()));
+    println!("{:?}", fs::remove_dir("/tmp/a").map_err(|e| e.raw_os_error()));
     fs::remove_file("/tmp/a/moved")?;
     fs::remove_file("/tmp/a/b/c")?;
     fs::remove_dir("/tmp/a/b")?;
