@@ -13,7 +13,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let (artifacts, digest, path) = OPEN.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a temporary folder").keep();
         let digest = Digest::of(b"a module");
-        let artifacts = Artifacts::open(&dir, [7; 32]).expect("the folder is writable");
+        let artifacts = Artifacts::open(&dir, [7; 32], 1 << 20).expect("the folder is writable");
         artifacts.write_artifact(digest, Compiler::Fast, b"an artifact").expect("the folder is writable");
         let path = std::fs::read_dir(dir.join("artifacts")).expect("it is there").flatten().next().expect("it was written").path();
         (artifacts, digest, path)
