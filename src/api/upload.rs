@@ -15,8 +15,8 @@ use super::access::Actor;
 use super::body::{self, Params};
 use super::multipart::{self, Field};
 use super::openapi::{Binary, Wasm, json};
-use super::{Api, INSPECTION_WAIT, assets, refused};
-use crate::domain::module::Identity;
+use super::{Api, INSPECTION_WAIT, assets, modules, refused};
+use crate::domain::module::{Identity, Selector};
 use crate::domain::{
     Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
     Timestamp,
@@ -282,8 +282,15 @@ async fn store(
     };
     let max_modules = actor.principal().map(|_| tier.modules);
     let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
-        super::modules::allowed(limits, &tier.limits, &inspected.shape)?;
+        modules::allowed(limits, &tier.limits, &inspected.shape)?;
+        // They are the module's, so they are at once those of the version that is active.
+        if let Some(active) = before.as_ref().and_then(|module| module.select(Selector::Active)) {
+            modules::begins(limits, &active.shape)?;
+        }
+    } else if let Some(module) = before.filter(|_| extra.activate == Some(true)) {
+        modules::begins(&module.limits, &inspected.shape)?;
     }
     let size_bytes = wasm.len() as u64;
     let assets = assets::read(api, assets, size_bytes, tier).await?;
@@ -324,7 +331,7 @@ async fn store(
 
 impl Uploaded {
     fn new(module: &Module, version: u32) -> Result<Self, Rejection> {
-        let stored = module.select(crate::domain::Selector::Version(version)).ok_or(Rejection::Internal)?;
+        let stored = module.select(Selector::Version(version)).ok_or(Rejection::Internal)?;
         Ok(Self {
             id: module.id.clone(),
             owner: module.owner.clone(),
