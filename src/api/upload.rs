@@ -21,7 +21,7 @@ use crate::domain::{
     Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
     Timestamp,
 };
-use crate::engine::{Cancel, Compiler, Inspected, InstallError};
+use crate::engine::{Cancel, Compiled, Compiler, Inspected, InstallError};
 use crate::gateway::Caller;
 use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
 
@@ -306,27 +306,47 @@ async fn store(
     may_keep(api, &owner, &name, version.identity(), max_modules, tier).await?;
     let engine = &api.app.shared.engine;
     let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
-    // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
-    let _shared = api.app.catalogue.read().await;
-    may_keep(api, &owner, &name, version.identity(), max_modules, tier).await?;
-    engine.store(compiled).await.map_err(not_installed)?;
-    if let Some(assets::Uploaded { archive, bundle }) = assets {
-        engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
-    }
-    let activate = extra.activate.unwrap_or(false);
-    api.fits(&owner, &name, &version, activate).await?;
+    let (digests, activate) = (version.digests().collect(), extra.activate.unwrap_or(false));
     let (description, public) = (extra.description, extra.public);
     let new = NewVersion { owner, name, description, public, limits, version, activate };
-    let (module, version, is_new) = match api.app.store.add_version(new, max_modules).await {
-        Err(StoreError::Limit(detail)) => return Err(over_cap(api, tier, detail)),
-        other => other.map_err(refused)?,
-    };
+    let kept = keep(api, tier, new, compiled, assets, max_modules).await;
+    if kept.is_err() {
+        let _alone = api.app.catalogue.write().await;
+        if let Err(error) = api.app.remove_unused(digests).await {
+            tracing::warn!(%error, "the files of a refused upload stay for now");
+        }
+    }
+    let (module, version, is_new) = kept?;
     api.module_changed(&module.owner, &module.name).await?;
     let subject = format!("{}/{}@{version}", module.owner, module.name);
     let detail = format!("{} bytes, active version {}", size_bytes, module.active);
     api.audit(actor, "module.upload", subject, detail).await;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(json(status, Uploaded::new(&module, version)?))
+}
+
+/// Writes the files, then the record that refers to them.
+async fn keep(
+    api: &Api,
+    tier: &Tier,
+    new: NewVersion,
+    compiled: Compiled,
+    assets: Option<assets::Uploaded>,
+    max_modules: Option<u32>,
+) -> Result<(Module, u32, bool), Rejection> {
+    // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
+    let _shared = api.app.catalogue.read().await;
+    may_keep(api, &new.owner, &new.name, new.version.identity(), max_modules, tier).await?;
+    let engine = &api.app.shared.engine;
+    engine.store(compiled).await.map_err(not_installed)?;
+    if let Some(assets::Uploaded { archive, bundle }) = assets {
+        engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
+    }
+    api.fits(&new.owner, &new.name, &new.version, new.activate).await?;
+    match api.app.store.add_version(new, max_modules).await {
+        Err(StoreError::Limit(detail)) => Err(over_cap(api, tier, detail)),
+        other => other.map_err(refused),
+    }
 }
 
 impl Uploaded {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +19,8 @@ use crate::{api, telemetry};
 
 /// Usage or configuration.
 const EXIT_CONFIG: u8 = 2;
+/// After the drain, for blocking work that can be told to stop by nothing.
+const LAST_WORK: Duration = Duration::from_secs(1);
 
 #[derive(Args, Debug, Default)]
 pub struct ServeArgs {
@@ -39,7 +42,10 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(format_args!("the background runtime can't start: {e}")),
     };
-    runtime.block_on(serve(args))
+    let code = runtime.block_on(serve(args));
+    // What is still under way on a blocking thread has had its time.
+    runtime.shutdown_timeout(LAST_WORK);
+    code
 }
 
 fn fail(message: impl std::fmt::Display) -> ExitCode {

@@ -379,6 +379,10 @@ fn a_version_that_its_route_cannot_use_does_not_become_active() {
         ),
     );
     let calc = c_guest("core");
+    let files = || std::fs::read_dir(gw.dir.path().join("data/modules")).expect("there are modules").count();
+    let before = files();
+    gw.try_upload("acme/filter", "core", &calc).problem(409, "conflict");
+    assert_eq!(files(), before, "a refused upload leaves nothing behind");
     // The same bytes may be kept as long as they are not what the route runs.
     let kept =
         gw.admin("PUT", "/api/wasm/modules/filter?owner=acme&abi=core").header("Content-Type", "application/wasm");

@@ -92,10 +92,16 @@ fn zip(bundle: &[u8], max_bytes: u64) -> Result<Assets, NotLoadable> {
     if archive.len() > MAX_ENTRIES {
         return Err(bad(format!("it has more than {MAX_ENTRIES} files and folders")));
     }
+    let mut packed = 0u64;
     for found in archive.files().map_err(broken)? {
         let found = found.map_err(broken)?;
         let name = found.name_raw().to_vec();
         let path = text(&name)?;
+        // Each byte is one entry's, or a small archive could be read a thousand times over.
+        packed = packed.saturating_add(found.compressed_size());
+        if packed > bundle.len() as u64 {
+            return Err(entry(&name, "overlaps others"));
+        }
         let kind = found.unix_mode().unwrap_or(0) & FILE_TYPE;
         let is_folder = path.ends_with('/');
         if kind != 0 && kind != if is_folder { FOLDER } else { REGULAR } {
@@ -130,7 +136,7 @@ fn tar(bundle: &[u8], max_bytes: u64) -> Result<Assets, NotLoadable> {
     let mut tree = Builder::default();
     let mut archive = tar::Archive::new(bundle);
     for (n, found) in archive.entries().map_err(broken)?.enumerate() {
-        let found = found.map_err(broken)?;
+        let mut found = found.map_err(broken)?;
         // Every one of them, also those that make no node.
         if n >= MAX_ENTRIES {
             return Err(bad(format!("it has more than {MAX_ENTRIES} files and folders")));
@@ -143,6 +149,9 @@ fn tar(bundle: &[u8], max_bytes: u64) -> Result<Assets, NotLoadable> {
         let path = text(&name)?;
         if path.len() > MAX_PATH {
             return Err(entry(&name, super::assets::BadPath::TooLong));
+        }
+        if is_sparse(&mut found).map_err(broken)? {
+            return Err(entry(&name, "is no plain file or folder"));
         }
         if kind.is_dir() {
             tree.add_folder(path).map_err(|e| entry(&name, e))?;
@@ -162,6 +171,17 @@ fn tar(bundle: &[u8], max_bytes: u64) -> Result<Assets, NotLoadable> {
         Some(last) if last.iter().all(|b| *b == 0) => Ok(tree.finish()),
         _ => Err(broken(io::Error::from(io::ErrorKind::UnexpectedEof))),
     }
+}
+
+/// GNU's records of a file with holes: who does not know them finds another file under another name.
+fn is_sparse(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<bool> {
+    let Some(records) = entry.pax_extensions()? else { return Ok(false) };
+    for record in records {
+        if record?.key_bytes().starts_with(b"GNU.sparse") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -230,6 +250,35 @@ mod tests {
         assert_eq!(read(&zipped(&[]), MAX).unwrap().files(), 0);
     }
 
+    /// Two stored files, the second of which, header and all, is within the content of the first.
+    fn quoting() -> Vec<u8> {
+        let header = |name: u8, content: &[u8], at: Option<usize>| {
+            let (signature, version) =
+                if at.is_some() { (0x0201_4b50u32, &[20u8, 0, 20, 0][..]) } else { (0x0403_4b50, &[20, 0][..]) };
+            let size = (content.len() as u32).to_le_bytes();
+            let mut out =
+                [&signature.to_le_bytes()[..], version, &[0; 8], &crc32fast::hash(content).to_le_bytes()].concat();
+            out.extend([&size[..], &size, &[1, 0, 0, 0]].concat());
+            if let Some(at) = at {
+                out.extend([&[0; 10][..], &(at as u32).to_le_bytes()].concat());
+            }
+            out.push(name);
+            out
+        };
+        let inner = vec![b'x'; 1_000];
+        let second = [header(b'b', &inner, None), inner.clone()].concat();
+        let first = header(b'a', &second, None);
+        let index = [header(b'a', &second, Some(0)), header(b'b', &inner, Some(first.len()))].concat();
+        let body = [first, second].concat();
+        let (size, at) = ((index.len() as u32).to_le_bytes(), (body.len() as u32).to_le_bytes());
+        [&body[..], &index, b"PK\x05\x06\0\0\0\0\x02\0\x02\0", &size, &at, &[0, 0]].concat()
+    }
+
+    #[test]
+    fn each_byte_of_an_archive_is_one_entrys() {
+        assert!(refusal(&quoting()).contains("`b` overlaps others"));
+    }
+
     #[test]
     fn hostile_names_and_kinds_are_refused_by_name() {
         for path in ["../x", "a/../../x", "/etc/x", "tmp/x", "a//x", "a\\..\\x"] {
@@ -250,6 +299,14 @@ mod tests {
             twice[at + 1] = b'a';
         }
         assert!(refusal(&twice).contains("`aa` comes twice"));
+        let mut sparse = tar::Builder::new(Vec::new());
+        sparse.append_pax_extensions([("GNU.sparse.major", b"1".as_slice())]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("holes").unwrap();
+        header.set_size(0);
+        header.set_cksum();
+        sparse.append(&header, &b""[..]).unwrap();
+        assert!(refusal(&sparse.into_inner().unwrap()).contains("`holes` is no plain file"));
         let mut latin = tarred(&[file("a", b"")]);
         latin[0] = 0xE4;
         let mut header = tar::Header::new_ustar();
