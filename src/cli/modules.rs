@@ -234,6 +234,7 @@ fn show(module: &Value) -> std::io::Result<()> {
         ("ACTIVE", "/active"),
         ("ABI", "/abi"),
         ("BYTES", "/size_bytes"),
+        ("FILES", "/assets/files"),
         ("UPLOADED", "/upload_time"),
         ("DIGEST", "/digest"),
     ];
