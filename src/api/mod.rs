@@ -21,6 +21,7 @@ mod multipart;
 mod openapi;
 mod upload;
 mod usage;
+mod validate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -332,6 +332,7 @@ pub(super) async fn activate(
     actor.need(Scope::Modules, Role::Operator)?;
     let (module, _) = find_own(&api, &actor, query.owner.as_ref(), &module).await?;
     let wanted = version(&module, Selector::Version(body.version))?;
+    begins(&module.limits, &wanted.shape)?;
     api.fits(&module.owner, &module.name, wanted, true).await?;
     let before = module.active;
     let module = api.app.store.activate(&module.owner, &module.name, body.version).await.map_err(refused)?;
@@ -381,10 +382,16 @@ pub(super) fn allowed(own: &LimitsChange, tier: &Limits, shape: &ModuleShape) ->
     if let Err((field, why)) = own.apply(tier).check() {
         return bad(field, why);
     }
+    begins(own, shape)
+}
+
+/// With its module's limits a version has the memory that it begins with.
+pub(super) fn begins(own: &LimitsChange, shape: &ModuleShape) -> Result<(), Rejection> {
     match own.memory_bytes {
-        Some(bytes) if bytes < shape.memory_min_bytes => {
-            bad("memory_bytes", format!("is {bytes}, the module begins with {}", shape.memory_min_bytes))
-        }
+        Some(bytes) if bytes < shape.memory_min_bytes => Err(Rejection::BadRequest(format!(
+            "`limits.memory_bytes`: is {bytes}, the module begins with {}",
+            shape.memory_min_bytes
+        ))),
         _ => Ok(()),
     }
 }

@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::edge::Face;
-use super::{Api, admin, batch, execute, health, keys, modules, upload, usage};
+use super::{Api, admin, batch, execute, health, keys, modules, upload, usage, validate};
 use crate::domain::problem::CONTENT_TYPE;
 
 /// The document as text, made once.
@@ -199,7 +199,7 @@ pub(super) fn routes(face: Face) -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(execute::execute))
         .routes(routes!(batch::batch))
         .routes(routes!(upload::upload))
-        .routes(routes!(upload::validate))
+        .routes(routes!(validate::validate))
         .routes(routes!(modules::list))
         .routes(routes!(modules::get, modules::change, modules::delete, upload::put))
         .routes(routes!(modules::activate))

@@ -1,4 +1,4 @@
-//! Uploads: checked, compiled, stored; and the same checks without storing.
+//! Uploads: checked, compiled, stored.
 //!
 //! Invariant: bytes are stored only for a module that its owner may keep, so refused uploads leave nothing behind.
 
@@ -15,8 +15,8 @@ use super::access::Actor;
 use super::body::{self, Params};
 use super::multipart::{self, Field};
 use super::openapi::{Binary, Wasm, json};
-use super::{Api, INSPECTION_WAIT, assets, refused};
-use crate::domain::module::{ExportShape, Identity, ImportShape};
+use super::{Api, INSPECTION_WAIT, assets, modules, refused};
+use crate::domain::module::{Identity, Selector};
 use crate::domain::{
     Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
     Timestamp,
@@ -82,17 +82,6 @@ pub(super) struct UploadForm {
     limits: Option<LimitsChange>,
 }
 
-#[derive(utoipa::ToSchema)]
-#[expect(dead_code, reason = "a schema only: the form is read field by field")]
-pub(super) struct ValidateForm {
-    wasm: Wasm,
-    /// Its files: a zip or tar archive.
-    #[schema(nullable = false)]
-    assets: Option<Binary>,
-    #[schema(nullable = false)]
-    abi: Option<Abi>,
-}
-
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct Uploaded {
     id: String,
@@ -115,23 +104,6 @@ pub(super) struct Uploaded {
     limits: LimitsChange,
     #[schema(value_type = String)]
     upload_time: Timestamp,
-}
-
-/// What the checks of an upload found.
-#[derive(Serialize, utoipa::ToSchema)]
-pub(super) struct Validated {
-    #[schema(value_type = String)]
-    digest: crate::domain::Digest,
-    abi: Abi,
-    size_bytes: u64,
-    assets: Option<Bundle>,
-    imports: Vec<ImportShape>,
-    exports: Vec<ExportShape>,
-    memory_min_bytes: u64,
-    memory_max_bytes: Option<u64>,
-    /// What a run of it may use in the caller's tier.
-    #[schema(value_type = Object)]
-    limits: crate::domain::Limits,
 }
 
 /// Stores a module, or a further version of one.
@@ -210,70 +182,7 @@ pub(super) async fn put(
     store(&api, &actor, &tier, &name, files, query, &caller.gone).await
 }
 
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct ValidateQuery {
-    /// For a raw body.
-    #[param(inline)]
-    abi: Option<Abi>,
-}
-
-/// Makes all checks of an upload, and stores nothing.
-#[utoipa::path(post, path = "/api/wasm/validate", tag = "wasm", params(ValidateQuery),
-    request_body(content((ValidateForm = "multipart/form-data"), (Wasm = "application/wasm"))),
-    responses(
-        (status = 200, description = "it can be uploaded", body = Validated),
-        (status = 422, description = "it can't be loaded"),
-    ))]
-pub(super) async fn validate(
-    State(api): State<Arc<Api>>,
-    actor: Actor,
-    Params(query): Params<ValidateQuery>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-) -> Result<Response, Rejection> {
-    actor.need(Scope::Modules, Role::Operator)?;
-    let tier = actor.tier(&api)?;
-    let (abi, wasm, archive) = if body::media_type(request.headers()) == "multipart/form-data" {
-        let (parts, body) = request.into_parts();
-        let fields = [
-            Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
-            Field::text("assets", tier.module_bytes),
-            Field::text("abi", 32),
-        ];
-        let over = |name, limit| match name {
-            "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
-            name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
-        };
-        let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
-        let wasm = form.take("wasm").ok_or_else(|| Rejection::BadRequest("`wasm`: is missing".into()))?;
-        let archive = form.take("assets");
-        (form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?, wasm, archive)
-    } else {
-        (query.abi, raw_wasm(&api, &tier, request).await?, None)
-    };
-    let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
-    let size_bytes = wasm.len() as u64;
-    let assets = assets::read(&api, archive, size_bytes, &tier).await?.map(|assets| assets.bundle);
-    // That it compiles within its bounds is one of the checks.
-    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
-    let shape = inspected.shape;
-    let found = Validated {
-        digest: inspected.digest,
-        abi: inspected.abi,
-        size_bytes,
-        assets,
-        imports: shape.imports,
-        exports: shape.exports,
-        memory_min_bytes: shape.memory_min_bytes,
-        memory_max_bytes: shape.memory_max_bytes,
-        limits: tier.limits.clone(),
-    };
-    Ok(json(StatusCode::OK, found))
-}
-
-async fn raw_wasm(api: &Api, tier: &Tier, request: Request) -> Result<Bytes, Rejection> {
+pub(super) async fn raw_wasm(api: &Api, tier: &Tier, request: Request) -> Result<Bytes, Rejection> {
     let (parts, body) = request.into_parts();
     if !matches!(body::media_type(&parts.headers).as_str(), "application/wasm" | "application/octet-stream") {
         return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `application/wasm`".into()));
@@ -283,7 +192,7 @@ async fn raw_wasm(api: &Api, tier: &Tier, request: Request) -> Result<Bytes, Rej
     if wasm.is_empty() { Err(Rejection::BadRequest("the body is empty".into())) } else { Ok(wasm) }
 }
 
-fn bad(field: &str, message: String) -> Rejection {
+pub(super) fn bad(field: &str, message: String) -> Rejection {
     Rejection::BadRequest(format!("`{field}`: {message}"))
 }
 
@@ -373,8 +282,15 @@ async fn store(
     };
     let max_modules = actor.principal().map(|_| tier.modules);
     let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
-        super::modules::allowed(limits, &tier.limits, &inspected.shape)?;
+        modules::allowed(limits, &tier.limits, &inspected.shape)?;
+        // They are the module's, so they are at once those of the version that is active.
+        if let Some(active) = before.as_ref().and_then(|module| module.select(Selector::Active)) {
+            modules::begins(limits, &active.shape)?;
+        }
+    } else if let Some(module) = before.filter(|_| extra.activate == Some(true)) {
+        modules::begins(&module.limits, &inspected.shape)?;
     }
     let size_bytes = wasm.len() as u64;
     let assets = assets::read(api, assets, size_bytes, tier).await?;
@@ -415,7 +331,7 @@ async fn store(
 
 impl Uploaded {
     fn new(module: &Module, version: u32) -> Result<Self, Rejection> {
-        let stored = module.select(crate::domain::Selector::Version(version)).ok_or(Rejection::Internal)?;
+        let stored = module.select(Selector::Version(version)).ok_or(Rejection::Internal)?;
         Ok(Self {
             id: module.id.clone(),
             owner: module.owner.clone(),

@@ -237,16 +237,16 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
     tier.fail = t.get("fail", tier.fail, choice(&fail));
     let old = tier.limits.clone();
     tier.limits = t.section("limits", |t| Limits {
-        fuel: t.get("fuel", old.fuel, int(1_000..=MANY)),
-        memory_bytes: t.get("memory", old.memory_bytes, size(64 * KIB..=4 * GIB)),
-        wall_ms: t.get("wall", old.wall_ms, duration(millis(1)..=HOUR)),
-        input_bytes: t.get("input", old.input_bytes, size(0..=GIB)),
-        output_bytes: t.get("output", old.output_bytes, size(0..=GIB)),
-        log_bytes: t.get("log", old.log_bytes, size(0..=16 * MIB)),
-        table_elements: t.get("table_elements", old.table_elements, int(0..=10_000_000)),
+        fuel: t.get("fuel", old.fuel, int(1_000..=Limits::MOST.fuel)),
+        memory_bytes: t.get("memory", old.memory_bytes, size(64 * KIB..=Limits::MOST.memory_bytes)),
+        wall_ms: t.get("wall", old.wall_ms, duration(millis(1)..=Limits::MOST.wall_ms)),
+        input_bytes: t.get("input", old.input_bytes, size(0..=Limits::MOST.input_bytes)),
+        output_bytes: t.get("output", old.output_bytes, size(0..=Limits::MOST.output_bytes)),
+        log_bytes: t.get("log", old.log_bytes, size(0..=Limits::MOST.log_bytes)),
+        table_elements: t.get("table_elements", old.table_elements, int(0..=Limits::MOST.table_elements)),
         stack_bytes: t.get("stack", old.stack_bytes, size(Limits::STACK_RANGE)),
-        file_bytes: t.get("files", old.file_bytes, size(0..=GIB)),
-        instances: t.get("instances", old.instances, int(1..=1_000_000)),
+        file_bytes: t.get("files", old.file_bytes, size(0..=Limits::MOST.file_bytes)),
+        instances: t.get("instances", old.instances, int(1..=Limits::MOST.instances)),
     });
 }
 

@@ -66,6 +66,19 @@ impl Limits {
     pub const STACK_BYTES: u64 = 256 << 10;
     pub const FILE_BYTES: u64 = 16 * MIB;
     pub const INSTANCES: u32 = 256;
+    /// No tier has more.
+    pub const MOST: Limits = Limits {
+        fuel: 1_000_000_000_000_000_000,
+        memory_bytes: 4 << 30,
+        wall_ms: Duration::from_secs(3_600),
+        input_bytes: 1 << 30,
+        output_bytes: 1 << 30,
+        log_bytes: 16 * MIB,
+        table_elements: 10_000_000,
+        stack_bytes: *Self::STACK_RANGE.end(),
+        file_bytes: 1 << 30,
+        instances: 1_000_000,
+    };
 
     /// By name, in the units of the records.
     fn fields(&self) -> [(&'static str, u64); 10] {
@@ -85,8 +98,9 @@ impl Limits {
 
     /// The first field whose value nothing could run with, and what it may be.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
-        for (name, value) in self.fields() {
+        for ((name, value), (_, most)) in self.fields().into_iter().zip(Self::MOST.fields()) {
             match name {
+                _ if value > most => return Err((name, format!("is {value}, use at most {most}"))),
                 "fuel" | "memory_bytes" | "wall_ms" | "instances" if value == 0 => {
                     return Err((name, "is a number from 1".into()));
                 }

@@ -25,6 +25,7 @@ pub mod http;
 mod inspect;
 mod instances;
 mod instrument;
+mod job;
 pub mod lane;
 mod load;
 mod loaded;
@@ -45,11 +46,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::domain::{Abi, Digest, GuestFailure, Limits, Meter, ModuleShape, NotLoadable, OwnerId};
+use crate::domain::{Abi, Digest, GuestFailure, Limits, ModuleShape, NotLoadable, OwnerId};
 
 use artifacts::{Artifacts, Stored};
 use budget::{Account, Budget};
@@ -63,6 +63,7 @@ use pool::{Need, Pool};
 pub use cancel::Cancel;
 pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
+pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
 
@@ -144,73 +145,6 @@ pub enum InstallError {
     StorageFull,
     #[error("{0}")]
     Io(String),
-}
-
-/// One run of a `command`, `cgi` or `core` module.
-pub struct Job {
-    pub module: Arc<LoadedModule>,
-    /// For fairness between owners; anonymous callers share the module's owner.
-    pub owner: OwnerId,
-    /// Label in logs and metrics: `owner/name@version`, or `inline`.
-    pub label: Arc<str>,
-    pub limits: Limits,
-    pub input: Input,
-    /// Set when nobody waits for the run any more.
-    pub cancel: Cancel,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct Input {
-    /// `argv[1..]` of a command.
-    pub args: Vec<String>,
-    pub env: Vec<(String, String)>,
-    pub stdin: Bytes,
-    /// Export to call; default `_start` for commands, the first of `_start`, `main`, `run` for core modules.
-    pub entry: Option<String>,
-    /// Arguments of a core function, as text; parsed by its signature.
-    pub function_args: Vec<String>,
-    /// What it finds at `/`.
-    pub assets: Option<Assets>,
-}
-
-/// A run that came to its own end.
-#[derive(Clone, Debug, Default)]
-pub struct Output {
-    pub stdout: Bytes,
-    pub exit_code: i32,
-    /// What a core function returned.
-    pub values: Vec<serde_json::Value>,
-}
-
-impl Output {
-    /// Its values as answers show them: one stands alone, several are an array.
-    pub fn result(&self) -> Option<serde_json::Value> {
-        match self.values.as_slice() {
-            [] => None,
-            [one] => Some(one.clone()),
-            several => Some(several.into()),
-        }
-    }
-}
-
-/// How a run ended, with what it used and wrote to stderr (cut at the log limit) in every case.
-#[derive(Debug)]
-pub struct Finished {
-    pub result: Result<Output, RunError>,
-    pub meter: Meter,
-    pub stderr: Bytes,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RunError {
-    #[error(transparent)]
-    Guest(#[from] GuestFailure),
-    /// The caller's arguments do not fit the function's signature, or there is no such export.
-    #[error("{0}")]
-    BadCall(String),
-    /// Pool and queue are full, or the caller has gone before its turn.
-    #[error("no capacity to run the module now")]
-    Busy { retry_after: Duration },
 }
 
 /// Figures for metrics and the admin API.

@@ -135,7 +135,7 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
         }
         Action::Api => Box::pin(bridge::tenant_api(gateway, session, ctx, held, route.max_body_bytes)).await?,
         Action::Health => respond::health(gateway, session, ctx).await?,
-        Action::Redirect | Action::Respond => respond::fixed(gateway, session, ctx, &route.target).await?,
+        Action::Redirect | Action::Respond => Box::pin(respond::fixed(gateway, session, ctx, &route.target)).await?,
     }
     Ok(Next::Answered)
 }

@@ -8,6 +8,7 @@ use pingora::proxy::Session;
 use super::answer;
 use super::context::Context;
 use super::forward::Fields;
+use super::handlers;
 use super::pipeline::Stop;
 use super::proxy::Gateway;
 use crate::config::Target;
@@ -33,6 +34,7 @@ pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &mut Context, 
     if !body.is_empty() && !head.headers.contains_key(CONTENT_TYPE) {
         head.set(&CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
     }
+    let (head, body) = handlers::respond(session, ctx, &gateway.shared, head, body, false).await?;
     Ok(answer::send(session, ctx, &gateway.shared, head, body).await?)
 }
 

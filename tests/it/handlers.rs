@@ -119,6 +119,21 @@ fn headers_are_transformed_both_ways() {
 }
 
 #[test]
+fn answers_of_the_configuration_pass_handlers_as_well() {
+    let handler = r#"handlers = [{ module = "acme/http", config = "transform" }]"#;
+    let target = |name: &str, target: &str| {
+        route(name, format!("match.path_prefix = \"/{name}\"\nauth = \"none\"\n{handler}\n{target}"))
+    };
+    let routes = target("fixed", r#"target.respond = { status = 200, body = "fixed" }"#)
+        + &target("moved", r#"target.redirect = { location = "/fixed", status = 302 }"#);
+    let gw = Gateway::with_modules("", &[("acme/http", "http-wasm", &c_guest("http"))], &routes);
+    for (path, status) in [("/fixed", 200), ("/moved", 302)] {
+        let response = gw.get(path).send().expect(status);
+        assert_eq!(response.header("x-guest-response"), Some("was here too"), "{path}");
+    }
+}
+
+#[test]
 fn bodies_are_rewritten_and_framed_anew() {
     let up = Upstream::start(|seen, stream| {
         let body = [b"upstream got: ", &seen.body[..]].concat();

@@ -286,3 +286,47 @@ fn no_more_instances_than_allowed_are_under_way() {
         first.join().expect("no panic").problem(504, "handler-timeout");
     });
 }
+
+#[test]
+fn limits_that_some_version_could_not_begin_with_do_not_reach_it() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let upload = |pages: u32, more: Form| {
+        let text = format!(r#"(module (memory {pages}) (func (export "run") (result i32) (memory.size)))"#);
+        let form = more.field("name", "grows").file("wasm", &wat(&text)).end();
+        gw.request("POST", "/api/wasm/upload").key(&key).form(form).send()
+    };
+    upload(64, Form::default()).expect(201);
+    // It is not the one that would run with them, but they are the module's.
+    let small = r#"{"memory_bytes": 1048576}"#;
+    upload(1, Form::default().field("limits", small)).problem(400, "bad-request");
+    run(&gw, &key, "grows", 0).expect(200);
+    upload(1, Form::default().field("activate", "true")).expect(201);
+    limit(&gw, &key, "grows", &serde_json::from_str(small).unwrap()).expect(200);
+    let activate = |version: u32| {
+        let request = gw.request("POST", "/api/wasm/modules/grows/activate").key(&key);
+        request.json(&json!({"version": version})).send()
+    };
+    activate(1).problem(400, "bad-request");
+    upload(65, Form::default().field("activate", "true")).problem(400, "bad-request");
+    run(&gw, &key, "grows", 0).expect(200);
+}
+
+#[test]
+fn a_tier_has_no_more_than_its_file_could_give_it() {
+    let gw = Gateway::start(&api::config(""));
+    for (name, value) in [
+        ("fuel", u64::MAX),
+        ("memory_bytes", 50_000_000_000),
+        ("wall_ms", 99_999_999_999),
+        ("output_bytes", 5_000_000_000),
+        ("log_bytes", 5_000_000_000),
+        ("file_bytes", 5_000_000_000),
+        ("instances", 10_000_000),
+    ] {
+        let change = json!({"limits": {name: value}});
+        let answer = gw.admin("PUT", "/api/tiers/free").json(&change).send();
+        let problem = answer.problem(400, "bad-request");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(name)), "{problem}");
+    }
+}

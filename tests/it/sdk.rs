@@ -73,8 +73,7 @@ fn with_page(name: &str, wasm: &[u8], args: &str) -> String {
 
 #[test]
 fn rust_works_on_files() {
-    let expected =
-        "Err(ReadOnlyFilesystem)\nfiles 5\n6\n[(\"b\", true), (\"moved\", false)]\nErr(Some(55))\n0\n";
+    let expected = "Err(ReadOnlyFilesystem)\nfiles 5\n6\n[(\"b\", true), (\"moved\", false)]\nErr(Some(55))\n0\n";
     assert_eq!(with_page("files", &guest("files"), ""), format!("{PAGE}{expected}"));
 }
 

@@ -43,6 +43,8 @@ pub enum Served {
 /// What is looked at before (or after) wasmer-wasix is called; numbers are positions of arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
+    /// The descriptor of a folder. Wasmer-wasix has two of `/`; the one that only lists what is mounted stands for the other.
+    Folder(usize),
     /// A pointer to a path, its length behind it.
     Path(usize),
     /// The target of a symbolic link: as a path, and of few names.
@@ -59,7 +61,7 @@ pub enum Check {
     Times(usize, usize),
 }
 
-use Check::{Descriptor, NewDescriptor, Opening, Path, Target, Times, Vectors};
+use Check::{Descriptor, Folder, NewDescriptor, Opening, Path, Target, Times, Vectors};
 
 /// Files, and facts about the process. Not hard links: wasmer-wasix lets a folder be linked into itself, and then
 /// recurses without end.
@@ -84,23 +86,23 @@ static CHECKED: &[(&str, &[Check])] = &[
     ("fd_prestat_get", &[]),
     ("fd_pwrite", &[Vectors(1)]),
     ("fd_read", &[Vectors(1)]),
-    ("fd_readdir", &[]),
+    ("fd_readdir", &[Folder(0)]),
     ("fd_renumber", &[Descriptor(1)]),
     ("fd_seek", &[]),
     ("fd_sync", &[]),
     ("fd_tell", &[]),
     ("fd_write", &[Vectors(1)]),
     ("getcwd", &[]),
-    ("path_create_directory", &[Path(1)]),
-    ("path_filestat_get", &[Path(2)]),
-    ("path_filestat_set_times", &[Path(2), Times(4, 6)]),
-    ("path_open", &[Path(2), NewDescriptor(8), Opening(1, 4)]),
-    ("path_open2", &[Path(2), NewDescriptor(9), Opening(1, 4)]),
-    ("path_readlink", &[Path(1)]),
-    ("path_remove_directory", &[Path(1)]),
-    ("path_rename", &[Path(1), Path(4)]),
-    ("path_symlink", &[Target(0), Path(3)]),
-    ("path_unlink_file", &[Path(1)]),
+    ("path_create_directory", &[Folder(0), Path(1)]),
+    ("path_filestat_get", &[Folder(0), Path(2)]),
+    ("path_filestat_set_times", &[Folder(0), Path(2), Times(4, 6)]),
+    ("path_open", &[Folder(0), Path(2), NewDescriptor(8), Opening(1, 4)]),
+    ("path_open2", &[Folder(0), Path(2), NewDescriptor(9), Opening(1, 4)]),
+    ("path_readlink", &[Folder(0), Path(1)]),
+    ("path_remove_directory", &[Folder(0), Path(1)]),
+    ("path_rename", &[Folder(0), Path(1), Folder(3), Path(4)]),
+    ("path_symlink", &[Target(0), Folder(2), Path(3)]),
+    ("path_unlink_file", &[Folder(0), Path(1)]),
     ("proc_id", &[]),
     ("proc_signals_get", &[]),
     ("proc_signals_sizes_get", &[]),
@@ -213,7 +215,7 @@ mod tests {
             for check in *checks {
                 let (i32s, last) = match *check {
                     Path(at) | Target(at) | Vectors(at) => (vec![at, at + 1], at + 1),
-                    Descriptor(at) | NewDescriptor(at) => (vec![at], at),
+                    Folder(at) | Descriptor(at) | NewDescriptor(at) => (vec![at], at),
                     Opening(lookup, open) => (vec![lookup, open], open),
                     Times(at, flags) => {
                         assert_eq!(f.ty.params()[at..at + 2], [Type::I64; 2], "{name}");

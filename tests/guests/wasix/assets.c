@@ -1,5 +1,9 @@
 // Assets are there to read, and nothing changes them.
+#define _GNU_SOURCE
 #include "wasix.h"
+#include <wasi/api.h>
+
+static char names_of_root[4096];
 
 int main(void) {
     char text[32] = {0};
@@ -19,5 +23,12 @@ int main(void) {
     CHECK(dir);
     for (struct dirent *e; (e = readdir(dir));) names += e->d_name[0] != '.';
     CHECK(names == 2);
+    // Both descriptors that a run begins with are the same folder.
+    for (int root = 3; root <= 4; root++) {
+        size_t used = 0;
+        CHECK(__wasi_fd_readdir(root, (uint8_t *)names_of_root, sizeof names_of_root, 0, &used) == 0);
+        CHECK(memmem(names_of_root, used, "data", 4) && memmem(names_of_root, used, "tmp", 3));
+        CHECK(fstatat(root, "data/deep/hello", &st, 0) == 0 && st.st_size == 5);
+    }
     return 0;
 }

@@ -1,0 +1,111 @@
+//! The checks of an upload, without storing.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::access::Actor;
+use super::body::{self, Params};
+use super::multipart::{self, Field};
+use super::openapi::{Binary, Wasm, json};
+use super::upload::{bad, compiled, inspect, module_too_large, raw_wasm};
+use super::{Api, assets};
+use crate::domain::module::{ExportShape, ImportShape};
+use crate::domain::{Abi, Bundle, Rejection, Scope};
+use crate::gateway::Caller;
+use crate::store::Role;
+
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "a schema only: the form is read field by field")]
+pub(super) struct ValidateForm {
+    wasm: Wasm,
+    /// Its files: a zip or tar archive.
+    #[schema(nullable = false)]
+    assets: Option<Binary>,
+    #[schema(nullable = false)]
+    abi: Option<Abi>,
+}
+
+/// What the checks of an upload found.
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Validated {
+    #[schema(value_type = String)]
+    digest: crate::domain::Digest,
+    abi: Abi,
+    size_bytes: u64,
+    assets: Option<Bundle>,
+    imports: Vec<ImportShape>,
+    exports: Vec<ExportShape>,
+    memory_min_bytes: u64,
+    memory_max_bytes: Option<u64>,
+    /// What a run of it may use in the caller's tier.
+    #[schema(value_type = Object)]
+    limits: crate::domain::Limits,
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ValidateQuery {
+    /// For a raw body.
+    #[param(inline)]
+    abi: Option<Abi>,
+}
+
+/// Makes all checks of an upload, and stores nothing.
+#[utoipa::path(post, path = "/api/wasm/validate", tag = "wasm", params(ValidateQuery),
+    request_body(content((ValidateForm = "multipart/form-data"), (Wasm = "application/wasm"))),
+    responses(
+        (status = 200, description = "it can be uploaded", body = Validated),
+        (status = 422, description = "it can't be loaded"),
+    ))]
+pub(super) async fn validate(
+    State(api): State<Arc<Api>>,
+    actor: Actor,
+    Params(query): Params<ValidateQuery>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Rejection> {
+    actor.need(Scope::Modules, Role::Operator)?;
+    let tier = actor.tier(&api)?;
+    let (abi, wasm, archive) = if body::media_type(request.headers()) == "multipart/form-data" {
+        let (parts, body) = request.into_parts();
+        let fields = [
+            Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+            Field::text("assets", tier.module_bytes),
+            Field::text("abi", 32),
+        ];
+        let over = |name, limit| match name {
+            "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
+            name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
+        };
+        let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
+        let wasm = form.take("wasm").ok_or_else(|| Rejection::BadRequest("`wasm`: is missing".into()))?;
+        let archive = form.take("assets");
+        (form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?, wasm, archive)
+    } else {
+        (query.abi, raw_wasm(&api, &tier, request).await?, None)
+    };
+    let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
+    let size_bytes = wasm.len() as u64;
+    let assets = assets::read(&api, archive, size_bytes, &tier).await?.map(|assets| assets.bundle);
+    // That it compiles within its bounds is one of the checks.
+    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
+    let shape = inspected.shape;
+    let found = Validated {
+        digest: inspected.digest,
+        abi: inspected.abi,
+        size_bytes,
+        assets,
+        imports: shape.imports,
+        exports: shape.exports,
+        memory_min_bytes: shape.memory_min_bytes,
+        memory_max_bytes: shape.memory_max_bytes,
+        limits: tier.limits.clone(),
+    };
+    Ok(json(StatusCode::OK, found))
+}
