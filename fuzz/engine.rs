@@ -23,6 +23,7 @@ fn open() -> Arc<Engine> {
         vms_per_handler: 1,
         vm_requests: 1,
         artifact_cache_bytes: 1 << 20,
+        artifact_disk_bytes: 1 << 20,
         compile: config::Compile {
             processes: 1,
             cpu: Duration::from_secs(1),

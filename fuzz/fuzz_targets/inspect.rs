@@ -4,4 +4,4 @@
 #[path = "../engine.rs"]
 mod engine;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = engine::inspect(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| drop(engine::inspect(data)));

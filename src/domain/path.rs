@@ -147,7 +147,8 @@ pub fn normalize_host(raw: &str) -> Result<Cow<'_, str>, Rejection> {
         host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&b))
     };
     let host = host.strip_suffix('.').unwrap_or(host);
-    if !port_ok || !ok || host.is_empty() || host.len() > MAX || host.starts_with('.') || host.contains("..") {
+    let empty_label = host.starts_with('.') || host.ends_with('.') || host.contains("..");
+    if !port_ok || !ok || host.is_empty() || host.len() > MAX || empty_label {
         return Err(bad());
     }
     if host.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -284,6 +285,8 @@ mod tests {
             ".",
             ".a",
             "a..b",
+            "a..",
+            "a..:80",
             "a:b",
             "a:80:90",
             "a b",
