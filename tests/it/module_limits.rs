@@ -16,6 +16,9 @@ const RECURSE: &str = r#"(module (func $f (export "run") (param i32) (result i32
       (else (i32.const 0)))))"#;
 const LOOP: &str = r#"(module (func (export "run") (param i32) (result i32)
     (loop $l (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1))))) (i32.const 0)))"#;
+/// As often as nobody waits for.
+const LONG_LOOP: &str = r#"(module (func (export "run") (param i64) (result i32)
+    (loop $l (br_if $l (i64.ne (local.tee 0 (i64.sub (local.get 0) (i64.const 1))) (i64.const 0)))) (i32.const 0)))"#;
 const GROW: &str = r#"(module (memory 1) (func (export "run") (param i32) (result i32) (memory.grow (local.get 0))))"#;
 const TABLE: &str = r#"(module (table 0 funcref) (func (export "run") (param i32) (result i32)
     (table.grow (ref.null func) (local.get 0))))"#;
@@ -261,11 +264,11 @@ fn no_more_instances_than_allowed_are_under_way() {
     );
     let gw = Gateway::with_modules(&config, &[("acme/http", "http-wasm", &c_guest("http"))], &routes);
     let key = gw.key();
-    gw.upload("acme/loop", "core", &wat(LOOP));
+    gw.upload("acme/loop", "core", &wat(LONG_LOOP));
     gw.upload("acme/other", "core", &wat(GROW));
     let engine = |figure: &str| gw.admin("GET", "/api/state").send().expect(200).json()["engine"][figure].as_u64();
     limit(&gw, &key, "loop", &json!({"instances": 2, "wall_ms": 3_000})).expect(200);
-    let forever = u64::from(u32::MAX);
+    let forever = i64::MAX.unsigned_abs();
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..2).map(|_| scope.spawn(|| run(&gw, &key, "loop", forever))).collect();
         eventually("two run", || engine("guests_running") == Some(2));
