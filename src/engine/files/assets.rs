@@ -1,7 +1,7 @@
 //! A module's read-only files: a tree that never changes, shared by all its runs.
 //!
 //! Invariant: every name is a plain path component, every node but the root has its parent before it, and what the tree
-//! holds is within [`Bounds`].
+//! holds is within its bounds.
 
 use std::sync::{Arc, Weak};
 
