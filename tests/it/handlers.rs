@@ -210,8 +210,9 @@ fn living_vms_belong_to_one_handler() {
         )
     };
     let engine = "[engine]\nvms_per_handler = 1\nvm_requests = 4\n";
-    let gw =
-        Gateway::with_modules(engine, &[("acme/http", "http-wasm", &c_guest("http"))], &(count("a") + &count("b")));
+    let handlers = count("a") + &count("b");
+    let gw = Gateway::with_modules(engine, &[("acme/http", "http-wasm", &c_guest("http"))], &handlers)
+        .optimised(&(engine.to_owned() + &handlers));
     let ask = |target: &str| gw.get(target).send().expect(200).text();
     assert_eq!([ask("/a"), ask("/a"), ask("/b"), ask("/a"), ask("/b")], ["1", "2", "1", "3", "2"]);
     assert_eq!([ask("/a"), ask("/a")], ["4", "1"], "a VM is replaced after its share of requests");

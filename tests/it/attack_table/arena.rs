@@ -5,7 +5,6 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +16,7 @@ use super::row::{Attack, Code, Ends, Module, Place, Row, Tier, WALL, module_name
 use crate::support::admin::NewKey;
 use crate::support::toml::{route, tier, upstream as upstream_lines};
 use crate::support::upstream::echo;
-use crate::support::{Gateway, Response, Upstream, api, c_guest, eventually, poll, wat};
+use crate::support::{Gateway, Response, Upstream, api, c_guest, eventually, wat};
 
 /// The owner of the guests that are handlers.
 const EVIL: &str = "evil";
@@ -67,11 +66,10 @@ impl Arena {
     /// The same guests with optimised code, in a new process, as after a crash.
     pub fn optimised(self) -> Arena {
         let Arena { others, stopped, gw, keys, good_key, config, _upstream, forged, .. } = self;
-        assert!(Code::Optimised.artifacts(gw.dir.path()).is_empty(), "the first turn was to be without optimised code");
+        let optimised = gw.artifacts(Code::Optimised.as_str());
+        assert!(optimised.is_empty(), "the first turn was to be without: {optimised:?}");
         drop((others, stopped));
-        let done = poll(Duration::from_secs(300), || Code::Fast.artifacts(gw.dir.path()).is_empty());
-        assert!(done, "not optimised: {:?}", Code::Fast.artifacts(gw.dir.path()));
-        let gw = gw.restart(&config);
+        let gw = gw.optimised(&config);
         let others = Others::start(gw.proxy, &good_key);
         others.turn();
         let idle = Figures::of(&gw);
@@ -86,15 +84,6 @@ impl Arena {
     /// Whether the upstream was sent what a guest forged, since the last time.
     pub fn forged(&self) -> bool {
         self.forged.swap(false, Ordering::Relaxed)
-    }
-}
-
-impl Code {
-    /// Names of the artifacts of this kind.
-    pub fn artifacts(self, dir: &Path) -> Vec<String> {
-        let files = fs::read_dir(dir.join("data/artifacts")).expect("it has artifacts").flatten();
-        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.rsplit('.').next() == Some(self.as_str())).collect()
     }
 }
 

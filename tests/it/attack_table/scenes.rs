@@ -43,7 +43,7 @@ fn canaries(arena: &Arena, code: Code) -> Result<Seen, String> {
         must([200, 201].contains(&stored.send().status), || "the canary can't be stored".into())?;
     }
     if code == Code::Optimised {
-        let done = || Code::Fast.artifacts(arena.gw.dir.path()).is_empty();
+        let done = || arena.gw.artifacts(Code::Fast.as_str()).is_empty();
         must(poll(Duration::from_secs(60), done), || "the canary is not optimised".into())?;
     }
     let mut last = None;

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use wasmgate::config;
 use wasmgate::domain::{Limits, Reply};
 use wasmgate::engine::{
-    Cancel, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings, Verdict,
+    Cancel, Compiler, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings,
+    Verdict,
 };
 
 /// One for all tests: it holds no state of theirs.
@@ -117,10 +118,14 @@ pub fn limits() -> Limits {
     }
 }
 
+/// With optimised code from the beginning: no living VM is replaced by itself.
 pub async fn load(engine: &Arc<Engine>, wat: &str) -> Arc<LoadedModule> {
     let bytes = wat::parse_str(wat).unwrap_or_else(|e| panic!("{e}\n{wat}"));
     let inspected = engine.inspect(&bytes, None, 1 << 20, &limits()).unwrap_or_else(|e| panic!("{e}\n{wat}"));
-    engine.load_inline(bytes.into(), &inspected, None).await.unwrap_or_else(|e| panic!("{e}\n{wat}"))
+    let installed = engine.install(bytes.into(), &inspected, Compiler::Optimising).await;
+    installed.unwrap_or_else(|e| panic!("{e}\n{wat}"));
+    let loaded = engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await;
+    loaded.unwrap_or_else(|e| panic!("{e}\n{wat}"))
 }
 
 pub fn handler_config() -> config::Handler {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -133,6 +134,22 @@ impl Gateway {
         drop(self);
         std::fs::remove_file(dir.path().join("ready.json")).expect("it was ready");
         Self::start_in(dir, config)
+    }
+
+    /// Names of the artifacts of this compiler, `cranelift` or `cranelift-fast`.
+    pub fn artifacts(&self, compiler: &str) -> Vec<String> {
+        let files = std::fs::read_dir(self.dir.path().join("data/artifacts")).expect("it has artifacts").flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.rsplit('.').next() == Some(compiler)).collect()
+    }
+
+    /// Waits until every stored module has optimised code, then goes on in a new process: it begins with that code, so
+    /// that no living VM is replaced by itself.
+    #[track_caller]
+    pub fn optimised(self, config: &str) -> Self {
+        let done = poll(Duration::from_secs(300), || self.artifacts("cranelift-fast").is_empty());
+        assert!(done, "not optimised: {:?}", self.artifacts("cranelift-fast"));
+        self.restart(config)
     }
 
     pub fn log(&self) -> String {
