@@ -175,7 +175,7 @@ impl Bench {
         let bytes = Bytes::copy_from_slice(wasm);
         self.runtime.block_on(async {
             self.engine.install(bytes, &inspected, compiler).await.expect("the guest compiles");
-            self.engine.load(inspected.digest, inspected.abi, &inspected.shape).await.expect("the guest loads")
+            self.engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.expect("the guest loads")
         })
     }
 
@@ -225,7 +225,7 @@ impl Bench {
             let _context = self.runtime.enter();
             let engine = engine(self.dir.path());
             mean(1, || {
-                let loaded = engine.load(inspected.digest, inspected.abi, &inspected.shape);
+                let loaded = engine.load(None, inspected.digest, inspected.abi, &inspected.shape);
                 assert!(self.runtime.block_on(loaded).is_ok(), "the guest loads");
             })
         }));

@@ -53,7 +53,7 @@ async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
     let wasm = wat::parse_bytes(wat).expect("WAT").into_owned();
     let inspected = engine.inspect(&wasm, None, 1 << 20, &limits).expect("a handler");
     engine.install(wasm.into(), &inspected, Compiler::Optimising).await.expect("it compiles");
-    let module = engine.load(inspected.digest, inspected.abi, &inspected.shape).await.expect("it loads");
+    let module = engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.expect("it loads");
     let config = config::Handler {
         module: "wasmgate/header".parse().expect("a module"),
         owner: "wasmgate".parse().expect("an owner"),

@@ -320,7 +320,7 @@ async fn stored(
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
     let engine = &api.app.shared.engine;
     let loaded = async {
-        let module = engine.load_of(Some(&owner), version.digest, version.abi, &version.shape).await?;
+        let module = engine.load(Some(&owner), version.digest, version.abi, &version.shape).await?;
         let assets = match &version.assets {
             Some(bundle) => Some(engine.assets(bundle).await?),
             None => None,

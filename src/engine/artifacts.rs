@@ -50,6 +50,30 @@ const USE_NOTED: Duration = Duration::from_secs(3600);
 /// A tenth of the bound is made free at once, so that a look at all files is worth it.
 const FREED: u64 = 10;
 
+/// What was uploaded.
+#[derive(Clone, Copy, Debug)]
+pub enum Upload {
+    Module,
+    /// The archive with a module's files.
+    Bundle,
+}
+
+impl Upload {
+    fn as_str(self) -> &'static str {
+        match self {
+            Upload::Module => "module",
+            Upload::Bundle => "bundle",
+        }
+    }
+
+    fn ending(self) -> &'static str {
+        match self {
+            Upload::Module => "wasm",
+            Upload::Bundle => "bundle",
+        }
+    }
+}
+
 /// What a look-up of an artifact gave.
 pub enum Stored {
     Good(Vec<u8>),
@@ -80,38 +104,26 @@ impl Artifacts {
         })
     }
 
-    pub fn has_module(&self, digest: Digest) -> bool {
-        self.module_path(digest).exists()
+    pub fn has(&self, what: Upload, digest: Digest) -> bool {
+        self.upload_path(what, digest).exists()
     }
 
     /// The stored bytes; an error when they no longer have their digest.
-    pub fn read_module(&self, digest: Digest) -> io::Result<Vec<u8>> {
-        let bytes = fs::read(self.module_path(digest))?;
+    pub fn read(&self, what: Upload, digest: Digest) -> io::Result<Vec<u8>> {
+        let bytes = fs::read(self.upload_path(what, digest))?;
         if Digest::of(&bytes) != digest {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the stored module is damaged"));
+            let why = format!("the stored {} is damaged", what.as_str());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         Ok(bytes)
     }
 
-    pub fn write_module(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
-        self.write(&self.modules, &self.module_path(digest), &[bytes])
-    }
-
-    pub fn has_bundle(&self, digest: Digest) -> bool {
-        self.bundle_path(digest).exists()
-    }
-
-    /// As [`Artifacts::read_module`].
-    pub fn read_bundle(&self, digest: Digest) -> io::Result<Vec<u8>> {
-        let bytes = fs::read(self.bundle_path(digest))?;
-        if Digest::of(&bytes) != digest {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the stored bundle is damaged"));
+    /// Unless it is stored already.
+    pub fn keep(&self, what: Upload, digest: Digest, bytes: &[u8]) -> io::Result<()> {
+        if self.has(what, digest) {
+            return Ok(());
         }
-        Ok(bytes)
-    }
-
-    pub fn write_bundle(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
-        self.write(&self.modules, &self.bundle_path(digest), &[bytes])
+        self.write(&self.modules, &self.upload_path(what, digest), &[bytes])
     }
 
     pub fn read_artifact(&self, digest: Digest, compiler: Compiler) -> io::Result<Stored> {
@@ -216,8 +228,8 @@ impl Artifacts {
 
     pub fn remove(&self, digest: Digest) -> io::Result<()> {
         let paths = [
-            self.module_path(digest),
-            self.bundle_path(digest),
+            self.upload_path(Upload::Module, digest),
+            self.upload_path(Upload::Bundle, digest),
             self.artifact_path(digest, Compiler::Fast),
             self.artifact_path(digest, Compiler::Optimising),
         ];
@@ -228,12 +240,8 @@ impl Artifacts {
         sync_dir(&self.artifacts)
     }
 
-    fn module_path(&self, digest: Digest) -> PathBuf {
-        self.modules.join(format!("{}.wasm", digest.hex()))
-    }
-
-    fn bundle_path(&self, digest: Digest) -> PathBuf {
-        self.modules.join(format!("{}.{BUNDLE}", digest.hex()))
+    fn upload_path(&self, what: Upload, digest: Digest) -> PathBuf {
+        self.modules.join(format!("{}.{}", digest.hex(), what.ending()))
     }
 
     fn artifact_path(&self, digest: Digest, compiler: Compiler) -> PathBuf {
@@ -270,8 +278,6 @@ impl Artifacts {
     }
 }
 
-/// The ending of archives with a module's files.
-const BUNDLE: &str = "bundle";
 const TEMPORARY: &str = ".tmp-";
 
 /// What a killed process left behind.
@@ -296,7 +302,8 @@ fn note_use(file: &File, noted: Option<SystemTime>) {
 
 /// Of a file that is named as ours are; others are left alone.
 fn digest_of(path: &Path) -> Option<Digest> {
-    let known = ["wasm", BUNDLE, Compiler::Fast.as_str(), Compiler::Optimising.as_str()];
+    let known =
+        [Upload::Module.ending(), Upload::Bundle.ending(), Compiler::Fast.as_str(), Compiler::Optimising.as_str()];
     path.extension().filter(|ending| known.iter().any(|known| ending == known))?;
     let stem = path.file_stem()?.to_str()?;
     stem.parse::<Digest>().ok().filter(|digest| digest.hex() == stem)

@@ -3,7 +3,7 @@
 //! Invariant: bounded by the size of artifacts, least recently used out first; one load of a digest at a time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -11,17 +11,15 @@ use tokio::sync::OwnedMutexGuard;
 use crate::domain::{Abi, Digest};
 
 use super::LoadedModule;
+use super::shared::{self, Cache, OneOfEach};
 
 /// Inline modules may use this share of the cache on top.
 const INLINE_SHARE: u64 = 4;
 
-type Cache = moka::sync::Cache<(Digest, Abi), Arc<LoadedModule>>;
-
 pub struct Modules {
-    stored: Cache,
-    inline: Cache,
-    /// Stored ones that somebody holds, in the cache or not: there is one of each, so that better code reaches all.
-    alive: Mutex<HashMap<(Digest, Abi), Weak<LoadedModule>>>,
+    /// So that better code reaches all who hold one.
+    stored: OneOfEach<(Digest, Abi), LoadedModule>,
+    inline: Cache<(Digest, Abi), LoadedModule>,
     turns: Arc<Turns>,
     inline_turns: Arc<Turns>,
 }
@@ -39,21 +37,15 @@ pub struct Turn {
 impl Modules {
     pub fn new(bytes: u64) -> Modules {
         Modules {
-            stored: cache(bytes),
-            inline: cache(bytes / INLINE_SHARE),
-            alive: Mutex::default(),
+            stored: OneOfEach::new(bytes, LoadedModule::code_bytes),
+            inline: shared::cache(bytes / INLINE_SHARE, LoadedModule::code_bytes),
             turns: Arc::default(),
             inline_turns: Arc::default(),
         }
     }
 
     pub fn get(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
-        let key = (digest, abi);
-        self.stored.get(&key).or_else(|| {
-            let alive = self.alive.lock().get(&key).and_then(Weak::upgrade)?;
-            self.stored.insert(key, alive.clone());
-            Some(alive)
-        })
+        self.stored.get((digest, abi))
     }
 
     pub fn get_inline(&self, digest: Digest, abi: Abi) -> Option<Arc<LoadedModule>> {
@@ -61,11 +53,7 @@ impl Modules {
     }
 
     pub fn put(&self, module: Arc<LoadedModule>) {
-        let mut alive = self.alive.lock();
-        alive.retain(|_, module| module.strong_count() > 0);
-        alive.insert((module.digest(), module.abi()), Arc::downgrade(&module));
-        drop(alive);
-        self.stored.insert((module.digest(), module.abi()), module);
+        self.stored.put((module.digest(), module.abi()), module);
     }
 
     pub fn put_inline(&self, module: Arc<LoadedModule>) {
@@ -74,19 +62,17 @@ impl Modules {
 
     pub fn forget(&self, digest: Digest) {
         for abi in Abi::ALL {
-            self.alive.lock().remove(&(digest, abi));
-            self.stored.invalidate(&(digest, abi));
+            self.stored.forget((digest, abi));
         }
     }
 
     /// Stored ones that are in memory.
     pub fn loaded(&self) -> HashSet<Digest> {
-        let alive = self.alive.lock();
-        alive.iter().filter(|(_, module)| module.strong_count() > 0).map(|((digest, _), _)| *digest).collect()
+        self.stored.keys::<Vec<_>>().into_iter().map(|(digest, _)| digest).collect()
     }
 
     pub fn count(&self) -> u64 {
-        self.stored.entry_count() + self.inline.entry_count()
+        self.stored.count() + self.inline.entry_count()
     }
 
     pub async fn turn(&self, digest: Digest) -> Turn {
@@ -116,12 +102,4 @@ impl Drop for Turn {
             turns.remove(&self.digest);
         }
     }
-}
-
-fn cache(bytes: u64) -> Cache {
-    moka::sync::Cache::builder()
-        .max_capacity(bytes)
-        .weigher(|_, module: &Arc<LoadedModule>| u32::try_from(module.code_bytes()).unwrap_or(u32::MAX))
-        .eviction_policy(moka::policy::EvictionPolicy::lru())
-        .build()
 }

@@ -12,7 +12,7 @@ use std::num::NonZero;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use wasmer_types::Features;
 use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Digest, Limits, NotLoadable, OwnerId};
 
+use super::counted::Counted;
 use super::instrument::instrument;
 use super::pace::Pace;
 use super::progress::{Listed, Progress};
@@ -252,21 +253,6 @@ impl Background<'_> {
         let Background { compilers, .. } = self;
         let listed = compilers.progress.waits(digest, None, Compiler::Optimising, wasm.len());
         compilers.observed(&listed, wasm, Compiler::Optimising, false).await
-    }
-}
-
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn enter(counter: &'a AtomicUsize, max: usize) -> Option<Counted<'a>> {
-        let entered = counter.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
-        entered.is_ok().then_some(Counted(counter))
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

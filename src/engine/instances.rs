@@ -5,36 +5,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RunError;
+use super::counted::Counted;
 use crate::domain::{Digest, OwnerId};
 
 /// So many at once.
 pub struct Gate {
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
-}
-
-/// A place in the line, left by dropping it, as a request does whose client goes away.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, bound: usize) -> Option<Place<'a>> {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Place(waiting);
-        (before < bound).then_some(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Gate {
@@ -53,7 +37,7 @@ impl Gate {
             return Ok(permit);
         }
         let busy = RunError::Busy { retry_after: config.queue_timeout.max(Duration::from_secs(1)) };
-        let place = Place::take(&self.waiting, config.queue).ok_or(busy.clone())?;
+        let place = Counted::enter(&self.waiting, config.queue).ok_or(busy.clone())?;
         let in_time = tokio::time::timeout(config.queue_timeout, self.permits.clone().acquire_owned()).await;
         drop(place);
         in_time.ok().and_then(Result::ok).ok_or(busy)

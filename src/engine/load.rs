@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 
 use crate::domain::{Abi, Digest, GuestFailure, ModuleShape, OwnerId};
 
-use super::artifacts::Stored;
+use super::artifacts::{Stored, Upload};
 use super::compile::Why;
+use super::counted::Counted;
 use super::loaded::Trusted;
 use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, RunError, compile};
 
@@ -36,19 +37,9 @@ pub struct Optimised {
 }
 
 impl Engine {
-    /// [`Engine::load_of`], for the gateway itself.
-    pub async fn load(
-        self: &Arc<Self>,
-        digest: Digest,
-        abi: Abi,
-        shape: &ModuleShape,
-    ) -> Result<Arc<LoadedModule>, RunError> {
-        self.load_of(None, digest, abi, shape).await
-    }
-
     /// From memory, else from the artifact cache, else compiled anew from the stored bytes. Loads are coalesced. `owner`:
-    /// of the module, whose turns at the compiler it takes.
-    pub async fn load_of(
+    /// of the module, whose turns at the compiler it takes; `None`: the gateway itself.
+    pub async fn load(
         self: &Arc<Self>,
         owner: Option<&OwnerId>,
         digest: Digest,
@@ -124,7 +115,7 @@ impl Engine {
 
     async fn recompile(&self, owner: Option<&OwnerId>, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Fast;
-        let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
+        let bytes = self.blocking(move |artifacts| artifacts.read(Upload::Module, digest)).await?;
         let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::Again).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;
@@ -153,13 +144,13 @@ impl Engine {
 
     async fn optimise_stored(&self, digest: Digest) -> Result<(), InstallError> {
         let turn = self.turn_to_optimise().await?;
-        let bytes = self.blocking(move |artifacts| artifacts.read_module(digest)).await?;
+        let bytes = self.blocking(move |artifacts| artifacts.read(Upload::Module, digest)).await?;
         let artifact = turn.compile(digest, &bytes).await?;
         let _turn = self.modules.turn(digest).await;
         let stored = artifact.clone();
         let kept = self.blocking(move |artifacts| {
             // It may have been deleted meanwhile.
-            let kept = artifacts.has_module(digest);
+            let kept = artifacts.has(Upload::Module, digest);
             if kept {
                 artifacts.write_artifact(digest, Compiler::Optimising, &stored)?;
                 artifacts.remove_artifact(digest, Compiler::Fast)?;
@@ -199,11 +190,8 @@ impl Engine {
     }
 
     async fn turn_to_optimise(&self) -> Result<compile::Background<'_>, InstallError> {
-        let waiting = &self.optimised.waiting;
-        waiting.fetch_add(1, Ordering::Relaxed);
-        let turn = self.compilers.background().await;
-        waiting.fetch_sub(1, Ordering::Relaxed);
-        turn
+        let _waiting = Counted::enter(&self.optimised.waiting, usize::MAX);
+        self.compilers.background().await
     }
 }
 

@@ -15,6 +15,7 @@ mod bundles;
 mod cache;
 mod cancel;
 pub mod compile;
+mod counted;
 pub mod failure;
 pub mod files;
 pub mod fuel;
@@ -35,6 +36,7 @@ mod permits;
 pub mod pool;
 mod progress;
 mod run;
+mod shared;
 mod stack;
 mod sys;
 mod tend;
@@ -51,7 +53,7 @@ use bytes::Bytes;
 
 use crate::domain::{Abi, Digest, GuestFailure, Limits, ModuleShape, NotLoadable, OwnerId};
 
-use artifacts::{Artifacts, Stored};
+use artifacts::{Artifacts, Stored, Upload};
 use budget::{Account, Budget};
 use bundles::Bundles;
 use cache::Modules;
@@ -243,9 +245,7 @@ impl Engine {
         let Compiled { digest, bytes, compiler, artifact } = compiled;
         let _turn = self.modules.turn(digest).await;
         self.blocking(move |artifacts| {
-            if !artifacts.has_module(digest) {
-                artifacts.write_module(digest, &bytes)?;
-            }
+            artifacts.keep(Upload::Module, digest, &bytes)?;
             match artifacts.read_artifact(digest, compiler)? {
                 Stored::Good(_) => Ok(()),
                 Stored::Missing | Stored::Rejected => artifacts.write_artifact(digest, compiler, &artifact),

@@ -108,7 +108,7 @@ impl RouteHandler {
             RunError::Guest(GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))
         })?;
         self.module
-            .get_or_try_init(|| engine.load_of(Some(&self.config.owner), version.digest, version.abi, &version.shape))
+            .get_or_try_init(|| engine.load(Some(&self.config.owner), version.digest, version.abi, &version.shape))
             .await
     }
 

@@ -106,7 +106,7 @@ impl Kit {
                 Err(e) => panic!("{e}"),
             },
             Compiler::Optimising => match self.engine.install(bytes, &inspected, compiler).await {
-                Ok(()) => Ok(self.engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap()),
+                Ok(()) => Ok(self.engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.unwrap()),
                 Err(InstallError::NotLoadable(e)) => Err(e),
                 Err(e) => panic!("{e}"),
             },

@@ -3,7 +3,7 @@
 //! Invariant: every name is a plain path component, every node but the root has its parent before it, and what the tree
 //! holds is within its bounds.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -21,21 +21,10 @@ const ENTRY_BYTES: u64 = 128;
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Assets {
-    tree: Arc<Tree>,
-}
-
-/// Finds a tree that somebody else holds.
-pub struct WeakAssets(Weak<Tree>);
-
-impl WeakAssets {
-    pub fn upgrade(&self) -> Option<Assets> {
-        self.0.upgrade().map(|tree| Assets { tree })
-    }
-}
+pub struct Assets(pub Arc<Tree>);
 
 #[derive(Debug)]
-struct Tree {
+pub struct Tree {
     /// The root is the first.
     nodes: Vec<Node>,
     bytes: u64,
@@ -125,7 +114,7 @@ impl Builder {
 
     pub fn finish(self) -> Assets {
         let Builder { nodes, bytes, files } = self;
-        Assets { tree: Arc::new(Tree { nodes, bytes, files }) }
+        Assets(Arc::new(Tree { nodes, bytes, files }))
     }
 
     /// Folders are also made by what is in them, as archives often leave them out.
@@ -191,28 +180,26 @@ fn child(nodes: &[Node], folder: NodeId, name: &str) -> Result<NodeId, usize> {
     }
 }
 
-impl Assets {
-    pub fn downgrade(&self) -> WeakAssets {
-        WeakAssets(Arc::downgrade(&self.tree))
+impl Tree {
+    /// What it takes in memory, in round figures.
+    pub fn memory(&self) -> u64 {
+        self.bytes + self.nodes.len() as u64 * ENTRY_BYTES
     }
+}
 
+impl Assets {
     /// Content of all files together.
     pub fn bytes(&self) -> u64 {
-        self.tree.bytes
+        self.0.bytes
     }
 
     pub fn files(&self) -> u64 {
-        self.tree.files
-    }
-
-    /// What it takes in memory, in round figures.
-    pub fn memory(&self) -> u64 {
-        self.tree.bytes + self.tree.nodes.len() as u64 * ENTRY_BYTES
+        self.0.files
     }
 
     /// Every file by its path from the root, without a `/` in front.
     pub fn iter(&self) -> impl Iterator<Item = (String, Bytes)> {
-        let nodes = &self.tree.nodes;
+        let nodes = &self.0.nodes;
         nodes.iter().filter_map(|node| match &node.content {
             Content::File(content) => Some((path(nodes, node), content.clone())),
             Content::Folder(_) => None,
@@ -221,21 +208,21 @@ impl Assets {
 
     /// The paths of all folders but the root, each behind the one that it is in.
     pub fn folders(&self) -> impl Iterator<Item = String> {
-        let nodes = &self.tree.nodes;
+        let nodes = &self.0.nodes;
         nodes.iter().skip(1).filter(|node| matches!(node.content, Content::Folder(_))).map(|node| path(nodes, node))
     }
 
     pub fn child(&self, folder: NodeId, name: &str) -> Option<NodeId> {
-        child(&self.tree.nodes, folder, name).ok()
+        child(&self.0.nodes, folder, name).ok()
     }
 
     pub fn parent(&self, node: NodeId) -> NodeId {
-        self.tree.nodes.get(node as usize).map_or(ROOT, |node| node.parent)
+        self.0.nodes.get(node as usize).map_or(ROOT, |node| node.parent)
     }
 
     /// `None`: a folder.
     pub fn content(&self, node: NodeId) -> Option<&Bytes> {
-        match &self.tree.nodes.get(node as usize)?.content {
+        match &self.0.nodes.get(node as usize)?.content {
             Content::File(content) => Some(content),
             Content::Folder(_) => None,
         }
@@ -243,10 +230,10 @@ impl Assets {
 
     /// The `n`th entry of a folder, by name.
     pub fn entry(&self, folder: NodeId, n: usize) -> Option<(NodeId, &str)> {
-        match &self.tree.nodes.get(folder as usize)?.content {
+        match &self.0.nodes.get(folder as usize)?.content {
             Content::Folder(children) => {
                 let child = *children.get(n)?;
-                Some((child, &self.tree.nodes[child as usize].name))
+                Some((child, &self.0.nodes[child as usize].name))
             }
             Content::File(_) => None,
         }
@@ -254,7 +241,7 @@ impl Assets {
 
     /// How many entries a folder has.
     pub fn entries(&self, folder: NodeId) -> usize {
-        match self.tree.nodes.get(folder as usize).map(|node| &node.content) {
+        match self.0.nodes.get(folder as usize).map(|node| &node.content) {
             Some(Content::Folder(children)) => children.len(),
             _ => 0,
         }

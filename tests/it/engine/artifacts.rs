@@ -37,7 +37,7 @@ async fn a_tampered_artifact_is_never_loaded() {
     for (n, bad) in cases.into_iter().enumerate() {
         std::fs::write(&artifact, &bad).unwrap();
         let engine = open(kit.dir.path().to_owned(), [7; 32], config());
-        let module = engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
+        let module = engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
         let finished = kit.run(&module, limits(), number(100)).await;
         assert_eq!(finished.result.unwrap().values, [serde_json::json!(25)]);
         assert_eq!(engine.stats().artifacts_rejected, 1, "case {n}");
@@ -45,14 +45,14 @@ async fn a_tampered_artifact_is_never_loaded() {
     }
     // Another gateway's key is as good as tampering; the artifact of another digest too.
     let engine = open(kit.dir.path().to_owned(), [8; 32], config());
-    engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
+    engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
     assert_eq!(engine.stats().artifacts_rejected, 1);
     made_anew(&artifact, &good).await;
     let other = kit.try_load(GROW, None, Compiler::Optimising).await.unwrap();
     let other_path = artifact.with_file_name(format!("{}.cranelift", other.digest().hex()));
     std::fs::copy(&other_path, &artifact).unwrap();
     let engine = open(kit.dir.path().to_owned(), [7; 32], config());
-    engine.load(inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
+    engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.unwrap();
     assert_eq!(engine.stats().artifacts_rejected, 1);
 }
 
@@ -66,7 +66,7 @@ async fn a_version_can_be_removed_and_temporaries_go_at_start() {
     assert_eq!(files(&kit, "modules").len(), 1);
     again.remove(module.digest()).await.unwrap();
     assert_eq!((files(&kit, "modules").len(), files(&kit, "artifacts").len()), (0, 0));
-    let gone = again.load(module.digest(), module.abi(), module.shape()).await;
+    let gone = again.load(None, module.digest(), module.abi(), module.shape()).await;
     assert!(matches!(gone, Err(RunError::Guest(GuestFailure::NotLoadable(_)))));
     // A run that holds it goes on.
     assert!(kit.run(&module, limits(), number(10)).await.result.is_ok());
@@ -114,7 +114,7 @@ async fn artifacts_of_other_formats_engines_and_machines_are_made_anew() {
     ] {
         std::fs::write(&artifact, &foreign).unwrap();
         let engine = open(kit.dir.path().to_owned(), [7; 32], config());
-        engine.load(module.digest(), module.abi(), module.shape()).await.unwrap();
+        engine.load(None, module.digest(), module.abi(), module.shape()).await.unwrap();
         assert_eq!(engine.stats().artifacts_rejected, 1, "{what}");
         made_anew(&artifact, &foreign).await;
     }
@@ -148,7 +148,7 @@ async fn over_their_bound_artifacts_go_in_the_order_of_use() {
     let bound = 6 * one + one / 2;
     let again =
         open(kit.dir.path().to_owned(), [7; 32], wasmgate::config::Engine { artifact_disk_bytes: bound, ..config() });
-    let load = async |of: &Inspected| again.load(of.digest, of.abi, &of.shape).await.unwrap();
+    let load = async |of: &Inspected| again.load(None, of.digest, of.abi, &of.shape).await.unwrap();
     let held = load(&all[1]).await;
     load(&all[0]).await;
     std::fs::File::open(path(&all[1])).unwrap().set_modified(hours_ago(19)).unwrap();
@@ -175,7 +175,7 @@ async fn an_artifact_over_the_whole_bound_is_not_kept() {
     let kit = Kit::with(wasmgate::config::Engine { artifact_disk_bytes: 100, ..config() });
     let [one] = install_some(&kit.engine, 0..1).await.try_into().unwrap();
     assert!(files(&kit, "artifacts").is_empty());
-    let module = kit.engine.load(one.digest, one.abi, &one.shape).await.unwrap();
+    let module = kit.engine.load(None, one.digest, one.abi, &one.shape).await.unwrap();
     assert!(kit.run(&module, limits(), Input::default()).await.result.is_ok());
     assert_eq!(kit.engine.stats().artifact_disk_bytes, 0);
 }

@@ -80,7 +80,7 @@ async fn too_many_stored_modules_to_compile_again_is_busy() {
     let mut loads = tokio::task::JoinSet::new();
     for n in 0..40 {
         let (engine, of) = (engine.clone(), stored(n));
-        loads.spawn(async move { engine.load(of.digest, of.abi, &of.shape).await });
+        loads.spawn(async move { engine.load(None, of.digest, of.abi, &of.shape).await });
     }
     let first = loads.join_next().await.unwrap().unwrap();
     assert!(matches!(first, Err(RunError::Busy { .. })), "{:?}", first.err());
