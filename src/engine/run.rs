@@ -30,8 +30,8 @@ impl Call {
                 let (entry, args) = core::prepare(module.shape(), input)?;
                 Ok(Call::Core { entry, args })
             }
-            Abi::HttpWasm => {
-                Err(RunError::BadCall("an `http-wasm` module handles requests of a route: it can't be executed".into()))
+            abi @ (Abi::HttpWasm | Abi::ProxyWasm) => {
+                Err(RunError::BadCall(format!("an `{abi}` module handles requests of a route: it can't be executed")))
             }
         }
     }

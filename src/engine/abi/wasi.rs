@@ -30,6 +30,8 @@ use paths::{
 };
 
 pub const MODULE: &str = "wasi_snapshot_preview1";
+/// Preview0. Proxy-wasm filters that name it mean the functions in which the two are the same.
+pub const OLD_MODULE: &str = "wasi_unstable";
 
 /// Vectors of one read or write, subscriptions of one poll.
 const MAX_VECTORS: u32 = 1_024;
