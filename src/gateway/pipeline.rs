@@ -127,7 +127,7 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
                 exchange::run(gateway, session, ctx, upstream, held).await?;
                 return Ok(Next::Answered);
             }
-            handlers::restore_framing(session.req_header_mut(), length.filter(|_| !bodyless))?;
+            forward::restore_framing(session.req_header_mut(), length.filter(|_| !bodyless))?;
             return Ok(Next::Stream);
         }
         Action::Guest(handler) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 
-use super::handlers::RouteHandler;
+use super::route_handler::RouteHandler;
 use super::routes::Routes;
 use super::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, Target};
@@ -181,7 +181,7 @@ impl Snapshot {
 
     /// Of each route, in the order of the configuration, the modules that are not stored.
     pub fn not_stored(&self) -> impl Iterator<Item = Vec<String>> {
-        let missing = |h: &&Arc<RouteHandler>| h.version().is_none();
+        let missing = |h: &&Arc<RouteHandler>| !h.is_stored();
         self.states.iter().map(move |s| s.every_handler().filter(missing).map(|h| h.label.to_string()).collect())
     }
 
