@@ -230,8 +230,7 @@ async fn relay(
     if let Some(limit) = limit {
         let body = if with_body { Box::pin(hold(session, connected, limit)).await? } else { Bytes::new() };
         connected.done(ctx).await;
-        let (head, body) = Box::pin(handlers::respond(session, ctx, shared, head, body, false)).await?;
-        return Ok(answer::send(session, ctx, shared, head, body).await?);
+        return Ok(Box::pin(answer::deliver(session, ctx, shared, (head, body))).await?);
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {

@@ -69,9 +69,7 @@ pub async fn answer(
         return Err(Stop::Broken(error));
     }
     let output = result.map_err(rejection_of)?;
-    let (head, body) = reply(abi, output)?;
-    let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
-    Ok(answer::send(session, ctx, shared, head, body).await?)
+    Ok(answer::deliver(session, ctx, shared, reply(abi, output)?).await?)
 }
 
 /// An http-wasm module with nothing behind it: it has to answer by itself.
@@ -87,11 +85,7 @@ async fn transform(
     let passed = handlers::request_phase(session, ctx, shared, std::slice::from_ref(handler), max_body).await;
     let own = std::mem::replace(&mut ctx.chain, before);
     match passed? {
-        Passed::Answered(reply) => {
-            let (head, body) = answer::from_reply(reply)?;
-            let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
-            Ok(answer::send(session, ctx, shared, head, body).await?)
-        }
+        Passed::Answered(reply) => Ok(answer::deliver(session, ctx, shared, answer::from_reply(reply)?).await?),
         Passed::On(_) => {
             drop(own);
             let detail = "it passed the request on, and this route has nothing behind it".to_owned();

@@ -59,9 +59,8 @@ pub(super) enum Action {
     Upstream(Arc<Upstream>),
     Guest(Arc<RouteHandler>),
     Api,
-    Health,
-    Redirect,
-    Respond,
+    /// Health, a redirect or a fixed answer.
+    Own,
 }
 
 /// What a snapshot is made from.
@@ -129,9 +128,7 @@ impl Snapshot {
                 }
                 Target::Handler(config) => Action::Guest(handler(config)),
                 Target::Api => Action::Api,
-                Target::Health => Action::Health,
-                Target::Redirect { .. } => Action::Redirect,
-                Target::Respond { .. } => Action::Respond,
+                Target::Health | Target::Redirect { .. } | Target::Respond { .. } => Action::Own,
             };
             states.push(Arc::new(RouteState {
                 index,
