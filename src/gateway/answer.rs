@@ -71,7 +71,7 @@ async fn send(
         head.drop_all(&CONTENT_LENGTH);
     }
     let with_body = has_body(&ctx.method, head.status);
-    exchange::frame_answer(&mut head, session.req_header().version, with_body, 0)?;
+    exchange::frame(session, &mut head, with_body, 0)?;
     let end = !with_body || body.is_empty();
     write_head(session, shared, head, end).await?;
     if end {
