@@ -24,10 +24,10 @@ use tmp::Tmp;
 use tree::{At, Entry, Place, Stat, Tree};
 
 /// `oflags`.
-const CREATE: u16 = 1;
+pub const CREATE: u16 = 1;
 const DIRECTORY: u16 = 2;
-const EXCLUSIVE: u16 = 4;
-const TRUNCATE: u16 = 8;
+pub const EXCLUSIVE: u16 = 4;
+pub const TRUNCATE: u16 = 8;
 const OFLAGS: u16 = 15;
 /// `fdflags`.
 const APPEND: u16 = 1;
