@@ -169,13 +169,16 @@ impl Shared {
 
     fn metadata(&self, at: At) -> Metadata {
         let stat = self.tree.stat(at);
-        let ft = match self.link(at) {
-            Some(_) => FileType { symlink: true, ..FileType::default() },
-            None if stat.is_folder => FileType::new_dir(),
-            None => FileType::new_file(),
-        };
         let Times { accessed, modified, changed } = stat.times;
-        Metadata { ft, accessed, created: changed, modified, len: stat.size }
+        Metadata { ft: self.file_type(at), accessed, created: changed, modified, len: stat.size }
+    }
+
+    fn file_type(&self, at: At) -> FileType {
+        match self.link(at) {
+            Some(_) => FileType { symlink: true, ..FileType::default() },
+            None if self.tree.is_folder(at) => FileType::new_dir(),
+            None => FileType::new_file(),
+        }
     }
 
     /// Bytes of the longest path below a node of `/tmp`.
@@ -190,7 +193,7 @@ impl Shared {
                 let len = above + 1 + entry.name.len();
                 longest = longest.max(len);
                 if entry.is_folder {
-                    folders.push((At::Tmp(node_of(entry.inode)), len));
+                    folders.push((entry.at, len));
                 }
             }
         }
@@ -231,14 +234,7 @@ impl FileSystem for Files {
         let mut cookie = 2;
         while let Some(entry) = shared.tree.entry(folder, cookie) {
             cookie = entry.next;
-            let is_link = matches!(folder, At::Tmp(_)) && shared.links.contains(&node_of(entry.inode));
-            let ft = FileType {
-                dir: entry.is_folder,
-                file: !entry.is_folder && !is_link,
-                symlink: is_link,
-                ..FileType::default()
-            };
-            let metadata = Metadata { ft, ..Metadata::default() };
+            let metadata = Metadata { ft: shared.file_type(entry.at), ..Metadata::default() };
             entries.push(DirEntry { path: path.join(entry.name), metadata: Ok(metadata) });
         }
         Ok(ReadDir::new(entries))

@@ -348,7 +348,7 @@ pub fn fd_readdir(mut env: Env<'_>, fd: i32, buffer: i32, len: i32, cookie: i64,
             let name = entry.name.as_bytes();
             let mut head = [0u8; DIRENT];
             head[..8].copy_from_slice(&entry.next.to_le_bytes());
-            head[8..16].copy_from_slice(&entry.inode.to_le_bytes());
+            head[8..16].copy_from_slice(&entry.at.inode().to_le_bytes());
             head[16..20].copy_from_slice(&(name.len() as u32).to_le_bytes());
             head[20] = filetype(entry.is_folder);
             for part in [&head[..], name] {
