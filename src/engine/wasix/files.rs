@@ -47,6 +47,7 @@ pub struct Shared {
     /// Assets that have an inode.
     seen: HashSet<u32>,
     inode_bytes: u64,
+    /// Of the owner's memory, for what wasmer-wasix remembers.
     inodes: Option<Reserved>,
     /// The time of all that happens: when the run began.
     pub(super) now: u64,
@@ -61,17 +62,17 @@ pub struct Files {
 }
 
 impl Files {
-    /// `inodes`: of the owner's memory, for what wasmer-wasix remembers. Without, nothing can be looked up.
-    pub fn new(tree: Tree, inodes: Option<Reserved>, now: Duration) -> Files {
+    /// Of the owner that the tree belongs to. Without one, nothing can be looked up.
+    pub fn new(tree: Tree, now: Duration) -> Files {
         let begun = Instant::now();
         let fuel = Fuel::new(u64::MAX, begun, begun + Duration::from_secs(86_400), Cancel::default());
         let shared = Shared {
+            inodes: tree.tmp.owners(),
             tree,
             links: HashSet::new(),
             nodes: 0,
             seen: HashSet::new(),
             inode_bytes: 0,
-            inodes,
             now: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             fuel,
         };
@@ -105,11 +106,6 @@ fn inside(path: &Path) -> Result<&str> {
         "" => Ok("."),
         path => Ok(path),
     }
-}
-
-/// An inode of the tree is 0 for none.
-fn node_of(inode: u64) -> u32 {
-    u32::try_from(inode.saturating_sub(1)).unwrap_or(u32::MAX)
 }
 
 impl Shared {
