@@ -230,19 +230,14 @@ async fn relay(
     if let Some(limit) = limit {
         let body = if with_body { Box::pin(hold(session, connected, limit)).await? } else { Bytes::new() };
         connected.done(ctx).await;
-        let (head, body) = Box::pin(handlers::respond(session, ctx, shared, head, body, false)).await?;
-        return Ok(answer::send(session, ctx, shared, head, body).await?);
+        return Ok(Box::pin(answer::deliver(session, ctx, shared, (head, body))).await?);
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
         (head, first) = Box::pin(handlers::respond_head(session, ctx, shared, head)).await?;
     }
     forward::finish_response(&mut head, ctx)?;
-    let version = session.req_header().version;
-    frame_answer(&mut head, version, with_body, first.len())?;
-    if version == Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
-        session.set_keepalive(None);
-    }
+    frame(session, &mut head, with_body, first.len())?;
     if !with_body || connected.client()?.response_done() {
         connected.done(ctx).await;
         return whole(session, shared, head, first).await;
@@ -346,6 +341,16 @@ async fn copy_body(
         if let Some(trailers) = h2.read_trailers().await.map_err(|e| e.into_up())? {
             session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
         }
+    }
+    Ok(())
+}
+
+/// As [`frame_answer`]; a body without a length ends with its HTTP/1.0 connection.
+pub fn frame(session: &mut Session, head: &mut ResponseHeader, with_body: bool, first: usize) -> pingora::Result<()> {
+    let version = session.req_header().version;
+    frame_answer(head, version, with_body, first)?;
+    if version == Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
+        session.set_keepalive(None);
     }
     Ok(())
 }

@@ -125,9 +125,10 @@ fn answers_of_the_configuration_pass_handlers_as_well() {
         route(name, format!("match.path_prefix = \"/{name}\"\nauth = \"none\"\n{handler}\n{target}"))
     };
     let routes = target("fixed", r#"target.respond = { status = 200, body = "fixed" }"#)
-        + &target("moved", r#"target.redirect = { location = "/fixed", status = 302 }"#);
+        + &target("moved", r#"target.redirect = { location = "/fixed", status = 302 }"#)
+        + &target("health", "target.health = true");
     let gw = Gateway::with_modules("", &[("acme/http", "http-wasm", &c_guest("http"))], &routes);
-    for (path, status) in [("/fixed", 200), ("/moved", 302)] {
+    for (path, status) in [("/fixed", 200), ("/moved", 302), ("/health/live", 200), ("/health/ready", 200)] {
         let response = gw.get(path).send().expect(status);
         assert_eq!(response.header("x-guest-response"), Some("was here too"), "{path}");
     }
