@@ -10,7 +10,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use wasmgate::config;
-use wasmgate::engine::{Cancel, Compiler, Engine, HttpExchange, HttpHandler, Settings};
+use wasmgate::engine::{Compiler, Engine, HttpExchange, HttpHandler, Settings};
 
 fn engine(dir: &Path) -> Arc<Engine> {
     let defaults = config::parse("", "defaults", dir).expect("the defaults are valid").engine;
@@ -29,6 +29,8 @@ async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
         wall: Duration::from_secs(1),
         memory_bytes: 16 << 20,
         max_buffer_bytes: 1 << 20,
+        upstreams: Vec::new(),
+        proxy: Default::default(),
     };
     let limits = config.limits();
     let wat = include_bytes!("../examples/http-wasm-header/header.wat");
@@ -61,19 +63,7 @@ fn headers() -> HeaderMap {
 fn exchange(headers: &HeaderMap) -> Box<HttpExchange> {
     let mut request = http::Request::get("/path?query=1").body(()).expect("a request").into_parts().0;
     request.headers = headers.clone();
-    Box::new(HttpExchange {
-        request,
-        request_body: None,
-        request_body_replaced: None,
-        request_body_consumed: false,
-        response: http::Response::new(()).into_parts().0,
-        response_status_set: false,
-        response_body: None,
-        response_body_replaced: None,
-        peer: "127.0.0.1:4711".parse().expect("an address"),
-        request_id: "bench".into(),
-        cancel: Cancel::default(),
-    })
+    Box::new(HttpExchange::new(request, "127.0.0.1:4711".parse().expect("an address"), "bench".into()))
 }
 
 fn transformer(c: &mut Criterion) {

@@ -398,6 +398,20 @@ pub struct ProxyWasm {
     pub pause: Duration,
 }
 
+impl Default for ProxyWasm {
+    fn default() -> Self {
+        Self {
+            plugin: None,
+            root_id: String::new(),
+            vm_id: String::new(),
+            vm_config: Vec::new(),
+            hold_headers: false,
+            header_bytes: HeaderBytes::Reject,
+            pause: Duration::from_secs(30),
+        }
+    }
+}
+
 /// What becomes of header values that are not UTF-8, which most filters trap on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderBytes {

@@ -251,14 +251,15 @@ fn handler(t: &Table<'_>, base: &Path) -> Option<Handler> {
 
 fn proxy_wasm(t: &Table<'_>) -> ProxyWasm {
     let bytes = [("reject", HeaderBytes::Reject), ("drop", HeaderBytes::Drop), ("lossy", HeaderBytes::Lossy)];
+    let defaults = ProxyWasm::default();
     ProxyWasm {
         plugin: t.opt("plugin", text),
-        root_id: t.opt("root_id", text).unwrap_or_default(),
-        vm_id: t.opt("vm_id", text).unwrap_or_default(),
-        vm_config: t.opt("vm_config", text).unwrap_or_default().into_bytes(),
-        hold_headers: t.get("hold_headers", false, flag),
-        header_bytes: t.get("header_bytes", HeaderBytes::Reject, choice(&bytes)),
-        pause: t.get("pause", secs(30), duration(millis(1)..=secs(3600))),
+        root_id: t.opt("root_id", text).unwrap_or(defaults.root_id),
+        vm_id: t.opt("vm_id", text).unwrap_or(defaults.vm_id),
+        vm_config: t.opt("vm_config", text).map_or(defaults.vm_config, String::into_bytes),
+        hold_headers: t.get("hold_headers", defaults.hold_headers, flag),
+        header_bytes: t.get("header_bytes", defaults.header_bytes, choice(&bytes)),
+        pause: t.get("pause", defaults.pause, duration(millis(1)..=secs(3600))),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -17,7 +17,7 @@ use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::pool::Need;
 use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Assets, Engine, LoadedModule, RunError};
-use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Principal, Reply};
+use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Principal, Reply, Timestamp};
 
 /// `enable_features` bits of the http-wasm ABI, section 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,13 +72,39 @@ pub struct HttpExchange {
     pub cancel: Cancel,
 }
 
+impl HttpExchange {
+    /// Of a request that no handler has seen yet.
+    pub fn new(request: http::request::Parts, peer: SocketAddr, request_id: Arc<str>) -> HttpExchange {
+        HttpExchange {
+            request,
+            request_body: None,
+            request_body_replaced: None,
+            request_body_consumed: false,
+            response: http::Response::new(()).into_parts().0,
+            response_status_set: false,
+            response_body: None,
+            response_body_replaced: None,
+            request_trailers: None,
+            response_trailers: None,
+            head_sent: false,
+            peer,
+            scheme: "http",
+            request_id,
+            info: None,
+            upstream: None,
+            values: BTreeMap::new(),
+            cancel: Cancel::default(),
+        }
+    }
+}
+
 /// What handlers may know of a request beside its head. The same for all of a chain.
 #[derive(Debug)]
 pub struct RequestInfo {
     pub route: String,
     /// When its head was there.
     pub began: Instant,
-    pub wall: SystemTime,
+    pub wall: Timestamp,
     /// Where the client connected to.
     pub local: Option<SocketAddr>,
     /// One number a connection.

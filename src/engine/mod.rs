@@ -74,6 +74,7 @@ pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Reque
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
+pub use proxy::outbound;
 pub use proxy::{Event, ProxyHandler, ProxyStream, Told};
 
 /// What the fuzz targets ask beside the rest.
@@ -109,8 +110,19 @@ pub struct Engine {
     scopes: Arc<Scopes>,
     guest_metrics: GuestMetrics,
     /// Where events of guests beside requests begin: timers, answers to calls, queues.
-    events: tokio::runtime::Runtime,
+    events: Events,
     outbound: OnceLock<Arc<dyn Outbound>>,
+}
+
+/// `None` from its drop on.
+struct Events(Option<tokio::runtime::Runtime>);
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if let Some(events) = self.0.take() {
+            events.shutdown_background();
+        }
+    }
 }
 
 /// What the checks before storing found.
@@ -202,7 +214,7 @@ impl Engine {
             vms_busy: AtomicU64::new(0),
             scopes: Arc::default(),
             guest_metrics: GuestMetrics::default(),
-            events,
+            events: Events(Some(events)),
             outbound: OnceLock::new(),
         }))
     }
@@ -397,8 +409,8 @@ impl Engine {
     }
 
     /// For filters: runs what comes beside requests.
-    pub fn events(&self) -> &tokio::runtime::Handle {
-        self.events.handle()
+    pub(crate) fn spawn(&self, event: impl Future<Output = ()> + Send + 'static) -> Option<tokio::task::AbortHandle> {
+        self.events.0.as_ref().map(|events| events.spawn(event).abort_handle())
     }
 
     /// Has guests' calls done by this. The first one stays.

@@ -33,7 +33,6 @@ use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 
 pub use super::abi::proxy_wasm::Event;
-use outbound::Outbound;
 use restarts::Restarts;
 use vm::{Asked, Step, Vm};
 
@@ -57,7 +56,6 @@ pub struct ProxyHandler {
     lane: Lane,
     log: GuestLog,
     restarts: Mutex<Restarts>,
-    outbound: Option<Arc<dyn Outbound>>,
 }
 
 /// A VM, or the place where one is to be.
@@ -127,7 +125,6 @@ impl ProxyHandler {
             lane: Lane::new(),
             log: GuestLog::new(label),
             restarts: Mutex::default(),
-            outbound: engine.outbound(),
         })
     }
 
@@ -345,10 +342,10 @@ impl ProxyHandler {
 
     fn call(self: &Arc<Self>, slot: &Arc<Slot>, call: Call) {
         let (handler, slot) = (self.clone(), slot.clone());
-        self.engine.events().spawn(async move {
+        self.engine.spawn(async move {
             let Call { id, upstream, request, timeout } = call;
             let limit = handler.limits.input_bytes;
-            let answer = match &handler.outbound {
+            let answer = match handler.engine.outbound() {
                 Some(outbound) => tokio::time::timeout(timeout, outbound.call(upstream, request, limit)).await,
                 None => Ok(Err("there are no upstreams here".to_owned())),
             };
@@ -433,7 +430,7 @@ impl Slot {
             return;
         }
         let slot = Arc::downgrade(self);
-        let task = engine.events().spawn(async move {
+        let task = engine.spawn(async move {
             loop {
                 tokio::time::sleep(period).await;
                 let Some(slot) = slot.upgrade() else { return };
@@ -441,7 +438,7 @@ impl Slot {
                 handler.event(&slot, (), |vm, (), turn| vm.tick(turn)).await;
             }
         });
-        *ticker = Some(task.abort_handle());
+        *ticker = task;
     }
 }
 
@@ -458,7 +455,7 @@ impl Listener for Slot {
         let Some(handler) = self.handler.upgrade() else { return };
         let slot = handler.slots.lock().iter().find(|slot| std::ptr::eq(&***slot, self)).cloned();
         let Some(slot) = slot else { return };
-        handler.clone().engine.events().spawn(async move {
+        handler.clone().engine.spawn(async move {
             handler.event(&slot, queue, |vm, queue, turn| vm.queue_ready(queue, turn)).await;
         });
     }
@@ -586,7 +583,7 @@ impl Drop for ProxyStream {
         }
         // The request was broken off.
         let (handler, slot, context) = (self.handler.clone(), self.slot.clone(), self.context);
-        self.handler.engine.events().spawn(async move {
+        self.handler.engine.spawn(async move {
             handler
                 .event(&slot, (), move |vm, (), turn| {
                     let (result, meter) = vm.close(context, None, turn);

@@ -19,7 +19,7 @@ use super::body::{self, Pace};
 use super::context::Context;
 use super::exchange::{content_length, frame};
 use super::forward;
-use super::handlers;
+use super::handlers::{self, Headed};
 use super::pipeline::Stop;
 use super::presence;
 use super::proxy::Gateway;
@@ -56,7 +56,12 @@ pub async fn tenant_api(
     let mut head = ResponseHeader::from(parts);
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
-        (head, first) = handlers::respond_head(session, ctx, &gateway.shared, head).await?;
+        (head, first) = match handlers::respond_head(session, ctx, &gateway.shared, head).await? {
+            Headed::On(head, first) => (head, first),
+            Headed::Instead(reply) => {
+                return Ok(answer::deliver(session, ctx, &gateway.shared, answer::from_reply(reply)?).await?);
+            }
+        };
     }
     forward::finish_response(&mut head, ctx)?;
     answer::restore_method(session, ctx);

@@ -21,7 +21,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use super::answer::{self, has_body};
 use super::context::Context;
 use super::forward::{self, Fields};
-use super::handlers;
+use super::handlers::{self, Headed};
 use super::pipeline::Stop;
 use super::pool::{Client, Pool};
 use super::presence::gone;
@@ -186,7 +186,7 @@ async fn attempt(
     Err(Failure { error: error.into_up(), again: false, stale: false })
 }
 
-async fn send(client: &mut Client, head: RequestHeader, body: Option<&Bytes>) -> pingora::Result<()> {
+pub async fn send(client: &mut Client, head: RequestHeader, body: Option<&Bytes>) -> pingora::Result<()> {
     let body = body.filter(|b| !b.is_empty());
     if let HttpSession::H2(h2) = client {
         h2.write_request_header(Box::new(head), body.is_none())?;
@@ -234,7 +234,13 @@ async fn relay(
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
-        (head, first) = Box::pin(handlers::respond_head(session, ctx, shared, head)).await?;
+        (head, first) = match Box::pin(handlers::respond_head(session, ctx, shared, head)).await? {
+            Headed::On(head, first) => (head, first),
+            Headed::Instead(reply) => {
+                let reply = answer::from_reply(reply)?;
+                return Ok(Box::pin(answer::deliver(session, ctx, shared, reply)).await?);
+            }
+        };
     }
     forward::finish_response(&mut head, ctx)?;
     frame(session, &mut head, with_body, first.len())?;

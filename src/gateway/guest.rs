@@ -30,7 +30,7 @@ pub async fn answer(
     max_body: u64,
 ) -> Result<(), Stop> {
     let shared = &gateway.shared;
-    if handler.is_http_wasm() {
+    if handler.is_filter() {
         return transform(gateway, session, ctx, handler, max_body).await;
     }
     let (module, assets) = handler.ready(ctx, shared).await?;
@@ -72,7 +72,7 @@ pub async fn answer(
     Ok(answer::deliver(session, ctx, shared, reply(abi, output)?).await?)
 }
 
-/// An http-wasm module with nothing behind it: it has to answer by itself.
+/// A filter with nothing behind it: it has to answer by itself.
 async fn transform(
     gateway: &Gateway,
     session: &mut Session,

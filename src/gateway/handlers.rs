@@ -1,17 +1,19 @@
-//! The http-wasm handlers of a route: the request phase in order, the response phase in reverse, and what is kept
-//! between the two.
+//! The filters of a route: the request phase in order, the response phase in reverse, and what is kept between the two.
 //!
-//! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
-//! 1), unless its VM failed or the client is gone.
+//! Invariant: a filter that let a request pass gets its response phase, whatever became of the request (http-wasm's ABI,
+//! section 1), unless its VM failed or the client is gone. A proxy-wasm filter that answered sees its own answer, as in
+//! Envoy.
+
+mod proxy_wasm;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 
 use super::answer;
 use super::body;
@@ -20,19 +22,34 @@ use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::presence::while_here;
-use super::route_handler::{RouteHandler, rejection_of};
+use super::route_handler::{Filter, RouteHandler, rejection_of};
 use super::service::Shared;
 use crate::config::HandlerFail;
-use crate::domain::{Phase, Rejection, Reply};
-use crate::engine::{Cancel, Features, HttpExchange, HttpOutcome, PinnedVm, Verdict};
+use crate::domain::{Meter, Phase, Rejection, Reply};
+use crate::engine::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, ProxyStream, RunError, Verdict};
 
-/// A handler that let the request pass, and the VM that waits for the answer.
+/// A handler that let the request pass, and where its guest waits for the answer.
 struct Waiting {
     handler: Arc<RouteHandler>,
     /// It wants the answer's body before the head is final.
     buffers: bool,
     /// Never locked: it makes a VM, which may move between threads but not be shared, part of a shareable context.
-    vm: Mutex<PinnedVm>,
+    place: Mutex<Place>,
+}
+
+enum Place {
+    Http(PinnedVm),
+    Proxy(ProxyStream),
+}
+
+/// What one phase of a filter came to.
+struct Ended {
+    exchange: Box<HttpExchange>,
+    result: Result<Verdict, RunError>,
+    meter: Meter,
+    place: Option<Place>,
+    /// The client is gone.
+    gone: Option<Box<Error>>,
 }
 
 /// Handlers that let the request pass, and what they share.
@@ -42,6 +59,9 @@ pub struct Chain {
     /// Between phases, without the request's head; of the answer it holds what handlers set before there is one.
     exchange: Option<Box<HttpExchange>>,
 }
+
+/// Filters that have to be told of the request's end.
+pub type Closing = Vec<ProxyStream>;
 
 impl Chain {
     /// The most of an answer that may be held, when a handler asked for the whole of it.
@@ -71,26 +91,29 @@ pub async fn request_phase(
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
     for handler in handlers {
-        let http = match handler.ready_http(ctx, shared).await {
-            Ok(http) => http,
+        let filter = match handler.ready_filter(ctx, shared).await {
+            Ok(filter) => filter,
             Err(rejection) => {
                 tolerate(ctx, handler, rejection)?;
                 continue;
             }
         };
-        if has_body && body.is_none() && http.wants_request_body() {
+        let wants_body = match filter {
+            Filter::Http(http) => http.wants_request_body(),
+            Filter::Proxy(proxy) => proxy.wants_request_body(),
+        };
+        if has_body && body.is_none() && wants_body {
             body = Some(body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?);
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
-        let (outcome, gone) = match http.request_now(exchange) {
-            Ok(outcome) => (outcome, None),
-            Err(exchange) => {
-                let cancel = exchange.cancel.clone();
-                Box::pin(while_here(&mut session.downstream_session, &cancel, http.request(exchange))).await
+        let ended = match filter {
+            Filter::Http(http) => http_request(session, http, exchange).await,
+            Filter::Proxy(proxy) => {
+                Box::pin(proxy_wasm::request(session, ctx, (handler, proxy), exchange, has_body)).await?
             }
         };
-        let HttpOutcome { exchange, result, meter, vm } = outcome;
+        let Ended { exchange, result, meter, place, gone } = ended;
         handler.record(ctx, shared, Phase::Request, result.as_ref().err(), &meter);
         let edit = put_back(session, ctx, exchange);
         if let Some(error) = gone {
@@ -102,6 +125,9 @@ pub async fn request_phase(
                 // The reply has what was pending in it.
                 if let Some(chain) = &mut ctx.chain {
                     chain.exchange = None;
+                    if let Some(place) = place {
+                        chain.passed.push(Waiting::new(handler, place));
+                    }
                 }
                 return Ok(Passed::Answered(reply));
             }
@@ -112,11 +138,11 @@ pub async fn request_phase(
                 } else if edit.consumed {
                     consumed = true;
                 }
-                if let (Some(chain), Some(vm)) = (&mut ctx.chain, vm) {
-                    let buffers = vm.features().has(Features::BUFFER_RESPONSE);
-                    chain.passed.push(Waiting { handler: handler.clone(), buffers, vm: Mutex::new(vm) });
+                if let (Some(chain), Some(place)) = (&mut ctx.chain, place) {
+                    chain.passed.push(Waiting::new(handler, place));
                 }
             }
+            Ok(Verdict::Close) => return Err(Stop::Broken(closed())),
             Err(error) => tolerate(ctx, handler, rejection_of(error))?,
         }
     }
@@ -129,6 +155,33 @@ pub async fn request_phase(
         body = Some(body::gather(session, ctx, max_body).await?);
     }
     Ok(Passed::On(body))
+}
+
+impl Waiting {
+    fn new(handler: &Arc<RouteHandler>, place: Place) -> Waiting {
+        let buffers = match &place {
+            Place::Http(vm) => vm.features().has(Features::BUFFER_RESPONSE),
+            Place::Proxy(stream) => stream.handler().wants_response_body(),
+        };
+        Waiting { handler: handler.clone(), buffers, place: Mutex::new(place) }
+    }
+}
+
+async fn http_request(session: &mut Session, http: &Arc<HttpHandler>, exchange: Box<HttpExchange>) -> Ended {
+    let (outcome, gone) = match http.request_now(exchange) {
+        Ok(outcome) => (outcome, None),
+        Err(exchange) => {
+            let cancel = exchange.cancel.clone();
+            Box::pin(while_here(&mut session.downstream_session, &cancel, http.request(exchange))).await
+        }
+    };
+    let HttpOutcome { exchange, result, meter, vm } = outcome;
+    Ended { exchange, result, meter, place: vm.map(Place::Http), gone }
+}
+
+/// A filter broke the stream off: the client sees its connection end.
+fn closed() -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, "a filter closed the stream").into_down()
 }
 
 /// What a request phase did to the body.
@@ -149,19 +202,9 @@ fn lend_head(session: &mut Session, ctx: &Context, spare: Option<Box<HttpExchang
         exchange.request = request;
         return exchange;
     }
-    Box::new(HttpExchange {
-        request,
-        request_body: None,
-        request_body_replaced: None,
-        request_body_consumed: false,
-        response: http::Response::new(()).into_parts().0,
-        response_status_set: false,
-        response_body: None,
-        response_body_replaced: None,
-        peer: ctx.peer,
-        request_id: ctx.request_id().into(),
-        cancel: Cancel::default(),
-    })
+    let mut exchange = Box::new(HttpExchange::new(request, ctx.peer, ctx.request_id().into()));
+    exchange.scheme = if ctx.tls { "https" } else { "http" };
+    exchange
 }
 
 fn return_head(session: &mut Session, exchange: &mut HttpExchange) {
@@ -213,31 +256,46 @@ async fn response_phase(
     waiting: Waiting,
     exchange: &mut Option<Box<HttpExchange>>,
     answer: &mut Answer,
-) -> Result<Result<(), Rejection>> {
-    let Waiting { handler, vm, .. } = waiting;
+) -> Result<Result<Option<Reply>, Rejection>> {
+    let Waiting { handler, place, .. } = waiting;
     let mut lent = lend_head(session, ctx, exchange.take());
     std::mem::swap(&mut lent.response, &mut answer.head);
     lent.response_body = answer.body.clone();
-    let (outcome, gone) = match vm.into_inner().response_now(lent, answer.is_error) {
-        Ok(outcome) => (outcome, None),
-        Err((vm, lent)) => {
-            let cancel = lent.cancel.clone();
-            let phase = vm.response(lent, answer.is_error);
-            Box::pin(while_here(&mut session.downstream_session, &cancel, phase)).await
-        }
+    let ended = match place.into_inner() {
+        Place::Http(vm) => http_response(session, vm, lent, answer.is_error).await,
+        Place::Proxy(stream) => Box::pin(proxy_wasm::response(session, ctx, &handler, stream, lent)).await,
     };
-    let HttpOutcome { exchange: mut lent, result, meter, .. } = outcome;
+    let Ended { exchange: mut lent, result, meter, place, gone } = ended;
     handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
+    if let Some(Place::Proxy(stream)) = place {
+        ctx.closing.push(stream);
+    }
     return_head(session, &mut lent);
     std::mem::swap(&mut lent.response, &mut answer.head);
     if let Some(written) = lent.response_body_replaced.take() {
         answer.body = Some(written.into());
     }
     *exchange = Some(lent);
-    match gone {
-        Some(error) => Err(error),
-        None => Ok(result.map(drop).map_err(rejection_of)),
+    match (gone, result) {
+        (Some(error), _) => Err(error),
+        (None, Ok(Verdict::Close)) => Err(closed()),
+        (None, Ok(Verdict::Respond(reply))) => Ok(Ok(Some(reply))),
+        (None, Ok(Verdict::Continue)) => Ok(Ok(None)),
+        (None, Err(error)) => Ok(Err(rejection_of(error))),
     }
+}
+
+async fn http_response(session: &mut Session, vm: PinnedVm, lent: Box<HttpExchange>, is_error: bool) -> Ended {
+    let (outcome, gone) = match vm.response_now(lent, is_error) {
+        Ok(outcome) => (outcome, None),
+        Err((vm, lent)) => {
+            let cancel = lent.cancel.clone();
+            let phase = vm.response(lent, is_error);
+            Box::pin(while_here(&mut session.downstream_session, &cancel, phase)).await
+        }
+    };
+    let HttpOutcome { exchange, result, meter, .. } = outcome;
+    Ended { exchange, result, meter, place: None, gone }
 }
 
 /// What handlers set of the answer before there was one.
@@ -268,25 +326,40 @@ pub async fn respond(
     for waiting in passed.into_iter().rev() {
         let handler = waiting.handler.clone();
         let ended = response_phase(session, ctx, shared, waiting, &mut exchange, &mut answer).await?;
-        if let Err(rejection) = ended
-            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection)
-        {
-            let (head, body) = answer::problem_answer(session, ctx, &rejection)?;
-            answer = Answer { head: head.into(), body: Some(body), is_error: true };
-            ctx.refused = Some(rejection);
+        match ended {
+            Ok(None) => {}
+            Ok(Some(reply)) => {
+                let (head, body) = answer::from_reply(reply)?;
+                answer = Answer { head: head.into(), body: Some(body), is_error: answer.is_error };
+            }
+            Err(rejection) => {
+                if let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection) {
+                    let (head, body) = answer::problem_answer(session, ctx, &rejection)?;
+                    answer = Answer { head: head.into(), body: Some(body), is_error: true };
+                    ctx.refused = Some(rejection);
+                }
+            }
         }
     }
     Ok((answer.head.into(), answer.body.unwrap_or_default()))
 }
 
-/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body.
+/// An answer after the response phase over its head.
+pub enum Headed {
+    /// With the bytes that precede the body.
+    On(ResponseHeader, Bytes),
+    /// A handler answers in its place; the handlers before it are still to see that.
+    Instead(Reply),
+}
+
+/// The response phase over an answer whose body is still to come.
 pub async fn respond_head(
     session: &mut Session,
     ctx: &mut Context,
     shared: &Shared,
     head: ResponseHeader,
-) -> Result<(ResponseHeader, Bytes), Stop> {
-    let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
+) -> Result<Headed, Stop> {
+    let Some(chain) = ctx.chain.take() else { return Ok(Headed::On(head, Bytes::new())) };
     let Chain { mut passed, mut exchange } = *chain;
     let (pending, first) = take_pending(&mut exchange);
     let mut answer = Answer { head: head.into(), body: None, is_error: false };
@@ -294,13 +367,39 @@ pub async fn respond_head(
     while let Some(waiting) = passed.pop() {
         let handler = waiting.handler.clone();
         let ended = response_phase(session, ctx, shared, waiting, &mut exchange, &mut answer).await?;
-        if let Err(rejection) = ended
-            && let Err(stop) = tolerate(ctx, &handler, rejection)
-        {
-            // The refusal passes the handlers before this one.
-            ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
-            return Err(stop);
-        }
+        let instead = match ended {
+            Ok(None) => continue,
+            Ok(Some(reply)) => Ok(Headed::Instead(reply)),
+            Err(rejection) => match tolerate(ctx, &handler, rejection) {
+                Ok(()) => continue,
+                Err(stop) => Err(stop),
+            },
+        };
+        // What the client gets passes the handlers before this one.
+        ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
+        return instead;
     }
-    Ok((answer.head.into(), first))
+    Ok(Headed::On(answer.head.into(), first))
+}
+
+/// Tells filters that the request is over, whatever became of it.
+pub async fn finish(session: &mut Session, ctx: &mut Context) {
+    // Those that never saw an answer end with their context.
+    let closing = std::mem::take(&mut ctx.closing);
+    if closing.is_empty() {
+        return;
+    }
+    let mut exchange = lend_head(session, ctx, None);
+    if let Some(written) = session.response_written() {
+        exchange.response = http::response::Parts::from(written.clone());
+    }
+    let mut exchange = Some(exchange);
+    for stream in closing {
+        let (back, meter) = stream.finish(exchange.take()).await;
+        exchange = back;
+        ctx.guests.meter = ctx.guests.meter.and(meter);
+    }
+    if let Some(mut exchange) = exchange {
+        return_head(session, &mut exchange);
+    }
 }

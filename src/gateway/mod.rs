@@ -22,6 +22,7 @@ mod exchange;
 mod forward;
 mod gate;
 mod guest;
+mod guest_calls;
 mod handlers;
 mod head;
 mod health;

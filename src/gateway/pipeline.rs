@@ -218,6 +218,9 @@ fn find_route(session: &Session, ctx: &mut Context) -> Result<Option<Uri>, Rejec
         }
         Found::Route { route, params } => {
             let state = ctx.snapshot.states[route].clone();
+            if state.every_handler().next().is_some() {
+                ctx.params = params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            }
             let rewritten =
                 ctx.snapshot.config.routes[route].rewrite.as_ref().map(|r| routes::rewrite(r, &path, &params));
             let target = match (rewritten, path) {

@@ -14,7 +14,7 @@ use super::service::Shared;
 use super::snapshot::{Resolved, Snapshot};
 use crate::config;
 use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection};
-use crate::engine::{Assets, Engine, HttpHandler, LoadedModule, RunError};
+use crate::engine::{Assets, Engine, HttpHandler, LoadedModule, ProxyHandler, RunError};
 use crate::limit::network;
 use crate::telemetry::{Metrics, ModuleMetrics};
 
@@ -30,7 +30,13 @@ pub struct RouteHandler {
     metrics: OnceLock<Arc<ModuleMetrics>>,
     module: OnceCell<Arc<LoadedModule>>,
     assets: OnceCell<Assets>,
-    http: OnceCell<Arc<HttpHandler>>,
+    filter: OnceCell<Filter>,
+}
+
+/// What has the living VMs of a handler that sees requests in phases.
+pub enum Filter {
+    Http(Arc<HttpHandler>),
+    Proxy(Arc<ProxyHandler>),
 }
 
 impl RouteHandler {
@@ -60,7 +66,7 @@ impl RouteHandler {
             metrics: OnceLock::new(),
             module: OnceCell::new(),
             assets: OnceCell::new(),
-            http: OnceCell::new(),
+            filter: OnceCell::new(),
         }
     }
 
@@ -74,8 +80,9 @@ impl RouteHandler {
         self.version.is_some()
     }
 
-    pub fn is_http_wasm(&self) -> bool {
-        self.version.as_ref().is_some_and(|version| version.abi == Abi::HttpWasm)
+    /// It sees requests in phases, rather than whole.
+    pub fn is_filter(&self) -> bool {
+        self.version.as_ref().is_some_and(|version| version.abi.is_filter())
     }
 
     /// What one run of it needs, if it may run now.
@@ -88,10 +95,10 @@ impl RouteHandler {
         self.load(&shared.engine).await.map_err(|error| self.not_loaded(ctx, shared, error))
     }
 
-    /// Of an http-wasm module its VMs, as [`Self::ready`].
-    pub async fn ready_http(&self, ctx: &Context, shared: &Shared) -> Result<&Arc<HttpHandler>, Rejection> {
+    /// Of a filter its VMs, as [`Self::ready`].
+    pub async fn ready_filter(&self, ctx: &Context, shared: &Shared) -> Result<&Filter, Rejection> {
         self.admit(ctx)?;
-        self.load_http(&shared.engine).await.map_err(|error| self.not_loaded(ctx, shared, error))
+        self.load_filter(&shared.engine).await.map_err(|error| self.not_loaded(ctx, shared, error))
     }
 
     /// Refuses at once while its module does nothing but fail.
@@ -113,21 +120,30 @@ impl RouteHandler {
         Ok((module, Some(assets)))
     }
 
-    async fn load_http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
+    async fn load_filter(&self, engine: &Arc<Engine>) -> Result<&Filter, RunError> {
         let make = || async {
             let (module, assets) = self.load(engine).await?;
+            let is_proxy = module.abi() == Abi::ProxyWasm;
             let (module, assets, label) = (module.clone(), assets.cloned(), self.label.clone());
-            Ok(HttpHandler::new(engine, module, assets, label, &self.config, self.limits.clone()))
+            let limits = self.limits.clone();
+            Ok(if is_proxy {
+                Filter::Proxy(ProxyHandler::new(engine, module, assets, label, &self.config, limits))
+            } else {
+                Filter::Http(HttpHandler::new(engine, module, assets, label, &self.config, limits))
+            })
         };
-        self.http.get_or_try_init(make).await
+        self.filter.get_or_try_init(make).await
     }
 
-    /// Loads what the first request would, and starts one VM of an http-wasm module.
+    /// Loads what the first request would, and starts one VM of a filter.
     async fn warm(&self, engine: &Arc<Engine>) -> Result<(), RunError> {
-        if self.is_http_wasm() {
-            return self.load_http(engine).await?.warm().await;
+        if !self.is_filter() {
+            return self.load(engine).await.map(drop);
         }
-        self.load(engine).await.map(drop)
+        match self.load_filter(engine).await? {
+            Filter::Http(http) => http.warm().await,
+            Filter::Proxy(proxy) => proxy.warm().await,
+        }
     }
 
     /// Counts a run, or one phase of it.

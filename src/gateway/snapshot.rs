@@ -182,6 +182,10 @@ impl Snapshot {
         self.states.iter().map(move |s| s.every_handler().filter(missing).map(|h| h.label.to_string()).collect())
     }
 
+    pub(super) fn upstream(&self, name: &Name) -> Option<Arc<Upstream>> {
+        self.upstreams.get(name).cloned()
+    }
+
     /// The upstreams by name, for the admin API.
     pub fn upstreams(&self) -> impl Iterator<Item = (&Name, &Upstream)> {
         let mut all: Vec<_> = self.upstreams.iter().map(|(name, upstream)| (name, &**upstream)).collect();

@@ -124,7 +124,7 @@ impl Status {
 
 /// Why a host function stops before its end.
 #[derive(Debug)]
-enum Stop {
+pub enum Stop {
     Status(Status),
     Halt(Halt),
 }
@@ -143,7 +143,7 @@ impl From<Halt> for Stop {
 }
 
 type Env<'a> = FunctionEnvMut<'a, HostState>;
-type Done<T = ()> = Result<T, Stop>;
+pub type Done<T = ()> = Result<T, Stop>;
 
 fn answer(done: Done) -> Result<i32, Halt> {
     match done {

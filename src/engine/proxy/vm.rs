@@ -231,10 +231,6 @@ impl Vm {
         self.last_context
     }
 
-    pub fn streams(&mut self) -> usize {
-        self.state().streams.len()
-    }
-
     /// Tells the guest of what came for a stream. `exchange`: `None` where the guest has it since a pause.
     pub fn event(
         &mut self,

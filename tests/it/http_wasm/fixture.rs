@@ -7,7 +7,7 @@ use bytes::Bytes;
 use wasmgate::config;
 use wasmgate::domain::{Limits, Reply};
 use wasmgate::engine::{
-    Cancel, Compiler, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
+    Compiler, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 
 /// One for all tests: it holds no state of theirs.
@@ -109,6 +109,8 @@ pub fn handler_config() -> config::Handler {
         wall: Duration::from_secs(10),
         memory_bytes: 16 << 20,
         max_buffer_bytes: 1 << 20,
+        upstreams: Vec::new(),
+        proxy: Default::default(),
     }
 }
 
@@ -127,20 +129,7 @@ pub fn get() -> Box<HttpExchange> {
         .body(())
         .expect("a valid request")
         .into_parts();
-    let (response, ()) = http::Response::new(()).into_parts();
-    Box::new(HttpExchange {
-        request,
-        request_body: None,
-        request_body_replaced: None,
-        request_body_consumed: false,
-        response,
-        response_status_set: false,
-        response_body: None,
-        response_body_replaced: None,
-        peer: "127.0.0.1:4711".parse().expect("an address"),
-        request_id: "id-1".into(),
-        cancel: Cancel::default(),
-    })
+    Box::new(HttpExchange::new(request, "127.0.0.1:4711".parse().expect("an address"), "id-1".into()))
 }
 
 pub fn with_header(name: &'static str, value: &'static str) -> Box<HttpExchange> {

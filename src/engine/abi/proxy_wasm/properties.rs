@@ -3,7 +3,7 @@
 //! `wasmgate.route` and `wasmgate.params.NAME`.
 
 use std::borrow::Cow;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -124,7 +124,7 @@ fn request<'a>(exchange: &'a HttpExchange, segments: &[&[u8]]) -> Value<'a> {
             let written = exchange.request_body_replaced.as_ref().map(Vec::len);
             number(written.or(exchange.request_body.as_ref().map(Bytes::len)).unwrap_or(0) as u64)
         }
-        [b"time"] => nanos(exchange.info.as_ref()?.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
+        [b"time"] => number(u64::try_from(exchange.info.as_ref()?.wall.unix_millis()).ok()? * 1_000_000),
         [b"duration"] => nanos(exchange.info.as_ref()?.began.elapsed()),
         _ => None,
     }
