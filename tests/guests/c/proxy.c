@@ -39,7 +39,7 @@ typedef struct {
     u32 id, calls;
     u8 paused;
     Text script, results;
-    char script_text[6000], results_text[6000];
+    char script_text[8192], results_text[8192];
 } Stream;
 typedef struct {
     u32 id, stream;
@@ -47,7 +47,7 @@ typedef struct {
 
 static Stream streams[128];
 static Call calls[256];
-static char vm_text[16384], vm_results_text[CALLBACKS][2000], arena[8 << 20];
+static char vm_text[16384], vm_results_text[CALLBACKS][4000], arena[8 << 20];
 static Text vm_script = {vm_text, 0, sizeof vm_text}, vm_results[CALLBACKS];
 static u32 used, runs[CALLBACKS], last;
 static u8 allocating;
@@ -371,7 +371,7 @@ static void script(const Text *text) {
 static u32 callback(enum Callback callback, u32 a, u32 b, u32 c, u32 d, u32 e, u32 result) {
     Frame this = {callback, {a, b, c, d, e}, stream_of(a), result};
     frame = &this;
-    if (callback != CONFIGURE) used = 0;
+    used = 0;
     runs[callback]++;
     if (!this.stream || callback >= DONE) vm_results[callback].n = 0;
     if (callback == CALL)
