@@ -34,6 +34,7 @@ mod modules;
 mod multipart;
 mod openapi;
 mod proxy;
+mod proxy_wasm;
 mod quickstart;
 mod routing;
 #[cfg(feature = "sdk-tests")]
