@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use parking_lot::Mutex;
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -279,7 +280,8 @@ pub async fn respond(
     Ok((answer.head.into(), answer.body.unwrap_or_default()))
 }
 
-/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body.
+/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body if
+/// there is to be one.
 pub async fn respond_head(
     session: &mut Session,
     ctx: &mut Context,
@@ -301,6 +303,11 @@ pub async fn respond_head(
             ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
             return Err(stop);
         }
+    }
+    if !answer::has_body(&ctx.method, answer.head.status) && !first.is_empty() {
+        // The length would be that of the upstream's body alone.
+        answer.head.headers.remove(CONTENT_LENGTH);
+        return Ok((answer.head.into(), Bytes::new()));
     }
     Ok((answer.head.into(), first))
 }
