@@ -246,7 +246,7 @@ async fn relay(
     frame(session, &mut head, with_body, first.len())?;
     if !with_body || connected.client()?.response_done() {
         connected.done(ctx).await;
-        return whole(session, shared, head, first).await;
+        return Ok(answer::write(session, shared, head, first).await?);
     }
     if head.headers.contains_key(CONTENT_LENGTH) {
         // A short answer usually came with its head: then the upstream is done before the client reads a byte.
@@ -254,7 +254,7 @@ async fn relay(
         first = if first.is_empty() { chunk } else { [first, chunk].concat().into() };
         if connected.client()?.response_done() {
             connected.done(ctx).await;
-            return whole(session, shared, head, first).await;
+            return Ok(answer::write(session, shared, head, first).await?);
         }
     }
     let left = content_length(&head).map(|n| n.saturating_sub(first.len() as u64));
@@ -264,15 +264,6 @@ async fn relay(
     }
     copy_body(session, ctx, connected, left).await?;
     connected.done(ctx).await;
-    Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
-}
-
-/// A head and all that follows it.
-async fn whole(session: &mut Session, shared: &Shared, head: ResponseHeader, body: Bytes) -> Result<(), Stop> {
-    answer::write_head(session, shared, head, body.is_empty()).await?;
-    if !body.is_empty() {
-        session.downstream_session.write_response_body(body, true).await.map_err(|e| e.into_down())?;
-    }
     Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
 }
 

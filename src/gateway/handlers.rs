@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -346,7 +347,7 @@ pub async fn respond(
 
 /// An answer after the response phase over its head.
 pub enum Headed {
-    /// With the bytes that precede the body.
+    /// With the bytes that precede the body, if there is to be one.
     On(ResponseHeader, Bytes),
     /// A handler answers in its place; the handlers before it are still to see that.
     Instead(Reply),
@@ -378,6 +379,11 @@ pub async fn respond_head(
         // What the client gets passes the handlers before this one.
         ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
         return instead;
+    }
+    if !answer::has_body(&ctx.method, answer.head.status) && !first.is_empty() {
+        // The length would be that of the upstream's body alone.
+        answer.head.headers.remove(CONTENT_LENGTH);
+        return Ok(Headed::On(answer.head.into(), Bytes::new()));
     }
     Ok(Headed::On(answer.head.into(), first))
 }
