@@ -12,6 +12,7 @@ mod pointers;
 mod properties;
 mod shared;
 mod table;
+mod wasi;
 
 use std::fmt::Display;
 
