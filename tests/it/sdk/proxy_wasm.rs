@@ -14,7 +14,12 @@ fn example(name: &str, up: &Upstream, server: &str, keys: &str) -> Gateway {
 
 fn run(keys: &str) -> String {
     let handlers = format!("handlers = [{{ module = \"acme/example\"{keys} }}]");
-    route("run", format!("match.path_prefix = \"/run\"\ntarget.upstream = \"up\"\nauth = \"none\"\n{handlers}"))
+    route(
+        "run",
+        format!(
+            "match.path_prefix = \"/run\"\ntarget.upstream = \"up\"\nauth = \"optional\"\nlimited = false\n{handlers}"
+        ),
+    )
 }
 
 #[test]
