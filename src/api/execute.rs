@@ -223,9 +223,9 @@ pub(super) async fn run(
         Source::Inline(wasm) => inline(api, actor, wasm, call.abi, limits, gone).await?,
     };
     let abi = ready.module.abi();
-    if abi == Abi::HttpWasm {
-        let detail = "`module`: an `http-wasm` module handles requests on a route; it can't be executed";
-        return Err(Rejection::BadRequest(detail.into()).into());
+    if abi.is_filter() {
+        let detail = format!("`module`: an `{abi}` module handles requests on a route; it can't be executed");
+        return Err(Rejection::BadRequest(detail).into());
     }
     let limits = ready.limits;
     if call.input.len() as u64 > limits.input_bytes {

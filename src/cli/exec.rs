@@ -119,8 +119,9 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
     let inspected = engine
         .inspect(&wasm, args.abi, MAX_MODULE, &limits)
         .map_err(|e| anyhow!("`{}`: {e}", args.module.display()))?;
-    if inspected.abi == Abi::HttpWasm {
-        return Err(Failure::usage("an `http-wasm` module handles requests on a route; `exec` can't run it"));
+    if inspected.abi.is_filter() {
+        let abi = inspected.abi;
+        return Err(Failure::usage(format!("an `{abi}` module handles requests on a route; `exec` can't run it")));
     }
     let assets = match &args.assets {
         Some(path) => Some(Assets::read(&bundle::read(path)?, MAX_MODULE).map_err(|e| anyhow!("{e}"))?),

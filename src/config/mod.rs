@@ -377,6 +377,50 @@ pub struct Handler {
     pub memory_bytes: u64,
     /// Bound of a request or response body that this handler has buffered.
     pub max_buffer_bytes: u64,
+    /// Upstreams that the guest may call. None by default.
+    pub upstreams: Vec<Name>,
+    pub proxy: ProxyWasm,
+}
+
+/// What proxy-wasm filters know beside `config`, which is their plugin configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyWasm {
+    /// The property `plugin_name`; default: the module's name.
+    pub plugin: Option<String>,
+    pub root_id: String,
+    /// Handlers of one owner with the same `vm_id` share data and queues.
+    pub vm_id: String,
+    pub vm_config: Vec<u8>,
+    /// A pause in a headers phase holds the head alone: the body is shown to the filter meanwhile.
+    pub hold_headers: bool,
+    pub header_bytes: HeaderBytes,
+    /// How long a request or its answer may stay paused.
+    pub pause: Duration,
+}
+
+impl Default for ProxyWasm {
+    fn default() -> Self {
+        Self {
+            plugin: None,
+            root_id: String::new(),
+            vm_id: String::new(),
+            vm_config: Vec::new(),
+            hold_headers: false,
+            header_bytes: HeaderBytes::Reject,
+            pause: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What becomes of header values that are not UTF-8, which most filters trap on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderBytes {
+    /// The request is answered 400, the upstream's answer becomes a 502.
+    Reject,
+    /// The field is taken out.
+    Drop,
+    /// Filters see U+FFFD in their place; what goes on is what came unless a filter writes it.
+    Lossy,
 }
 
 impl Handler {

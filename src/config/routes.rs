@@ -16,7 +16,8 @@ use super::units::{
     GIB, KIB, MIB, choice, duration, flag, from_str, int, millis, only_true, secs, size, text, text_with, type_of,
 };
 use super::{
-    AuthMode, Handler, HandlerFail, HeaderMatch, HostPattern, Match, OPERATOR, PathPattern, Route, Segment, Target,
+    AuthMode, Handler, HandlerFail, HeaderBytes, HeaderMatch, HostPattern, Match, OPERATOR, PathPattern, ProxyWasm,
+    Route, Segment, Target,
 };
 use crate::domain::{ModuleRef, Name, OwnerId, Scope, ScopeSet};
 
@@ -237,10 +238,29 @@ fn handler(t: &Table<'_>, base: &Path) -> Option<Handler> {
     let wall = t.get("wall", secs(1), duration(millis(1)..=secs(3600)));
     let memory_bytes = t.get("memory", 64 * MIB, size(64 * KIB..=4 * GIB));
     let max_buffer_bytes = t.get("max_buffer", 4 * MIB, size(0..=GIB));
+    let upstreams = t.list("upstreams", from_str::<Name>);
+    for upstream in &upstreams {
+        t.doc.refer(Kind::Upstream, upstream.as_str(), &t.at("upstreams"));
+    }
+    let proxy = proxy_wasm(t);
     let module = module?;
     let owner: Option<OwnerId> = module.owner.clone().or_else(|| OPERATOR.parse().ok());
     let config = inline.or(from_file).unwrap_or_default();
-    Some(Handler { owner: owner?, module, config, fail, env, wall, memory_bytes, max_buffer_bytes })
+    Some(Handler { owner: owner?, module, config, fail, env, wall, memory_bytes, max_buffer_bytes, upstreams, proxy })
+}
+
+fn proxy_wasm(t: &Table<'_>) -> ProxyWasm {
+    let bytes = [("reject", HeaderBytes::Reject), ("drop", HeaderBytes::Drop), ("lossy", HeaderBytes::Lossy)];
+    let defaults = ProxyWasm::default();
+    ProxyWasm {
+        plugin: t.opt("plugin", text),
+        root_id: t.opt("root_id", text).unwrap_or(defaults.root_id),
+        vm_id: t.opt("vm_id", text).unwrap_or(defaults.vm_id),
+        vm_config: t.opt("vm_config", text).map_or(defaults.vm_config, String::into_bytes),
+        hold_headers: t.get("hold_headers", defaults.hold_headers, flag),
+        header_bytes: t.get("header_bytes", defaults.header_bytes, choice(&bytes)),
+        pause: t.get("pause", defaults.pause, duration(millis(1)..=secs(3600))),
+    }
 }
 
 /// Read here and not at start: it is configuration, and a reload takes it over with the rest or not at all.

@@ -19,10 +19,12 @@ pub enum Abi {
     Core,
     /// The http-wasm HTTP handler ABI.
     HttpWasm,
+    /// Proxy-Wasm 0.2.1, 0.2.0 and 0.1.0.
+    ProxyWasm,
 }
 
 impl Abi {
-    pub const ALL: [Abi; 4] = [Abi::Command, Abi::Cgi, Abi::Core, Abi::HttpWasm];
+    pub const ALL: [Abi; 5] = [Abi::Command, Abi::Cgi, Abi::Core, Abi::HttpWasm, Abi::ProxyWasm];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -30,7 +32,13 @@ impl Abi {
             Abi::Cgi => "cgi",
             Abi::Core => "core",
             Abi::HttpWasm => "http-wasm",
+            Abi::ProxyWasm => "proxy-wasm",
         }
+    }
+
+    /// Its guests see the requests of a route in phases, and live on between them.
+    pub fn is_filter(self) -> bool {
+        matches!(self, Abi::HttpWasm | Abi::ProxyWasm)
     }
 }
 
@@ -47,7 +55,7 @@ impl FromStr for Abi {
         Abi::ALL
             .into_iter()
             .find(|a| a.as_str() == s)
-            .ok_or_else(|| format!("`{s}` is not an ABI: use `command`, `cgi`, `core` or `http-wasm`"))
+            .ok_or_else(|| format!("`{s}` is not an ABI: use `command`, `cgi`, `core`, `http-wasm` or `proxy-wasm`"))
     }
 }
 
@@ -232,16 +240,4 @@ impl fmt::Display for ModuleRef {
     }
 }
 
-impl TryFrom<String> for ModuleRef {
-    type Error = String;
-
-    fn try_from(s: String) -> Result<Self, Self::Error> {
-        s.parse()
-    }
-}
-
-impl From<ModuleRef> for String {
-    fn from(r: ModuleRef) -> Self {
-        r.to_string()
-    }
-}
+text_in_records!(ModuleRef);

@@ -21,6 +21,10 @@ const FIRST_SLICE: u64 = 64_000;
 const SLICE: Duration = Duration::from_micros(250);
 /// A slice has at most so many times the units of the one before.
 const FASTER: u64 = 4;
+/// Work of host calls between two looks at the clock; some microseconds.
+const WORK_UNCHECKED: u64 = 8_192;
+/// What a host call costs beside the bytes that it moves.
+const CALL: u64 = 32;
 /// Bytes that a host function moves between two checks: some 100 us.
 const PIECE: usize = 1 << 20;
 
@@ -36,11 +40,13 @@ pub struct Fuel {
     pace: u64,
     deadline: Instant,
     cancel: Cancel,
+    /// Work of host calls since the clock was last looked at.
+    unchecked: u64,
 }
 
 impl Fuel {
     pub fn new(limit: u64, began: Instant, deadline: Instant, cancel: Cancel) -> Fuel {
-        Fuel { limit, base: 0, slice: 0, granted: began, pace: FIRST_SLICE, deadline, cancel }
+        Fuel { limit, base: 0, slice: 0, granted: began, pace: FIRST_SLICE, deadline, cancel, unchecked: 0 }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -101,6 +107,19 @@ impl Fuel {
         }
         permits::pass_on(Instant::now(), self.deadline);
         self.time_left(Instant::now()).map(drop)
+    }
+
+    /// Charges a host call that moves so many bytes. A guest that only calls the host would otherwise outlive its
+    /// deadline: its own counter hardly moves.
+    pub fn spend(&mut self, bytes: usize) -> Result<(), Halt> {
+        let units = CALL + bytes as u64 / 4;
+        self.charge(units);
+        self.unchecked += units;
+        if self.unchecked > WORK_UNCHECKED {
+            self.unchecked = 0;
+            self.check()?;
+        }
+        Ok(())
     }
 
     /// As `extend_from_slice`, however much it is.

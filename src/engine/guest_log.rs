@@ -9,9 +9,47 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::Level;
 
+use super::host::HostState;
+
 const LINES_A_SECOND: u32 = 100;
 /// Of one line; longer ones are cut.
 const LINE_BYTES: usize = 4 << 10;
+
+/// A line that a guest logged.
+#[derive(Debug)]
+pub struct LogLine {
+    pub level: Level,
+    pub text: String,
+}
+
+/// Lines of one phase, kept until its end: a phase that is run again logs once, and no guest holds up a log writer.
+#[derive(Debug, Default)]
+pub struct Lines {
+    lines: Vec<LogLine>,
+    bytes: usize,
+    dropped: u64,
+}
+
+impl Lines {
+    const MOST: usize = 256;
+    const BYTES: usize = 64 << 10;
+
+    pub fn push(&mut self, level: Level, text: &[u8]) {
+        let room = Self::BYTES - self.bytes;
+        if self.lines.len() == Self::MOST || (room == 0 && !text.is_empty()) {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
+        }
+        let text = &text[..text.len().min(room)];
+        self.bytes += text.len();
+        self.lines.push(LogLine { level, text: String::from_utf8_lossy(text).into_owned() });
+    }
+
+    pub fn take(&mut self) -> (Vec<LogLine>, u64) {
+        let Lines { lines, dropped, .. } = std::mem::take(self);
+        (lines, dropped)
+    }
+}
 
 /// The log of one handler.
 #[derive(Debug)]
@@ -32,6 +70,10 @@ impl GuestLog {
         GuestLog { handler, window: Mutex::new(Window { began: Instant::now(), lines: 0, dropped: 0 }) }
     }
 
+    pub fn handler(&self) -> &str {
+        &self.handler
+    }
+
     /// `request_id` is empty for what a module prints while it starts.
     pub fn line(&self, request_id: &str, level: Level, text: &str) {
         let Some(dropped) = self.admit(Instant::now()) else { return };
@@ -50,6 +92,18 @@ impl GuestLog {
     pub fn printed(&self, request_id: &str, bytes: &[u8]) {
         for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
             self.line(request_id, Level::INFO, &String::from_utf8_lossy(line));
+        }
+    }
+
+    /// All that a phase left to be written.
+    pub fn flush(&self, request_id: &str, host: &mut HostState) {
+        let (lines, dropped) = host.lines.take();
+        for line in &lines {
+            self.line(request_id, line.level, &line.text);
+        }
+        self.report(request_id, dropped + host.log.dropped);
+        if !host.log.is_empty() {
+            self.printed(request_id, &host.log.take());
         }
     }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use super::abi::http_wasm::HttpWasmState;
+use super::abi::proxy_wasm::ProxyState;
 use super::abi::wasi::WasiState;
 use super::failure::Halt;
 use super::fuel::Fuel;
+use super::guest_log::Lines;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
 use super::wasix::WasixState;
@@ -72,6 +74,11 @@ impl RunClock {
         at
     }
 
+    /// Since 1970-01-01 UTC, going in ticks.
+    pub fn now(&self) -> Duration {
+        self.started_at() + self.elapsed(TICK)
+    }
+
     /// In whole ticks.
     pub fn elapsed(&self, tick: Duration) -> Duration {
         let tick = u64::try_from(tick.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -79,6 +86,9 @@ impl RunClock {
         Duration::from_nanos(nanos - nanos % tick)
     }
 }
+
+/// Time goes in steps of this: too coarse to measure a neighbour's cache by.
+pub const TICK: Duration = Duration::from_millis(1);
 
 /// Where guests' random bytes come from.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,6 +112,8 @@ pub struct HostState {
     pub may_block: bool,
     /// stderr and log calls.
     pub log: BoundedLog,
+    /// What it logs by the ABI's call.
+    pub lines: Lines,
     /// Counted by ABIs that write output; shown in the meter.
     pub output_bytes: u64,
     pub output_limit: u64,
@@ -110,6 +122,8 @@ pub struct HostState {
     /// The exchange while a phase of an HTTP handler runs.
     pub http: Option<Box<HttpExchange>>,
     pub http_state: HttpWasmState,
+    /// Of proxy-wasm guests.
+    pub proxy: Option<Box<ProxyState>>,
 }
 
 impl HostState {
@@ -123,11 +137,13 @@ impl HostState {
             wasix: WasixState::default(),
             may_block: true,
             log: BoundedLog::default(),
+            lines: Lines::default(),
             output_bytes: 0,
             output_limit: 0,
             config: Bytes::new(),
             http: None,
             http_state: HttpWasmState::default(),
+            proxy: None,
         }
     }
 

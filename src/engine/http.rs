@@ -1,10 +1,12 @@
 //! HTTP handlers with living VMs (http-wasm): what the gateway hands to a guest and gets back.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use parking_lot::Mutex;
 
 use super::budget::{Account, Reserved};
@@ -15,7 +17,7 @@ use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::pool::Need;
 use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Assets, Engine, LoadedModule, RunError};
-use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Reply};
+use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Principal, Reply, Timestamp};
 
 /// `enable_features` bits of the http-wasm ABI, section 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,17 +54,79 @@ pub struct HttpExchange {
     pub response_body: Option<Bytes>,
     /// RESP: a guest wrote the body anew.
     pub response_body_replaced: Option<Vec<u8>>,
+    pub request_trailers: Option<HeaderMap>,
+    pub response_trailers: Option<HeaderMap>,
+    /// The answer's head can't be changed any more.
+    pub head_sent: bool,
     pub peer: SocketAddr,
+    /// `http` or `https`, as the client came.
+    pub scheme: &'static str,
     /// For log lines.
     pub request_id: Arc<str>,
+    pub info: Option<Arc<RequestInfo>>,
+    /// The endpoint that answers.
+    pub upstream: Option<Arc<str>>,
+    /// What handlers of the chain hand on.
+    pub values: BTreeMap<Vec<u8>, Bytes>,
     /// Set when the client has gone.
     pub cancel: Cancel,
+}
+
+impl HttpExchange {
+    /// Of a request that no handler has seen yet.
+    pub fn new(request: http::request::Parts, peer: SocketAddr, request_id: Arc<str>) -> HttpExchange {
+        HttpExchange {
+            request,
+            request_body: None,
+            request_body_replaced: None,
+            request_body_consumed: false,
+            response: http::Response::new(()).into_parts().0,
+            response_status_set: false,
+            response_body: None,
+            response_body_replaced: None,
+            request_trailers: None,
+            response_trailers: None,
+            head_sent: false,
+            peer,
+            scheme: "http",
+            request_id,
+            info: None,
+            upstream: None,
+            values: BTreeMap::new(),
+            cancel: Cancel::default(),
+        }
+    }
+}
+
+/// What handlers may know of a request beside its head. The same for all of a chain.
+#[derive(Debug)]
+pub struct RequestInfo {
+    pub route: String,
+    /// When its head was there.
+    pub began: Instant,
+    pub wall: Timestamp,
+    /// Where the client connected to.
+    pub local: Option<SocketAddr>,
+    /// One number a connection.
+    pub connection: u64,
+    pub tls: Option<TlsInfo>,
+    pub principal: Option<Principal>,
+    /// Parameters of the route's path, in its order.
+    pub params: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+pub struct TlsInfo {
+    pub version: String,
+    pub server_name: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Continue,
     Respond(Reply),
+    /// The stream ends here, without an answer.
+    Close,
 }
 
 /// What a phase gave back. On an error the exchange is as it was handed in, where the handler's policy may go on.

@@ -21,6 +21,7 @@ pub mod files;
 pub mod fuel;
 pub mod guest;
 mod guest_log;
+pub mod guest_metrics;
 pub mod host;
 pub mod http;
 mod inspect;
@@ -35,7 +36,9 @@ mod pace;
 mod permits;
 pub mod pool;
 mod progress;
+pub mod proxy;
 mod run;
+mod scope;
 mod shared;
 mod stack;
 mod sys;
@@ -46,8 +49,8 @@ mod wasix;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -59,15 +62,20 @@ use bundles::Bundles;
 use cache::Modules;
 use compile::{Compilers, Why};
 use guest::Allowance;
+use guest_metrics::GuestMetrics;
 use instances::Instances;
 use pool::{Need, Pool};
+use proxy::outbound::Outbound;
+use scope::Scopes;
 
 pub use cancel::Cancel;
 pub use files::Assets;
-pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdict};
+pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, RequestInfo, TlsInfo, Verdict};
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
+pub use proxy::outbound;
+pub use proxy::{Event, ProxyHandler, ProxyStream, Told};
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]
@@ -99,6 +107,22 @@ pub struct Engine {
     optimised: load::Optimised,
     vms_idle: AtomicU64,
     vms_busy: AtomicU64,
+    scopes: Arc<Scopes>,
+    guest_metrics: GuestMetrics,
+    /// Where events of guests beside requests begin: timers, answers to calls, queues.
+    events: Events,
+    outbound: OnceLock<Arc<dyn Outbound>>,
+}
+
+/// `None` from its drop on.
+struct Events(Option<tokio::runtime::Runtime>);
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if let Some(events) = self.0.take() {
+            events.shutdown_background();
+        }
+    }
 }
 
 /// What the checks before storing found.
@@ -172,6 +196,9 @@ impl Engine {
             .map_err(|e| format!("can't use the data directory `{}`: {e}", data_dir.display()))?;
         let budget = Budget::new(config.memory_budget_bytes);
         let pool = Pool::start(&config, &budget).map_err(|e| format!("can't start guest threads: {e}"))?;
+        let events =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("events").enable_all().build();
+        let events = events.map_err(|e| format!("can't start the events' thread: {e}"))?;
         Ok(Arc::new(Engine {
             artifacts: Arc::new(artifacts),
             compilers: Compilers::new(compiler_exe, config.compile.clone()),
@@ -185,6 +212,10 @@ impl Engine {
             optimised: load::Optimised::default(),
             vms_idle: AtomicU64::new(0),
             vms_busy: AtomicU64::new(0),
+            scopes: Arc::default(),
+            guest_metrics: GuestMetrics::default(),
+            events: Events(Some(events)),
+            outbound: OnceLock::new(),
         }))
     }
 
@@ -365,6 +396,30 @@ impl Engine {
     /// For HTTP handlers: an owner's part of what all guests share.
     pub(crate) fn account(&self, owner: &OwnerId) -> Arc<Account> {
         self.budget.account(owner)
+    }
+
+    /// For filters: what those of one owner share.
+    pub(crate) fn scopes(&self) -> &Arc<Scopes> {
+        &self.scopes
+    }
+
+    /// What guests have counted.
+    pub fn guest_metrics(&self) -> &GuestMetrics {
+        &self.guest_metrics
+    }
+
+    /// For filters: runs what comes beside requests.
+    pub(crate) fn spawn(&self, event: impl Future<Output = ()> + Send + 'static) -> Option<tokio::task::AbortHandle> {
+        self.events.0.as_ref().map(|events| events.spawn(event).abort_handle())
+    }
+
+    /// Has guests' calls done by this. The first one stays.
+    pub fn set_outbound(&self, outbound: Arc<dyn Outbound>) {
+        let _ = self.outbound.set(outbound);
+    }
+
+    pub(crate) fn outbound(&self) -> Option<Arc<dyn Outbound>> {
+        self.outbound.get().cloned()
     }
 
     /// What it was started with.

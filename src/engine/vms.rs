@@ -79,7 +79,7 @@ impl Vm {
         })?;
         let start = ["_initialize", "_start"].into_iter().find_map(|name| guest.function::<(), ()>(name));
         let ended = start.map_or(Ok(()), |start| guest.call(|store, _| start.call(store)));
-        print(guest.host(), "", log);
+        log.flush("", guest.host());
         match ended {
             // ABI, "Guest exports": leaving `_start` by `proc_exit(0)` is success, and the instance stays usable.
             Ok(()) | Err(Ended::Exit(0)) => {}
@@ -122,7 +122,7 @@ impl Vm {
 
     fn handled(&mut self, next: i64, exchange: &mut HttpExchange, log: &GuestLog) -> Result<Handled, GuestFailure> {
         let host = self.guest.get().host();
-        print(host, &exchange.request_id, log);
+        log.flush(&exchange.request_id, host);
         let edits = std::mem::take(&mut host.http_state.edits);
         // `ctx_next`: the low word says whether to go on, the high one is the guest's own.
         let context = (next >> 32) as i32;
@@ -154,7 +154,7 @@ impl Vm {
         *exchange = host.http.take();
         let result = match (ended, exchange) {
             (Ok(()), Some(exchange)) => {
-                print(host, &exchange.request_id, turn.log);
+                turn.log.flush(&exchange.request_id, host);
                 std::mem::take(&mut host.http_state.edits).commit_response(exchange);
                 Ok(())
             }
@@ -166,7 +166,7 @@ impl Vm {
 
     /// Writes out what a phase that failed had logged; one that ended by itself has already done so.
     pub fn print(&mut self, request_id: &str, log: &GuestLog) {
-        print(self.guest.get().host(), request_id, log);
+        log.flush(request_id, self.guest.get().host());
     }
 
     /// Module default and what the request under way enabled.
@@ -181,19 +181,8 @@ impl Vm {
     }
 }
 
-fn print(host: &mut HostState, request_id: &str, log: &GuestLog) {
-    let (lines, dropped) = host.http_state.take_logs();
-    for line in &lines {
-        log.line(request_id, line.level, &line.text);
-    }
-    log.report(request_id, dropped + host.log.dropped);
-    if !host.log.is_empty() {
-        log.printed(request_id, &host.log.take());
-    }
-}
-
 /// A module that ends itself while it starts says that it can't run, such as for a bad configuration.
-fn start_failure(ended: Ended) -> RunError {
+pub fn start_failure(ended: Ended) -> RunError {
     RunError::Guest(match ended {
         Ended::Exit(code) => GuestFailure::NotLoadable(format!("it exited with code {code} while it started")),
         Ended::Failed(failure) => failure,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::TRANSFER_ENCODING;
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::prelude::timeout;
@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use super::answer::{self, has_body};
 use super::body::{self, Pace};
 use super::context::Context;
-use super::exchange::{content_length, frame_answer};
+use super::exchange::{content_length, frame};
 use super::forward;
-use super::handlers;
+use super::handlers::{self, Headed};
 use super::pipeline::Stop;
 use super::presence;
 use super::proxy::Gateway;
@@ -56,7 +56,12 @@ pub async fn tenant_api(
     let mut head = ResponseHeader::from(parts);
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
-        (head, first) = handlers::respond_head(session, ctx, &gateway.shared, head).await?;
+        (head, first) = match handlers::respond_head(session, ctx, &gateway.shared, head).await? {
+            Headed::On(head, first) => (head, first),
+            Headed::Instead(reply) => {
+                return Ok(answer::deliver(session, ctx, &gateway.shared, answer::from_reply(reply)?).await?);
+            }
+        };
     }
     forward::finish_response(&mut head, ctx)?;
     answer::restore_method(session, ctx);
@@ -75,15 +80,6 @@ pub async fn tenant_api(
     }
     ctx.release();
     session.downstream_session.finish_body().await.map_err(|e| Stop::Broken(e.into_down()))
-}
-
-fn frame(session: &mut Session, head: &mut ResponseHeader, with_body: bool, first: usize) -> pingora::Result<()> {
-    let version = session.req_header().version;
-    frame_answer(head, version, with_body, first)?;
-    if version == http::Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
-        session.set_keepalive(None);
-    }
-    Ok(())
 }
 
 /// The request as the API gets it; its body comes from [`call`].

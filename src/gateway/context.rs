@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Uri};
 use pingora::proxy::Session;
 
-use super::handlers::Chain;
+use super::handlers::{Chain, Closing};
 use super::identity::Trace;
 use super::snapshot::{RouteState, Snapshot};
 use super::upstream::{Endpoint, Lease, Tried, Upstream};
@@ -49,6 +49,9 @@ pub struct Context {
     /// The answer has no body, whatever the upstream sends.
     pub bodiless: bool,
     pub(super) chain: Option<Box<Chain>>,
+    pub(super) closing: Closing,
+    /// Of the route's path, for handlers.
+    pub params: Vec<(String, String)>,
     /// Bytes of handlers that precede the streamed body of the upstream's answer.
     pub before_body: Bytes,
     pub(super) lease: Option<Lease>,
@@ -96,6 +99,8 @@ impl Context {
             interim: 0,
             bodiless: false,
             chain: None,
+            closing: Vec::new(),
+            params: Vec::new(),
             before_body: Bytes::new(),
             lease: None,
             tried: Tried::default(),

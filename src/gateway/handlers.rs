@@ -1,200 +1,56 @@
-//! The http-wasm handlers of a route: the request phase in order, the response phase in reverse, and what is kept
-//! between the two.
+//! The filters of a route: the request phase in order, the response phase in reverse, and what is kept between the two.
 //!
-//! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
-//! 1), unless its VM failed or the client is gone.
+//! Invariant: a filter that let a request pass gets its response phase, whatever became of the request (http-wasm's ABI,
+//! section 1), unless its VM failed or the client is gone. A proxy-wasm filter that answered sees its own answer, as in
+//! Envoy.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+mod proxy_wasm;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::CONTENT_LENGTH;
 use parking_lot::Mutex;
-use pingora::Result;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use tokio::sync::OnceCell;
+use pingora::{Error, ErrorType, Result};
 
 use super::answer;
 use super::body;
-use super::breaker::{Breaker, Caller, is_crash};
 use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::presence::while_here;
+use super::route_handler::{Filter, RouteHandler, rejection_of};
 use super::service::Shared;
-use super::snapshot::{Resolved, Snapshot};
-use crate::config::{self, HandlerFail};
-use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
-use crate::engine::{
-    Assets, Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
-};
-use crate::limit::network;
-use crate::telemetry::{Metrics, ModuleMetrics};
+use crate::config::HandlerFail;
+use crate::domain::{Meter, Phase, Rejection, Reply};
+use crate::engine::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, ProxyStream, RunError, Verdict};
 
-/// A handler on a route, or the module that answers one. Its VMs live as long as it does.
-pub struct RouteHandler {
-    pub config: config::Handler,
-    version: Option<ModuleVersion>,
-    /// The route's under the module's own.
-    pub limits: Limits,
-    /// `owner/name@version`; of what is not stored, as the configuration names it.
-    pub label: Arc<str>,
-    pub breaker: Arc<Breaker>,
-    metrics: OnceLock<Arc<ModuleMetrics>>,
-    module: OnceCell<Arc<LoadedModule>>,
-    assets: OnceCell<Assets>,
-    http: OnceCell<Arc<HttpHandler>>,
-}
-
-impl RouteHandler {
-    /// `breakers`: those of module versions in use, by label.
-    pub fn new(
-        config: config::Handler,
-        resolved: Option<Resolved>,
-        breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
-    ) -> Self {
-        let limits = limits(&config, resolved.as_ref());
-        let version = resolved.map(|r| r.version);
-        let label: Arc<str> = match &version {
-            Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
-            None => config.reference().to_string().into(),
-        };
-        // What is not stored has no breaker to pass on to the version that will be.
-        let breaker = match &version {
-            Some(_) => breakers.entry(label.clone()).or_default().clone(),
-            None => Arc::default(),
-        };
-        Self {
-            config,
-            version,
-            limits,
-            label,
-            breaker,
-            metrics: OnceLock::new(),
-            module: OnceCell::new(),
-            assets: OnceCell::new(),
-            http: OnceCell::new(),
-        }
-    }
-
-    /// Refuses at once while its module does nothing but fail.
-    pub fn admit(&self, ctx: &Context) -> Result<(), Rejection> {
-        let admitted = self.breaker.admit(Instant::now(), || caller(ctx));
-        admitted.map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
-    }
-
-    pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
-        self.config == *config
-            && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
-            && self.limits == limits(config, resolved)
-    }
-
-    pub fn version(&self) -> Option<&ModuleVersion> {
-        self.version.as_ref()
-    }
-
-    fn metrics(&self, metrics: &Metrics) -> Option<&ModuleMetrics> {
-        let abi = self.version.as_ref()?.abi;
-        Some(self.metrics.get_or_init(|| metrics.module(&self.label, abi)))
-    }
-
-    /// Loaded by the first request that needs it; further ones wait for the same load.
-    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, RunError> {
-        let version = self.version.as_ref().ok_or_else(|| {
-            RunError::Guest(GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))
-        })?;
-        self.module
-            .get_or_try_init(|| engine.load(Some(&self.config.owner), version.digest, version.abi, &version.shape))
-            .await
-    }
-
-    /// Its files, as [`RouteHandler::module`].
-    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, RunError> {
-        let Some(bundle) = self.version.as_ref().and_then(|version| version.assets.as_ref()) else { return Ok(None) };
-        let load = || async { engine.assets(bundle).await.map_err(RunError::Guest) };
-        self.assets.get_or_try_init(load).await.map(Some)
-    }
-
-    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
-        let module = self.module(engine).await?.clone();
-        let assets = self.assets(engine).await?.cloned();
-        let make = || HttpHandler::new(engine, module, assets, self.label.clone(), &self.config, self.limits.clone());
-        Ok(self.http.get_or_init(|| async { make() }).await)
-    }
-}
-
-fn limits(config: &config::Handler, resolved: Option<&Resolved>) -> Limits {
-    let route = config.limits();
-    resolved.map_or(route.clone(), |r| r.limits.lower(&route))
-}
-
-/// A handler that can't start.
-#[derive(Clone, Debug)]
-pub struct Cold {
-    pub route: Name,
-    /// `owner/name@version`.
-    pub module: Arc<str>,
-    pub reason: String,
-}
-
-/// How long the handlers of a snapshot may take to start; the rest are started by the first request.
-const WARM: Duration = Duration::from_secs(10);
-
-/// Loads the modules that `before` did not have, and starts one VM of each http-wasm handler among them, so that what
-/// is wrong with them is known before a request comes. Gives those that failed.
-pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<Engine>) -> Vec<Cold> {
-    let known: HashSet<usize> = before.into_iter().flat_map(all).map(|(_, h)| Arc::as_ptr(h) as usize).collect();
-    let mut cold = Vec::new();
-    let work = async {
-        for (route, handler) in all(snapshot) {
-            let Some(version) = handler.version().filter(|_| !known.contains(&(Arc::as_ptr(handler) as usize))) else {
-                continue;
-            };
-            let started = if version.abi == Abi::HttpWasm {
-                match handler.http(engine).await {
-                    Ok(http) => http.warm().await,
-                    Err(error) => Err(error),
-                }
-            } else {
-                match handler.module(engine).await {
-                    Ok(_) => handler.assets(engine).await.map(drop),
-                    Err(error) => Err(error),
-                }
-            };
-            match started {
-                Ok(()) => {}
-                // Not the module's fault, and the next one would fare no better.
-                Err(RunError::Busy { .. }) => break,
-                Err(error) => {
-                    let (module, reason) = (handler.label.clone(), rejection_of(error).detail());
-                    cold.push(Cold { route: route.clone(), module, reason });
-                }
-            }
-        }
-    };
-    // Too late is no failure: it only is not known yet.
-    let _ = tokio::time::timeout(WARM, work).await;
-    cold
-}
-
-fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
-    snapshot.states.iter().flat_map(|state| {
-        let route = &snapshot.config.routes[state.index].name;
-        state.every_handler().map(move |handler| (route, handler))
-    })
-}
-
-/// A handler that let the request pass, and the VM that waits for the answer.
+/// A handler that let the request pass, and where its guest waits for the answer.
 struct Waiting {
     handler: Arc<RouteHandler>,
     /// It wants the answer's body before the head is final.
     buffers: bool,
     /// Never locked: it makes a VM, which may move between threads but not be shared, part of a shareable context.
-    vm: Mutex<PinnedVm>,
+    place: Mutex<Place>,
+}
+
+enum Place {
+    Http(PinnedVm),
+    Proxy(ProxyStream),
+}
+
+/// What one phase of a filter came to.
+struct Ended {
+    exchange: Box<HttpExchange>,
+    result: Result<Verdict, RunError>,
+    meter: Meter,
+    place: Option<Place>,
+    /// The client is gone.
+    gone: Option<Box<Error>>,
 }
 
 /// Handlers that let the request pass, and what they share.
@@ -204,6 +60,9 @@ pub struct Chain {
     /// Between phases, without the request's head; of the answer it holds what handlers set before there is one.
     exchange: Option<Box<HttpExchange>>,
 }
+
+/// Filters that have to be told of the request's end.
+pub type Closing = Vec<ProxyStream>;
 
 impl Chain {
     /// The most of an answer that may be held, when a handler asked for the whole of it.
@@ -233,37 +92,43 @@ pub async fn request_phase(
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
     for handler in handlers {
-        let http = match ready(ctx, shared, handler).await {
-            Ok(http) => http,
+        let filter = match handler.ready_filter(ctx, shared).await {
+            Ok(filter) => filter,
             Err(rejection) => {
                 tolerate(ctx, handler, rejection)?;
                 continue;
             }
         };
-        if has_body && body.is_none() && http.wants_request_body() {
+        let wants_body = match filter {
+            Filter::Http(http) => http.wants_request_body(),
+            Filter::Proxy(proxy) => proxy.wants_request_body(),
+        };
+        if has_body && body.is_none() && wants_body {
             body = Some(body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?);
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
-        let (outcome, gone) = match http.request_now(exchange) {
-            Ok(outcome) => (outcome, None),
-            Err(exchange) => {
-                let cancel = exchange.cancel.clone();
-                Box::pin(while_here(&mut session.downstream_session, &cancel, http.request(exchange))).await
+        let ended = match filter {
+            Filter::Http(http) => http_request(session, http, exchange).await,
+            Filter::Proxy(proxy) => {
+                Box::pin(proxy_wasm::request(session, ctx, (handler, proxy), exchange, has_body)).await?
             }
         };
-        let HttpOutcome { exchange, result, meter, vm } = outcome;
-        record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
+        let Ended { exchange, result, meter, place, gone } = ended;
+        handler.record(ctx, shared, Phase::Request, result.as_ref().err(), &meter);
         let edit = put_back(session, ctx, exchange);
         if let Some(error) = gone {
             return Err(Stop::Broken(error));
         }
         match result {
             Ok(Verdict::Respond(reply)) => {
-                passed(handler);
+                handler.passed();
                 // The reply has what was pending in it.
                 if let Some(chain) = &mut ctx.chain {
                     chain.exchange = None;
+                    if let Some(place) = place {
+                        chain.passed.push(Waiting::new(handler, place));
+                    }
                 }
                 return Ok(Passed::Answered(reply));
             }
@@ -274,11 +139,11 @@ pub async fn request_phase(
                 } else if edit.consumed {
                     consumed = true;
                 }
-                if let (Some(chain), Some(vm)) = (&mut ctx.chain, vm) {
-                    let buffers = vm.features().has(Features::BUFFER_RESPONSE);
-                    chain.passed.push(Waiting { handler: handler.clone(), buffers, vm: Mutex::new(vm) });
+                if let (Some(chain), Some(place)) = (&mut ctx.chain, place) {
+                    chain.passed.push(Waiting::new(handler, place));
                 }
             }
+            Ok(Verdict::Close) => return Err(Stop::Broken(closed())),
             Err(error) => tolerate(ctx, handler, rejection_of(error))?,
         }
     }
@@ -293,15 +158,31 @@ pub async fn request_phase(
     Ok(Passed::On(body))
 }
 
-/// A handler whose module may run and can be loaded.
-async fn ready<'a>(
-    ctx: &mut Context,
-    shared: &Shared,
-    handler: &'a RouteHandler,
-) -> Result<&'a Arc<HttpHandler>, Rejection> {
-    handler.admit(ctx)?;
-    let loaded = handler.http(&shared.engine).await;
-    loaded.map_err(|error| not_loaded(ctx, shared, handler, error))
+impl Waiting {
+    fn new(handler: &Arc<RouteHandler>, place: Place) -> Waiting {
+        let buffers = match &place {
+            Place::Http(vm) => vm.features().has(Features::BUFFER_RESPONSE),
+            Place::Proxy(stream) => stream.handler().wants_response_body(),
+        };
+        Waiting { handler: handler.clone(), buffers, place: Mutex::new(place) }
+    }
+}
+
+async fn http_request(session: &mut Session, http: &Arc<HttpHandler>, exchange: Box<HttpExchange>) -> Ended {
+    let (outcome, gone) = match http.request_now(exchange) {
+        Ok(outcome) => (outcome, None),
+        Err(exchange) => {
+            let cancel = exchange.cancel.clone();
+            Box::pin(while_here(&mut session.downstream_session, &cancel, http.request(exchange))).await
+        }
+    };
+    let HttpOutcome { exchange, result, meter, vm } = outcome;
+    Ended { exchange, result, meter, place: vm.map(Place::Http), gone }
+}
+
+/// A filter broke the stream off: the client sees its connection end.
+fn closed() -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, "a filter closed the stream").into_down()
 }
 
 /// What a request phase did to the body.
@@ -322,19 +203,9 @@ fn lend_head(session: &mut Session, ctx: &Context, spare: Option<Box<HttpExchang
         exchange.request = request;
         return exchange;
     }
-    Box::new(HttpExchange {
-        request,
-        request_body: None,
-        request_body_replaced: None,
-        request_body_consumed: false,
-        response: http::Response::new(()).into_parts().0,
-        response_status_set: false,
-        response_body: None,
-        response_body_replaced: None,
-        peer: ctx.peer,
-        request_id: ctx.request_id().into(),
-        cancel: Cancel::default(),
-    })
+    let mut exchange = Box::new(HttpExchange::new(request, ctx.peer, ctx.request_id().into()));
+    exchange.scheme = if ctx.tls { "https" } else { "http" };
+    exchange
 }
 
 fn return_head(session: &mut Session, exchange: &mut HttpExchange) {
@@ -369,82 +240,6 @@ fn tolerate(ctx: &mut Context, handler: &RouteHandler, rejection: Rejection) -> 
     }
 }
 
-pub fn rejection_of(error: RunError) -> Rejection {
-    match error {
-        RunError::Guest(failure) => Rejection::Guest(failure),
-        // An operator's handler is called by the gateway: a bad call is a module that does not fit.
-        RunError::BadCall(detail) => Rejection::Guest(GuestFailure::NotLoadable(detail)),
-        RunError::Busy { retry_after } => Rejection::Busy { retry_after },
-    }
-}
-
-pub fn record(
-    ctx: &mut Context,
-    shared: &Shared,
-    handler: &RouteHandler,
-    phase: Phase,
-    error: Option<&RunError>,
-    meter: &Meter,
-) {
-    let failure = match error {
-        Some(RunError::Guest(failure)) => Some(failure),
-        _ => None,
-    };
-    if let Some(module) = handler.metrics(&shared.metrics) {
-        shared.metrics.execution(module, phase, failure, meter);
-    }
-    if phase != Phase::Response {
-        ctx.guests.runs += 1;
-        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
-    }
-    ctx.guests.meter = ctx.guests.meter.and(*meter);
-    let outcome = ctx.guests.outcome.get_or_insert("ok");
-    if let Some(failure) = failure {
-        *outcome = failure.kind();
-    }
-    match error {
-        Some(RunError::Guest(failure)) if is_crash(failure) => note_crash(ctx, shared, handler, failure),
-        Some(RunError::Busy { .. } | RunError::BadCall(_)) => {}
-        // A request phase that lets the request pass is half of a run.
-        _ if phase == Phase::Request => {}
-        _ => passed(handler),
-    }
-}
-
-fn passed(handler: &RouteHandler) {
-    if handler.breaker.passed() {
-        tracing::info!(handler = %handler.label, "the module runs again");
-    }
-}
-
-/// Counts a failure to load that is the module's own.
-pub fn not_loaded(ctx: &Context, shared: &Shared, handler: &RouteHandler, error: RunError) -> Rejection {
-    if let RunError::Guest(failure) = &error {
-        note_crash(ctx, shared, handler, failure);
-    }
-    rejection_of(error)
-}
-
-fn caller(ctx: &Context) -> Caller {
-    match ctx.principal.as_ref().and_then(Principal::owner) {
-        Some(owner) => Caller::Owner(owner.clone()),
-        None => Caller::Address(network::caller(ctx.client)),
-    }
-}
-
-fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
-    let config = &ctx.snapshot.config.engine.breaker;
-    if handler.breaker.failed(Instant::now(), caller(ctx), config) {
-        if let Some(module) = handler.metrics(&shared.metrics) {
-            shared.metrics.breaker_opened(module);
-        }
-        tracing::error!(
-            handler = %handler.label, last = failure.kind(), failures = config.failures,
-            "the module fails again and again: it is refused for a while; activate another version of it"
-        );
-    }
-}
-
 /// An answer on its way back through the handlers that let its request pass.
 struct Answer {
     head: http::response::Parts,
@@ -462,31 +257,46 @@ async fn response_phase(
     waiting: Waiting,
     exchange: &mut Option<Box<HttpExchange>>,
     answer: &mut Answer,
-) -> Result<Result<(), Rejection>> {
-    let Waiting { handler, vm, .. } = waiting;
+) -> Result<Result<Option<Reply>, Rejection>> {
+    let Waiting { handler, place, .. } = waiting;
     let mut lent = lend_head(session, ctx, exchange.take());
     std::mem::swap(&mut lent.response, &mut answer.head);
     lent.response_body = answer.body.clone();
-    let (outcome, gone) = match vm.into_inner().response_now(lent, answer.is_error) {
-        Ok(outcome) => (outcome, None),
-        Err((vm, lent)) => {
-            let cancel = lent.cancel.clone();
-            let phase = vm.response(lent, answer.is_error);
-            Box::pin(while_here(&mut session.downstream_session, &cancel, phase)).await
-        }
+    let ended = match place.into_inner() {
+        Place::Http(vm) => http_response(session, vm, lent, answer.is_error).await,
+        Place::Proxy(stream) => Box::pin(proxy_wasm::response(session, ctx, &handler, stream, lent)).await,
     };
-    let HttpOutcome { exchange: mut lent, result, meter, .. } = outcome;
-    record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
+    let Ended { exchange: mut lent, result, meter, place, gone } = ended;
+    handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
+    if let Some(Place::Proxy(stream)) = place {
+        ctx.closing.push(stream);
+    }
     return_head(session, &mut lent);
     std::mem::swap(&mut lent.response, &mut answer.head);
     if let Some(written) = lent.response_body_replaced.take() {
         answer.body = Some(written.into());
     }
     *exchange = Some(lent);
-    match gone {
-        Some(error) => Err(error),
-        None => Ok(result.map(drop).map_err(rejection_of)),
+    match (gone, result) {
+        (Some(error), _) => Err(error),
+        (None, Ok(Verdict::Close)) => Err(closed()),
+        (None, Ok(Verdict::Respond(reply))) => Ok(Ok(Some(reply))),
+        (None, Ok(Verdict::Continue)) => Ok(Ok(None)),
+        (None, Err(error)) => Ok(Err(rejection_of(error))),
     }
+}
+
+async fn http_response(session: &mut Session, vm: PinnedVm, lent: Box<HttpExchange>, is_error: bool) -> Ended {
+    let (outcome, gone) = match vm.response_now(lent, is_error) {
+        Ok(outcome) => (outcome, None),
+        Err((vm, lent)) => {
+            let cancel = lent.cancel.clone();
+            let phase = vm.response(lent, is_error);
+            Box::pin(while_here(&mut session.downstream_session, &cancel, phase)).await
+        }
+    };
+    let HttpOutcome { exchange, result, meter, .. } = outcome;
+    Ended { exchange, result, meter, place: None, gone }
 }
 
 /// What handlers set of the answer before there was one.
@@ -517,25 +327,40 @@ pub async fn respond(
     for waiting in passed.into_iter().rev() {
         let handler = waiting.handler.clone();
         let ended = response_phase(session, ctx, shared, waiting, &mut exchange, &mut answer).await?;
-        if let Err(rejection) = ended
-            && let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection)
-        {
-            let (head, body) = answer::problem_answer(session, ctx, &rejection)?;
-            answer = Answer { head: head.into(), body: Some(body), is_error: true };
-            ctx.refused = Some(rejection);
+        match ended {
+            Ok(None) => {}
+            Ok(Some(reply)) => {
+                let (head, body) = answer::from_reply(reply)?;
+                answer = Answer { head: head.into(), body: Some(body), is_error: answer.is_error };
+            }
+            Err(rejection) => {
+                if let Err(Stop::Reject(rejection)) = tolerate(ctx, &handler, rejection) {
+                    let (head, body) = answer::problem_answer(session, ctx, &rejection)?;
+                    answer = Answer { head: head.into(), body: Some(body), is_error: true };
+                    ctx.refused = Some(rejection);
+                }
+            }
         }
     }
     Ok((answer.head.into(), answer.body.unwrap_or_default()))
 }
 
-/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body.
+/// An answer after the response phase over its head.
+pub enum Headed {
+    /// With the bytes that precede the body, if there is to be one.
+    On(ResponseHeader, Bytes),
+    /// A handler answers in its place; the handlers before it are still to see that.
+    Instead(Reply),
+}
+
+/// The response phase over an answer whose body is still to come.
 pub async fn respond_head(
     session: &mut Session,
     ctx: &mut Context,
     shared: &Shared,
     head: ResponseHeader,
-) -> Result<(ResponseHeader, Bytes), Stop> {
-    let Some(chain) = ctx.chain.take() else { return Ok((head, Bytes::new())) };
+) -> Result<Headed, Stop> {
+    let Some(chain) = ctx.chain.take() else { return Ok(Headed::On(head, Bytes::new())) };
     let Chain { mut passed, mut exchange } = *chain;
     let (pending, first) = take_pending(&mut exchange);
     let mut answer = Answer { head: head.into(), body: None, is_error: false };
@@ -543,25 +368,44 @@ pub async fn respond_head(
     while let Some(waiting) = passed.pop() {
         let handler = waiting.handler.clone();
         let ended = response_phase(session, ctx, shared, waiting, &mut exchange, &mut answer).await?;
-        if let Err(rejection) = ended
-            && let Err(stop) = tolerate(ctx, &handler, rejection)
-        {
-            // The refusal passes the handlers before this one.
-            ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
-            return Err(stop);
-        }
+        let instead = match ended {
+            Ok(None) => continue,
+            Ok(Some(reply)) => Ok(Headed::Instead(reply)),
+            Err(rejection) => match tolerate(ctx, &handler, rejection) {
+                Ok(()) => continue,
+                Err(stop) => Err(stop),
+            },
+        };
+        // What the client gets passes the handlers before this one.
+        ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
+        return instead;
     }
-    Ok((answer.head.into(), first))
+    if !answer::has_body(&ctx.method, answer.head.status) && !first.is_empty() {
+        // The length would be that of the upstream's body alone.
+        answer.head.headers.remove(CONTENT_LENGTH);
+        return Ok(Headed::On(answer.head.into(), Bytes::new()));
+    }
+    Ok(Headed::On(answer.head.into(), first))
 }
 
-/// Restores the framing that a guest may have written over, for a body that streams through.
-pub fn restore_framing(head: &mut RequestHeader, length: Option<u64>) -> Result<()> {
-    head.remove_header(&TRANSFER_ENCODING);
-    match length {
-        Some(n) => head.insert_header(CONTENT_LENGTH, n),
-        None => {
-            head.remove_header(&CONTENT_LENGTH);
-            Ok(())
-        }
+/// Tells filters that the request is over, whatever became of it.
+pub async fn finish(session: &mut Session, ctx: &mut Context) {
+    // Those that never saw an answer end with their context.
+    let closing = std::mem::take(&mut ctx.closing);
+    if closing.is_empty() {
+        return;
+    }
+    let mut exchange = lend_head(session, ctx, None);
+    if let Some(written) = session.response_written() {
+        exchange.response = http::response::Parts::from(written.clone());
+    }
+    let mut exchange = Some(exchange);
+    for stream in closing {
+        let (back, meter) = stream.finish(exchange.take()).await;
+        exchange = back;
+        ctx.guests.meter = ctx.guests.meter.and(meter);
+    }
+    if let Some(mut exchange) = exchange {
+        return_head(session, &mut exchange);
     }
 }

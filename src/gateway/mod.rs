@@ -22,6 +22,7 @@ mod exchange;
 mod forward;
 mod gate;
 mod guest;
+mod guest_calls;
 mod handlers;
 mod head;
 mod health;
@@ -35,6 +36,7 @@ mod pool;
 mod presence;
 mod proxy;
 mod respond;
+mod route_handler;
 pub mod routes;
 pub mod server;
 pub mod service;
@@ -43,10 +45,10 @@ pub mod snapshot;
 mod sys;
 mod upstream;
 
-pub use handlers::{Cold, warm};
 #[cfg(fuzzing)]
 pub use head::check as check_head;
 pub use listener::BindError;
+pub use route_handler::{Cold, warm};
 pub use server::{Running, start};
 pub use service::{ApiBody, ApiService, Caller, Shared};
 pub use snapshot::Snapshot;

@@ -28,7 +28,7 @@ use super::connection::{self, Incoming};
 use super::context::Context;
 use super::exchange;
 use super::forward::{self, Fields};
-use super::handlers;
+use super::handlers::{self, Headed};
 use super::identity::Ids;
 use super::pipeline::{self, Next, Stop};
 use super::pool::Pool;
@@ -36,7 +36,7 @@ use super::service::{ApiService, Shared};
 use super::snapshot::Action;
 use super::upstream::Upstream;
 use crate::config;
-use crate::domain::Rejection;
+use crate::domain::{GuestFailure, Rejection};
 use crate::limit::limiter::Now;
 
 /// Streams a client may have open on one HTTP/2 connection.
@@ -119,7 +119,7 @@ impl connection::App for ProxyApp {
         if let Err(error) = &ended {
             gateway.fail(&mut session, error, &mut ctx).await;
         }
-        gateway.finish(&mut session, ended.as_ref().err().map(|e| &**e), &mut ctx);
+        gateway.finish(&mut session, ended.as_ref().err().map(|e| &**e), &mut ctx).await;
         if ended.is_err() {
             return None;
         }
@@ -153,9 +153,11 @@ impl Gateway {
         status
     }
 
-    fn finish(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        access::finished(session, error, ctx, &self.shared, self.log.as_ref());
+    async fn finish(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        // Before what they use is counted, and after the caller has what it asked for.
         ctx.release();
+        handlers::finish(session, ctx).await;
+        access::finished(session, error, ctx, &self.shared, self.log.as_ref());
     }
 }
 
@@ -314,10 +316,16 @@ impl ProxyHttp for Proxy {
         if ctx.chain.is_some() {
             let taken = std::mem::replace(head, answer::head(status)?);
             let (new, first) = match handlers::respond_head(session, ctx, &self.0.shared, taken).await {
-                Ok(done) => done,
+                Ok(Headed::On(head, first)) => (head, first),
                 Err(Stop::Broken(error)) => return Err(error),
-                Err(Stop::Reject(rejection)) => {
-                    ctx.refused = Some(rejection);
+                refused => {
+                    ctx.refused = Some(match refused {
+                        Err(Stop::Reject(rejection)) => rejection,
+                        _ => {
+                            let why = "it answered in place of an upgrade or of an upstream that was sent a stream";
+                            Rejection::Guest(GuestFailure::BadOutput(why.into()))
+                        }
+                    });
                     return Err(Error::explain(ErrorType::InternalError, "a handler failed on the answer"));
                 }
             };
@@ -418,7 +426,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        self.0.finish(session, error, ctx);
+        self.0.finish(session, error, ctx).await;
     }
 
     /// The access log says it.

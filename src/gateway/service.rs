@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use super::Snapshot;
+use super::guest_calls::GuestCalls;
 use super::listener::Fresh;
 use super::server::Listening;
 use crate::auth::cache::Authenticator;
@@ -66,7 +67,7 @@ impl Shared {
         usage: Arc<UsageRecorder>,
     ) -> Arc<Self> {
         let failures = FailureGate::new(snapshot.config.auth.failures_per_minute);
-        Arc::new(Self {
+        let shared = Arc::new(Self {
             failures,
             snapshot: ArcSwap::new(snapshot),
             auth,
@@ -77,7 +78,9 @@ impl Shared {
             listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-        })
+        });
+        shared.engine.set_outbound(Arc::new(GuestCalls::of(&shared)));
+        shared
     }
 
     /// What a reload changes of the listeners, once they listen.

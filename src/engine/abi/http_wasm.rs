@@ -12,13 +12,11 @@ mod output;
 use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Abi, ModuleShape, NotLoadable};
 use crate::engine::failure::Halt;
-use crate::engine::fuel::Fuel;
 use crate::engine::http::{Features, HttpExchange};
 
 use super::{AbiHost, HostFn, host_fns};
 
 pub use edits::Edits;
-pub use head::LogLine;
 
 use body::{read_body, write_body};
 use head::{
@@ -31,11 +29,6 @@ const MODULE: &str = "http_handler";
 
 /// Trailers are not offered: their bit is cleared, they read as empty and writing them traps (ABI, "Trailers").
 const SUPPORTED: Features = Features(Features::BUFFER_REQUEST.0 | Features::BUFFER_RESPONSE.0);
-
-/// Work of host calls between two looks at the clock, in fuel units; some microseconds.
-const WORK_UNCHECKED: u64 = 8_192;
-/// What a call costs beside the bytes that it moves.
-const CALL: u64 = 32;
 
 host_fns! {
     static TABLE;
@@ -83,8 +76,6 @@ pub struct HttpWasmState {
     pub edits: Edits,
     request_read: usize,
     response_read: usize,
-    logs: head::Logs,
-    unchecked: u64,
 }
 
 impl HttpWasmState {
@@ -104,25 +95,6 @@ impl HttpWasmState {
         self.edits = Edits::default();
         self.request_read = 0;
         self.response_read = 0;
-        self.unchecked = 0;
-    }
-
-    /// Log lines of this phase, and how many were dropped.
-    pub fn take_logs(&mut self) -> (Vec<LogLine>, u64) {
-        self.logs.take()
-    }
-
-    /// Charges a call that moves `bytes`. A guest that only calls the host would otherwise outlive its deadline: its
-    /// own counter hardly moves.
-    fn spend(&mut self, fuel: &mut Fuel, bytes: usize) -> Result<(), Halt> {
-        let units = CALL + bytes as u64 / 4;
-        fuel.charge(units);
-        self.unchecked += units;
-        if self.unchecked > WORK_UNCHECKED {
-            self.unchecked = 0;
-            fuel.check()?;
-        }
-        Ok(())
     }
 
     /// Request writes: before the next handler only (ABI, "Request functions").

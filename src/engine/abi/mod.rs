@@ -14,8 +14,10 @@ pub mod cgi;
 pub mod command;
 pub mod core;
 pub mod http_wasm;
+pub mod proxy_wasm;
 pub mod wasi;
 pub mod wasix;
+pub mod wire;
 
 use wasmer::{Function, FunctionEnv, Store};
 
@@ -87,11 +89,13 @@ macro_rules! host_fns {
 pub(crate) use host_fns;
 
 /// Every ABI, in the order in which shapes are tried. CGI has the shape of a command, so it is never found by shape.
-static ALL: &[&dyn AbiHost] = &[&http_wasm::HttpWasm, &command::Command, &core::Core, &cgi::Cgi];
+static ALL: &[&dyn AbiHost] =
+    &[&proxy_wasm::ProxyWasm, &http_wasm::HttpWasm, &command::Command, &core::Core, &cgi::Cgi];
 
 pub fn host(abi: Abi) -> &'static dyn AbiHost {
     match abi {
         Abi::HttpWasm => &http_wasm::HttpWasm,
+        Abi::ProxyWasm => &proxy_wasm::ProxyWasm,
         Abi::Command => &command::Command,
         Abi::Core => &core::Core,
         Abi::Cgi => &cgi::Cgi,
@@ -112,8 +116,10 @@ pub fn detect(shape: &ModuleShape, declared: Option<Abi>) -> Result<Abi, NotLoad
 /// Whether a route can have a module transform its requests, or answer them (`answers`); else why not.
 pub fn serves(abi: Abi, shape: &ModuleShape, answers: bool) -> Result<(), String> {
     let callable = match abi {
-        Abi::HttpWasm => true,
-        _ if !answers => return Err(format!("its ABI is `{abi}`, and a handler has to be `http-wasm`")),
+        Abi::HttpWasm | Abi::ProxyWasm => true,
+        _ if !answers => {
+            return Err(format!("its ABI is `{abi}`, and a handler has to be `http-wasm` or `proxy-wasm`"));
+        }
         Abi::Core => core::prepare(shape, &Input::default()).is_ok(),
         Abi::Command | Abi::Cgi => command::prepare(shape, &Input::default()).is_ok(),
     };
@@ -158,7 +164,8 @@ impl Resolver {
         if self.wasix {
             return wasix::resolve(module, name).map(Import::Wasix);
         }
-        let wasi = module == wasi::MODULE && self.host.wasi();
+        let is_wasi = module == wasi::MODULE || (module == wasi::OLD_MODULE && self.host.abi() == Abi::ProxyWasm);
+        let wasi = is_wasi && self.host.wasi();
         if wasi { wasi::host_fn(name) } else { self.host.host_fn(module, name) }.map(Import::Host)
     }
 }
@@ -184,10 +191,10 @@ fn check_imports(host: &'static dyn AbiHost, shape: &ModuleShape) -> Result<(), 
 fn unknown_import(abi: Abi, module: &str, name: &str) -> String {
     let import = format!("the import `{module}.{name}` is unknown");
     match module {
-        _ if name.starts_with("proxy_") => {
-            format!("{import}: proxy-wasm modules are not supported yet, their support comes later")
+        proxy_wasm::MODULE if name.starts_with("proxy_") && abi != Abi::ProxyWasm => {
+            format!("{import} to the ABI `{abi}`: it is of proxy-wasm, whose filters export `proxy_abi_version_0_2_1`")
         }
-        "wasi_unstable" => format!("{import}: it is of WASI preview0; build for wasip1"),
+        wasi::OLD_MODULE => format!("{import}: it is of WASI preview0; build for wasip1"),
         wasix::MODULE if !matches!(abi, Abi::Command | Abi::Cgi) => {
             format!("{import} to the ABI `{abi}`: WASIX is for `command` and `cgi`")
         }
@@ -200,12 +207,6 @@ fn unknown_import(abi: Abi, module: &str, name: &str) -> String {
 }
 
 fn unknown_shape(shape: &ModuleShape) -> NotLoadable {
-    if shape.exports.iter().any(|e| e.name.starts_with("proxy_abi_version_")) {
-        return NotLoadable::new(
-            NotLoadableKind::UnsupportedFormat,
-            "this is a proxy-wasm module: not supported yet, its support comes later",
-        );
-    }
     // An import that no ABI knows says most about what the module is.
     let resolvers: Vec<Resolver> = ALL.iter().map(|host| Resolver::of(*host, shape)).collect();
     let unknown =

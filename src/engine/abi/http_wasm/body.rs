@@ -4,8 +4,8 @@
 
 use wasmer::FunctionEnvMut;
 
-use super::edits::Message;
 use super::{HttpWasmState, exchange, output};
+use crate::engine::abi::wire::Message;
 use crate::engine::failure::Halt;
 use crate::engine::host::HostState;
 use crate::engine::http::{Features, HttpExchange};
@@ -48,7 +48,7 @@ pub fn read_body(mut env: FunctionEnvMut<'_, HostState>, kind: i32, buf: i32, ca
         }
         Message::Response => http_state.response_read = at + n,
     }
-    http_state.spend(fuel, n)?;
+    fuel.spend(n)?;
     Ok(output::eof_len(eof, n as u32))
 }
 
@@ -81,7 +81,7 @@ pub fn write_body(mut env: FunctionEnvMut<'_, HostState>, kind: i32, body: i32, 
         Message::Response => http_state.owns_response("write_body")?,
     }
     let bytes = memory.slice(body as u32, len as u32)?;
-    http_state.spend(fuel, bytes.len())?;
+    fuel.spend(bytes.len())?;
     *output_bytes = output_bytes.saturating_add(bytes.len() as u64);
     if *output_bytes > *output_limit {
         return Err(Halt::OutputTooLarge);

@@ -5,23 +5,16 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 
 use crate::domain::{GuestFailure, Reply};
+use crate::engine::abi::wire::{FIELDS, Message, is_gateways, is_host};
 use crate::engine::failure::Halt;
 use crate::engine::http::HttpExchange;
 
-/// Fields of one message after a guest's writes.
-const FIELDS: usize = 256;
 /// Bytes of names and values that a guest may write in one phase.
 const HEADER_BYTES: usize = 256 << 10;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message {
-    Request,
-    Response,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -143,12 +136,12 @@ impl Edits {
             return Err(Halt::OutputTooLarge);
         }
         // A second `host` would make the request invalid (RFC 9110 section 7.2), so adding one replaces it.
-        let is_host = message == Message::Request && name == header::HOST;
-        if is_host && Authority::try_from(value.as_bytes()).is_err() {
+        let names_host = message == Message::Request && name == header::HOST;
+        if names_host && !is_host(value.as_bytes()) {
             return Err(bad("`host` is not a host"));
         }
         let edit = match write {
-            Write::Add if !is_host => Edit::Add(name, value),
+            Write::Add if !names_host => Edit::Add(name, value),
             _ => Edit::Set(name, value),
         };
         let (edits, given) = self.of(exchange, message);
@@ -158,8 +151,8 @@ impl Edits {
     /// A name that could not be there is nothing to do.
     pub fn remove_header(&mut self, exchange: &HttpExchange, message: Message, name: &[u8]) -> Result<(), Halt> {
         let Ok(name) = HeaderName::from_bytes(name) else { return Ok(()) };
-        let is_host = message == Message::Request && name == header::HOST;
-        if is_host || is_gateways(&name, message) {
+        let names_host = message == Message::Request && name == header::HOST;
+        if names_host || is_gateways(&name, message) {
             return Ok(());
         }
         let (edits, given) = self.of(exchange, message);
@@ -235,21 +228,6 @@ impl Edits {
         if let Some(body) = self.response_body {
             exchange.response_body_replaced = Some(body);
         }
-    }
-}
-
-/// Fields of connection and framing (RFC 9110 section 7.6.1): the gateway writes them itself. A guest's writes of them
-/// are without effect, since guests written for other hosts set a correct `content-length`.
-fn is_gateways(name: &HeaderName, message: Message) -> bool {
-    match *name {
-        header::CONNECTION
-        | header::CONTENT_LENGTH
-        | header::TRANSFER_ENCODING
-        | header::TE
-        | header::TRAILER
-        | header::UPGRADE => true,
-        header::EXPECT => message == Message::Request,
-        _ => matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings"),
     }
 }
 

@@ -4,23 +4,19 @@
 
 use std::io::Write;
 
+use http::Version;
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Version};
 use tracing::Level;
 use wasmer::FunctionEnvMut;
 
 use super::edits::bad;
 use super::{SUPPORTED, Stage, exchange, output};
+use crate::engine::abi::wire;
 use crate::engine::failure::Halt;
 use crate::engine::host::HostState;
 use crate::engine::http::Features;
 
 type Env<'a> = FunctionEnvMut<'a, HostState>;
-
-/// Longer ones are no methods of anything.
-const METHOD_BYTES: usize = 64;
-/// Longer ones are refused by most origins.
-const URI_BYTES: usize = 16 << 10;
 
 pub fn enable_features(mut env: Env<'_>, features: i32) -> Result<i32, Halt> {
     let state = &mut env.data_mut().http_state;
@@ -40,45 +36,9 @@ pub fn enable_features(mut env: Env<'_>, features: i32) -> Result<i32, Halt> {
 }
 
 pub fn get_config(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Halt> {
-    let HostState { memory, config, http_state, fuel, .. } = env.data_mut();
-    http_state.spend(fuel, config.len())?;
+    let HostState { memory, config, fuel, .. } = env.data_mut();
+    fuel.spend(config.len())?;
     output::len(memory, config, buf, cap)
-}
-
-/// A line that a guest logged.
-#[derive(Debug)]
-pub struct LogLine {
-    pub level: Level,
-    pub text: String,
-}
-
-/// Lines of one phase, kept until its end: a phase that is run again logs once, and no guest holds up a log writer.
-#[derive(Debug, Default)]
-pub struct Logs {
-    lines: Vec<LogLine>,
-    bytes: usize,
-    dropped: u64,
-}
-
-impl Logs {
-    const LINES: usize = 256;
-    const BYTES: usize = 64 << 10;
-
-    fn push(&mut self, level: Level, text: &[u8]) {
-        let room = Self::BYTES - self.bytes;
-        if self.lines.len() == Self::LINES || (room == 0 && !text.is_empty()) {
-            self.dropped = self.dropped.saturating_add(1);
-            return;
-        }
-        let text = &text[..text.len().min(room)];
-        self.bytes += text.len();
-        self.lines.push(LogLine { level, text: String::from_utf8_lossy(text).into_owned() });
-    }
-
-    pub fn take(&mut self) -> (Vec<LogLine>, u64) {
-        let Logs { lines, dropped, .. } = std::mem::take(self);
-        (lines, dropped)
-    }
 }
 
 /// `log_level` is signed: debug -1, info 0, warn 1, error 2, none 3. `None` where nothing is logged.
@@ -97,18 +57,18 @@ pub fn log_enabled(_env: Env<'_>, level: i32) -> Result<i32, Halt> {
 }
 
 pub fn log(mut env: Env<'_>, level: i32, message: i32, len: i32) -> Result<(), Halt> {
-    let HostState { memory, http_state, fuel, .. } = env.data_mut();
+    let HostState { memory, lines, fuel, .. } = env.data_mut();
     let text = memory.slice(message as u32, len as u32)?;
-    let Some(level) = enabled(level) else { return http_state.spend(fuel, 0) };
-    http_state.spend(fuel, text.len())?;
-    http_state.logs.push(level, text);
+    let Some(level) = enabled(level) else { return fuel.spend(0) };
+    fuel.spend(text.len())?;
+    lines.push(level, text);
     Ok(())
 }
 
 pub fn get_method(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Halt> {
     let HostState { memory, http, http_state, fuel, .. } = env.data_mut();
     let exchange = exchange(http, "get_method")?;
-    http_state.spend(fuel, 0)?;
+    fuel.spend(0)?;
     let method = http_state.edits.method.as_ref().unwrap_or(&exchange.request.method);
     output::len(memory, method.as_str().as_bytes(), buf, cap)
 }
@@ -117,13 +77,12 @@ pub fn set_method(mut env: Env<'_>, method: i32, len: i32) -> Result<(), Halt> {
     let HostState { memory, http_state, fuel, .. } = env.data_mut();
     http_state.writes_request("set_method")?;
     let text = memory.slice(method as u32, len as u32)?;
-    http_state.spend(fuel, 0)?;
+    fuel.spend(0)?;
     if text.is_empty() {
         return Err(Halt::Trap("`set_method` without a method".into()));
     }
     // CONNECT has neither a path nor a body; it would change what the connection is.
-    let method = Method::from_bytes(text).ok().filter(|m| *m != Method::CONNECT && text.len() <= METHOD_BYTES);
-    http_state.edits.method = Some(method.ok_or_else(|| bad("the method is none to forward"))?);
+    http_state.edits.method = Some(wire::method(text).ok_or_else(|| bad("the method is none to forward"))?);
     Ok(())
 }
 
@@ -136,7 +95,7 @@ pub fn get_uri(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Halt> {
         uri => uri,
     };
     let length = output::len(memory, uri.as_bytes(), buf, cap)?;
-    http_state.spend(fuel, length as usize)?;
+    fuel.spend(length as usize)?;
     Ok(length)
 }
 
@@ -144,19 +103,17 @@ pub fn set_uri(mut env: Env<'_>, uri: i32, len: i32) -> Result<(), Halt> {
     let HostState { memory, http_state, fuel, .. } = env.data_mut();
     http_state.writes_request("set_uri")?;
     let text = memory.slice(uri as u32, len as u32)?;
-    http_state.spend(fuel, text.len())?;
+    fuel.spend(text.len())?;
     let uri = match text {
         [] => Some(PathAndQuery::from_static("/")),
-        // `PathAndQuery` drops a fragment without a word, and takes what is no path.
-        [b'/', ..] if text.len() <= URI_BYTES && !text.contains(&b'#') => PathAndQuery::try_from(text).ok(),
-        _ => None,
+        text => wire::target(text),
     };
     http_state.edits.uri = Some(uri.ok_or_else(|| Halt::Trap("`set_uri` of what is no path and query".into()))?);
     Ok(())
 }
 
 pub fn get_protocol_version(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Halt> {
-    let HostState { memory, http, http_state, fuel, .. } = env.data_mut();
+    let HostState { memory, http, fuel, .. } = env.data_mut();
     let version = match exchange(http, "get_protocol_version")?.request.version {
         Version::HTTP_09 => "HTTP/0.9",
         Version::HTTP_10 => "HTTP/1.0",
@@ -164,7 +121,7 @@ pub fn get_protocol_version(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32,
         Version::HTTP_3 => "HTTP/3.0",
         _ => "HTTP/1.1",
     };
-    http_state.spend(fuel, 0)?;
+    fuel.spend(0)?;
     output::len(memory, version.as_bytes(), buf, cap)
 }
 
@@ -178,16 +135,15 @@ pub fn get_status_code(mut env: Env<'_>) -> Result<i32, Halt> {
 pub fn set_status_code(mut env: Env<'_>, code: i32) -> Result<(), Halt> {
     let state = &mut env.data_mut().http_state;
     state.owns_response("set_status_code")?;
-    let code = u16::try_from(code).ok().filter(|c| (200..600).contains(c));
-    let status = code.and_then(|c| StatusCode::from_u16(c).ok());
+    let status = u16::try_from(code).ok().and_then(wire::status);
     state.edits.status = Some(status.ok_or_else(|| bad("the status is not one from 200 to 599"))?);
     Ok(())
 }
 
 pub fn get_source_addr(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Halt> {
-    let HostState { memory, http, http_state, fuel, .. } = env.data_mut();
+    let HostState { memory, http, fuel, .. } = env.data_mut();
     let peer = exchange(http, "get_source_addr")?.peer;
-    http_state.spend(fuel, 0)?;
+    fuel.spend(0)?;
     // The longest is `[` 39 `]:` 5: 47 bytes.
     let mut text = [0u8; 64];
     let mut rest = &mut text[..];

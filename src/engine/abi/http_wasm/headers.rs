@@ -4,8 +4,9 @@
 
 use wasmer::FunctionEnvMut;
 
-use super::edits::{Message, Write};
+use super::edits::Write;
 use super::{exchange, output};
+use crate::engine::abi::wire::Message;
 use crate::engine::failure::Halt;
 use crate::engine::host::HostState;
 
@@ -27,7 +28,7 @@ pub fn get_header_names(mut env: Env<'_>, kind: i32, buf: i32, cap: i32) -> Resu
     let Some(message) = message(kind, "get_header_names")? else { return Ok(0) };
     let headers = http_state.edits.headers(exchange, message)?;
     let result = output::count_len(memory, || headers.keys().map(|n| n.as_str().as_bytes()), buf, cap)?;
-    http_state.spend(fuel, result as u32 as usize)?;
+    fuel.spend(result as u32 as usize)?;
     Ok(result)
 }
 
@@ -46,7 +47,7 @@ pub fn get_header_values(
     let (Some(message), Ok(name)) = (message, std::str::from_utf8(name)) else { return Ok(0) };
     let values = http_state.edits.headers(exchange, message)?.get_all(name);
     let result = output::count_len(memory, || values.iter().map(|v| v.as_bytes()), buf, cap)?;
-    http_state.spend(fuel, name_len as usize + result as u32 as usize)?;
+    fuel.spend(name_len as usize + result as u32 as usize)?;
     Ok(result)
 }
 
@@ -85,7 +86,7 @@ fn write(
     let message = writable(http_state, kind, call)?;
     let name = named(memory.slice(name.0 as u32, name.1 as u32)?, call)?;
     let value = memory.slice(value.0 as u32, value.1 as u32)?;
-    http_state.spend(fuel, name.len() + value.len())?;
+    fuel.spend(name.len() + value.len())?;
     http_state.edits.write_header(exchange, message, write, (name, value))
 }
 
@@ -94,7 +95,7 @@ pub fn remove_header(mut env: Env<'_>, kind: i32, name: i32, name_len: i32) -> R
     let exchange = exchange(http, "remove_header")?;
     let message = writable(http_state, kind, "remove_header")?;
     let name = named(memory.slice(name as u32, name_len as u32)?, "remove_header")?;
-    http_state.spend(fuel, name.len())?;
+    fuel.spend(name.len())?;
     http_state.edits.remove_header(exchange, message, name)
 }
 

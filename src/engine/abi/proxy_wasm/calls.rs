@@ -1,0 +1,189 @@
+//! Calls to upstreams. They leave when the callback that asked for them has come to its end.
+//!
+//! Invariant: a guest reaches upstreams that its handler grants by name, and has a bounded number of calls under way.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode};
+
+use super::pairs::{self, Pair};
+use super::{Done, Env, Parts, ProxyState, Status, bytes, call, give, parts, put_u32};
+use crate::domain::Name;
+use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
+use crate::engine::failure::Halt;
+
+/// Of one VM at once.
+const MAX_OPEN: u32 = 256;
+/// The longest that a call may take; also where the guest sets none.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A call that a guest asked for.
+pub struct Call {
+    pub id: u32,
+    pub upstream: Name,
+    pub request: Request<Bytes>,
+    pub timeout: Duration,
+}
+
+/// What came of one.
+#[derive(Debug, Default)]
+pub struct CallAnswer {
+    pub id: u32,
+    /// `None`: there was no answer.
+    pub status: Option<StatusCode>,
+    pub headers: HeaderMap,
+    pub trailers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl CallAnswer {
+    /// Fields with the status among them; none at all where there was no answer.
+    pub fn fields(&self) -> usize {
+        self.headers.len() + usize::from(self.status.is_some())
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's")]
+pub fn proxy_http_call(
+    mut env: Env<'_>,
+    upstream: i32,
+    upstream_len: i32,
+    headers: i32,
+    headers_len: i32,
+    body: i32,
+    body_len: i32,
+    trailers: i32,
+    trailers_len: i32,
+    timeout: i32,
+    id: i32,
+) -> Result<i32, Halt> {
+    let limit = env.data_mut().output_limit;
+    call(env, |env| {
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let upstream = granted(proxy, bytes(memory, upstream, upstream_len)?)?;
+        let (headers, body) = (bytes(memory, headers, headers_len)?, bytes(memory, body, body_len)?);
+        // Trailers are taken and not sent, as many upstreams would drop them.
+        pairs::decode(bytes(memory, trailers, trailers_len)?)?;
+        bytes(memory, id, 4)?;
+        fuel.spend(headers.len() + body.len())?;
+        let request = request(&pairs::decode(headers)?, body)?;
+        if proxy.open_calls >= MAX_OPEN || body.len() as u64 > limit {
+            return Err(Status::INTERNAL_FAILURE.into());
+        }
+        let timeout = Duration::from_millis(u64::from(timeout as u32));
+        let timeout = if timeout.is_zero() { MAX_TIMEOUT } else { timeout.min(MAX_TIMEOUT) };
+        // Never zero, and not one that is under way: those are far fewer than numbers.
+        proxy.last_call = proxy.last_call.wrapping_add(1).max(1);
+        proxy.open_calls += 1;
+        let number = proxy.last_call;
+        proxy.calls.push(Call { id: number, upstream, request, timeout });
+        put_u32(memory, id, number)
+    })
+}
+
+/// An upstream that the handler's configuration names.
+fn granted(proxy: &ProxyState, name: &[u8]) -> Done<Name> {
+    let found = proxy.plugin.upstreams.iter().find(|known| known.as_str().as_bytes() == name);
+    found.cloned().ok_or_else(|| Status::BAD_ARGUMENT.into())
+}
+
+fn request(given: &[Pair<'_>], body: &[u8]) -> Done<Request<Bytes>> {
+    let bad = Status::BAD_ARGUMENT;
+    if given.len() > FIELDS {
+        return Err(bad.into());
+    }
+    let (mut method, mut target, mut host) = (None, None, None);
+    let mut fields = HeaderMap::with_capacity(given.len());
+    for (name, value) in given {
+        match *name {
+            b":method" => method = Some(wire::method(value).ok_or(bad)?),
+            b":path" => target = Some(wire::target(value).ok_or(bad)?),
+            b":authority" => {
+                let valid = Some(*value).filter(|value| wire::is_host(value));
+                host = Some(valid.and_then(|value| HeaderValue::from_bytes(value).ok()).ok_or(bad)?);
+            }
+            [b':', ..] => {}
+            name => {
+                let name = HeaderName::from_bytes(name).map_err(|_| bad)?;
+                let value = HeaderValue::from_bytes(value).map_err(|_| bad)?;
+                if name != HOST && !is_gateways(&name, Message::Request) {
+                    fields.try_append(name, value).map_err(|_| bad)?;
+                }
+            }
+        }
+    }
+    fields.insert(HOST, host.ok_or(bad)?);
+    let mut request = Request::new(Bytes::copy_from_slice(body));
+    let method: Method = method.ok_or(bad)?;
+    *request.method_mut() = method;
+    *request.uri_mut() = target.ok_or(bad)?.into();
+    *request.headers_mut() = fields;
+    Ok(request)
+}
+
+/// Of the answer to a call that the guest is told of; 0 elsewhere.
+pub fn proxy_get_status(env: Env<'_>, code: i32, message: i32, size: i32) -> Result<i32, Halt> {
+    call(env, |env| {
+        let Parts { memory, proxy, .. } = parts(env)?;
+        let status = proxy.answer.as_ref().and_then(|answer| answer.status);
+        bytes(memory, message, 4)?;
+        bytes(memory, size, 4)?;
+        put_u32(memory, code, status.map_or(0, |status| status.as_u16().into()))?;
+        let text = status.and_then(|status| status.canonical_reason()).unwrap_or_default();
+        give(env, text.as_bytes(), message, size)
+    })
+}
+
+// gRPC: SDKs survive INTERNAL_FAILURE where a call begins, and NOT_FOUND for one that never did.
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's")]
+pub fn proxy_grpc_call(
+    env: Env<'_>,
+    _upstream: i32,
+    _upstream_len: i32,
+    _service: i32,
+    _service_len: i32,
+    _method: i32,
+    _method_len: i32,
+    _metadata: i32,
+    _metadata_len: i32,
+    _message: i32,
+    _message_len: i32,
+    _timeout: i32,
+    _id: i32,
+) -> Result<i32, Halt> {
+    call(env, |_| Err(Status::INTERNAL_FAILURE.into()))
+}
+
+#[expect(clippy::too_many_arguments, reason = "the ABI's")]
+pub fn proxy_grpc_stream(
+    env: Env<'_>,
+    _upstream: i32,
+    _upstream_len: i32,
+    _service: i32,
+    _service_len: i32,
+    _method: i32,
+    _method_len: i32,
+    _metadata: i32,
+    _metadata_len: i32,
+    _id: i32,
+) -> Result<i32, Halt> {
+    call(env, |_| Err(Status::INTERNAL_FAILURE.into()))
+}
+
+pub fn proxy_grpc_send(env: Env<'_>, _id: i32, message: i32, len: i32, _end: i32) -> Result<i32, Halt> {
+    call(env, |env| {
+        bytes(parts(env)?.memory, message, len)?;
+        Err(Status::NOT_FOUND.into())
+    })
+}
+
+pub fn proxy_grpc_cancel(env: Env<'_>, _id: i32) -> Result<i32, Halt> {
+    call(env, |_| Err(Status::NOT_FOUND.into()))
+}
+
+pub fn proxy_grpc_close(env: Env<'_>, _id: i32) -> Result<i32, Halt> {
+    call(env, |_| Err(Status::NOT_FOUND.into()))
+}

@@ -1,0 +1,166 @@
+//! Properties by path, in Envoy's encoding: text as it is, numbers as 8 bytes, truth as one, times and durations in
+//! nanoseconds, maps as pairs. Beside Envoy's there are `wasmgate.key_id`, `wasmgate.owner`, `wasmgate.tier`,
+//! `wasmgate.route` and `wasmgate.params.NAME`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{REFERER, USER_AGENT};
+
+use super::{Env, Event, Parts, ProxyState, Status, bytes, call, give, pairs, parts};
+use crate::engine::failure::Halt;
+use crate::engine::http::{HttpExchange, RequestInfo};
+
+/// Of one request's own properties.
+const MAX_VALUES: usize = 64;
+const MAX_VALUE_BYTES: usize = 64 << 10;
+
+type Value<'a> = Option<Cow<'a, [u8]>>;
+
+pub fn proxy_get_property(env: Env<'_>, path: i32, len: i32, data: i32, size: i32) -> Result<i32, Halt> {
+    call(env, |env| {
+        let Parts { memory, proxy, .. } = parts(env)?;
+        let path = bytes(memory, path, len)?;
+        let value = property(proxy, path).ok_or(Status::NOT_FOUND)?.into_owned();
+        give(env, &value, data, size)
+    })
+}
+
+/// For later handlers of the same request.
+pub fn proxy_set_property(env: Env<'_>, path: i32, len: i32, value: i32, value_len: i32) -> Result<i32, Halt> {
+    call(env, |env| {
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let (path, value) = (bytes(memory, path, len)?, bytes(memory, value, value_len)?);
+        fuel.spend(path.len() + value.len())?;
+        let (exchange, _) = proxy.exchange()?;
+        let values = &mut exchange.values;
+        if path.len() + value.len() > MAX_VALUE_BYTES || (values.len() >= MAX_VALUES && !values.contains_key(path)) {
+            return Err(Status::INTERNAL_FAILURE.into());
+        }
+        values.insert(path.to_vec(), Bytes::copy_from_slice(value));
+        Ok(())
+    })
+}
+
+fn text(text: &str) -> Value<'_> {
+    Some(Cow::Borrowed(text.as_bytes()))
+}
+
+fn number<'a>(n: u64) -> Value<'a> {
+    Some(Cow::Owned(n.to_le_bytes().to_vec()))
+}
+
+fn nanos<'a>(duration: Duration) -> Value<'a> {
+    number(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn map(fields: &HeaderMap) -> Value<'_> {
+    let all: Vec<pairs::Pair<'_>> = fields.iter().map(|(n, v)| (n.as_str().as_bytes(), v.as_bytes())).collect();
+    Some(Cow::Owned(pairs::encode(&all)))
+}
+
+fn field<'a>(fields: &'a HeaderMap, name: &[u8]) -> Value<'a> {
+    let name = http::HeaderName::from_bytes(name).ok()?;
+    fields.get(name).map(|value| Cow::Borrowed(value.as_bytes()))
+}
+
+fn property<'a>(proxy: &'a mut ProxyState, path: &[u8]) -> Value<'a> {
+    let path = path.strip_suffix(b"\0").unwrap_or(path);
+    let mut segments: Vec<&[u8]> = path.split(|b| *b == 0).collect();
+    // Our own are often written with dots.
+    if let [one] = segments[..]
+        && one.starts_with(b"wasmgate.")
+    {
+        segments = one.splitn(3, |b| *b == b'.').collect();
+    }
+    let of_plugin = match segments[..] {
+        [b"plugin_name"] => Some(&proxy.plugin.name),
+        [b"plugin_root_id"] => Some(&proxy.plugin.root_id),
+        [b"plugin_vm_id"] => Some(&proxy.plugin.vm_id),
+        _ => None,
+    };
+    if let Some(value) = of_plugin {
+        return Some(Cow::Owned(value.as_bytes().to_vec()));
+    }
+    let (exchange, event) = proxy.exchange().ok()?;
+    let exchange = &*exchange;
+    match segments[..] {
+        [b"request", ref rest @ ..] => request(exchange, rest),
+        [b"response", ref rest @ ..] if !event.is_request() => response(exchange, event, rest),
+        [b"source", b"address"] => Some(Cow::Owned(exchange.peer.to_string().into_bytes())),
+        [b"source", b"port"] => number(exchange.peer.port().into()),
+        [b"upstream", b"address"] => text(exchange.upstream.as_deref()?),
+        [b"upstream", b"port"] => number(exchange.upstream.as_deref()?.rsplit(':').next()?.parse().ok()?),
+        _ => match exchange.values.get(path) {
+            Some(value) => Some(Cow::Borrowed(&value[..])),
+            None => of_info(exchange.info.as_deref()?, &segments),
+        },
+    }
+}
+
+fn request<'a>(exchange: &'a HttpExchange, segments: &[&[u8]]) -> Value<'a> {
+    let head = &exchange.request;
+    match *segments {
+        [b"path"] => text(head.uri.path_and_query().map_or("/", |path| path.as_str())),
+        [b"url_path"] => text(head.uri.path()),
+        [b"query"] => text(head.uri.query().unwrap_or_default()),
+        [b"host"] => field(&head.headers, b"host"),
+        [b"scheme"] => text(exchange.scheme),
+        [b"method"] => text(head.method.as_str()),
+        [b"headers"] => map(&head.headers),
+        [b"headers", name] => field(&head.headers, name),
+        [b"referer"] => field(&head.headers, REFERER.as_str().as_bytes()),
+        [b"useragent"] => field(&head.headers, USER_AGENT.as_str().as_bytes()),
+        [b"id"] => text(&exchange.request_id),
+        [b"protocol"] => text(match head.version {
+            http::Version::HTTP_10 => "HTTP/1.0",
+            http::Version::HTTP_2 => "HTTP/2",
+            http::Version::HTTP_3 => "HTTP/3",
+            _ => "HTTP/1.1",
+        }),
+        [b"size"] => {
+            let written = exchange.request_body_replaced.as_ref().map(Vec::len);
+            number(written.or(exchange.request_body.as_ref().map(Bytes::len)).unwrap_or(0) as u64)
+        }
+        [b"time"] => number(u64::try_from(exchange.info.as_ref()?.wall.unix_millis()).ok()? * 1_000_000),
+        [b"duration"] => nanos(exchange.info.as_ref()?.began.elapsed()),
+        _ => None,
+    }
+}
+
+fn response<'a>(exchange: &'a HttpExchange, event: Event, segments: &[&[u8]]) -> Value<'a> {
+    let head = &exchange.response;
+    match *segments {
+        [b"code"] => number(head.status.as_u16().into()),
+        [b"size"] if event >= Event::ResponseBody => {
+            let written = exchange.response_body_replaced.as_ref().map(Vec::len);
+            number(written.or(exchange.response_body.as_ref().map(Bytes::len)).unwrap_or(0) as u64)
+        }
+        [b"headers"] => map(&head.headers),
+        [b"headers", name] => field(&head.headers, name),
+        _ => None,
+    }
+}
+
+fn of_info<'a>(info: &'a RequestInfo, segments: &[&[u8]]) -> Value<'a> {
+    match *segments {
+        [b"route_name"] | [b"wasmgate", b"route"] => text(&info.route),
+        [b"destination", b"address"] => Some(Cow::Owned(info.local?.to_string().into_bytes())),
+        [b"destination", b"port"] => number(info.local?.port().into()),
+        [b"connection", b"id"] => number(info.connection),
+        // Clients' certificates are not asked for.
+        [b"connection", b"mtls"] => Some(Cow::Borrowed(b"\0")),
+        [b"connection", b"tls_version"] => text(&info.tls.as_ref()?.version),
+        [b"connection", b"requested_server_name"] => text(info.tls.as_ref()?.server_name.as_deref()?),
+        [b"wasmgate", b"key_id"] => text(info.principal.as_ref()?.key_id()?.as_str()),
+        [b"wasmgate", b"owner"] => text(info.principal.as_ref()?.owner()?.as_str()),
+        [b"wasmgate", b"tier"] => text(info.principal.as_ref()?.tier.name.as_str()),
+        [b"wasmgate", b"params", name] => {
+            let found = info.params.iter().find(|(known, _)| known.as_bytes() == name);
+            text(&found?.1)
+        }
+        _ => None,
+    }
+}

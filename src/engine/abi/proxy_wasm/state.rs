@@ -1,0 +1,169 @@
+//! What proxy-wasm keeps in a guest: its streams, what it asked for in the callback under way, what it is configured
+//! with.
+//!
+//! Invariant: a stream's exchange is here exactly while a callback for it runs or it is paused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use wasmer::TypedFunction;
+
+use super::calls::{Call, CallAnswer};
+use super::{Done, Status};
+use crate::domain::{Name, Reply};
+use crate::engine::RunError;
+use crate::engine::guest_metrics::HandlerMetrics;
+use crate::engine::http::{HttpExchange, Verdict};
+use crate::engine::scope::Scope;
+
+/// What a filter is configured with, the same for all VMs of a handler.
+pub struct Plugin {
+    pub name: String,
+    pub root_id: String,
+    pub vm_id: String,
+    pub vm_config: Bytes,
+    pub config: Bytes,
+    /// Upstreams that it may call.
+    pub upstreams: Vec<Name>,
+    /// Data and queues that it shares with the handlers of its owner that have the same `vm_id`.
+    pub scope: Arc<Scope>,
+    pub metrics: Arc<HandlerMetrics>,
+}
+
+/// The root context of every VM.
+pub const ROOT: u32 = 1;
+
+/// What the guest is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Callback {
+    /// `_initialize`, `_start`, `main`.
+    #[default]
+    Start,
+    VmStart,
+    Configure,
+    /// A stream's own.
+    Stream(Event),
+    /// The answer to a call.
+    CallAnswer,
+    /// Tick, queue, creation and end of contexts.
+    Other,
+}
+
+/// What a stream's guest is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    RequestHeaders,
+    RequestBody,
+    RequestTrailers,
+    ResponseHeaders,
+    ResponseBody,
+    ResponseTrailers,
+}
+
+impl Event {
+    pub fn is_request(self) -> bool {
+        self < Event::ResponseHeaders
+    }
+}
+
+/// How a paused stream goes on.
+pub struct Woken {
+    pub exchange: Box<HttpExchange>,
+    /// The error: its VM has failed.
+    pub result: Result<Verdict, RunError>,
+}
+
+/// One HTTP stream, a context of the guest's.
+pub struct Stream {
+    pub exchange: Option<Box<HttpExchange>>,
+    /// The last thing that it was told of.
+    pub event: Event,
+    /// Answered, or to be, by `proxy_send_local_response`.
+    pub reply: Option<Reply>,
+    pub replied: bool,
+    pub resumed: bool,
+    pub closed: bool,
+    /// `proxy_on_done` asked to wait for `proxy_done`.
+    pub finishing: bool,
+    pub waiter: Option<oneshot::Sender<Woken>>,
+}
+
+impl Default for Stream {
+    fn default() -> Stream {
+        Stream {
+            exchange: None,
+            event: Event::RequestHeaders,
+            reply: None,
+            replied: false,
+            resumed: false,
+            closed: false,
+            finishing: false,
+            waiter: None,
+        }
+    }
+}
+
+pub struct ProxyState {
+    pub plugin: Arc<Plugin>,
+    /// Known from the instance on.
+    pub allocate: Option<TypedFunction<i32, i32>>,
+    pub allocating: bool,
+    pub callback: Callback,
+    pub effective: u32,
+    pub streams: HashMap<u32, Stream>,
+    /// Streams that may go on, or whose end the guest has said, since the callback began.
+    pub touched: Vec<u32>,
+    /// The answer that the guest is told of.
+    pub answer: Option<CallAnswer>,
+    pub calls: Vec<Call>,
+    /// Calls under way.
+    pub open_calls: u32,
+    pub last_call: u32,
+    /// `Some` where the guest set it in this callback; zero for none.
+    pub tick: Option<Duration>,
+    /// Queues of this VM, registered in this callback.
+    pub registered: Vec<u32>,
+}
+
+impl ProxyState {
+    pub fn new(plugin: Arc<Plugin>) -> ProxyState {
+        ProxyState {
+            plugin,
+            allocate: None,
+            allocating: false,
+            callback: Callback::Start,
+            effective: 0,
+            streams: HashMap::new(),
+            touched: Vec::new(),
+            answer: None,
+            calls: Vec::new(),
+            open_calls: 0,
+            last_call: 0,
+            tick: None,
+            registered: Vec::new(),
+        }
+    }
+
+    pub fn begin(&mut self, callback: Callback, context: u32) {
+        self.callback = callback;
+        self.effective = context;
+    }
+
+    /// The stream that the guest acts on.
+    pub fn stream(&mut self) -> Option<&mut Stream> {
+        self.streams.get_mut(&self.effective)
+    }
+
+    /// As [`Self::stream`], where its exchange can be seen.
+    pub fn exchange(&mut self) -> Done<(&mut HttpExchange, Event)> {
+        let stream = self.stream().ok_or(Status::NOT_FOUND)?;
+        let event = stream.event;
+        match stream.exchange.as_deref_mut() {
+            Some(exchange) => Ok((exchange, event)),
+            None => Err(Status::NOT_FOUND.into()),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What guests may put on the wire, whatever their ABI.
+
+use http::header::{self, HeaderName};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, StatusCode};
+
+/// Fields of one message after a guest's writes.
+pub const FIELDS: usize = 256;
+/// Longer ones are no methods of anything.
+const METHOD_BYTES: usize = 64;
+/// Longer ones are refused by most origins.
+const TARGET_BYTES: usize = 16 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    Request,
+    Response,
+}
+
+/// Fields of connection and framing (RFC 9110 section 7.6.1): the gateway writes them itself. A guest's writes of them
+/// are without effect, since guests written for other hosts set a correct `content-length`.
+pub fn is_gateways(name: &HeaderName, message: Message) -> bool {
+    match *name {
+        header::CONNECTION
+        | header::CONTENT_LENGTH
+        | header::TRANSFER_ENCODING
+        | header::TE
+        | header::TRAILER
+        | header::UPGRADE => true,
+        header::EXPECT => message == Message::Request,
+        _ => matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings"),
+    }
+}
+
+pub fn is_host(text: &[u8]) -> bool {
+    Authority::try_from(text).is_ok()
+}
+
+/// A method to forward.
+pub fn method(text: &[u8]) -> Option<Method> {
+    Method::from_bytes(text).ok().filter(|m| *m != Method::CONNECT && text.len() <= METHOD_BYTES)
+}
+
+/// A path with a query. `PathAndQuery` drops a fragment without a word, and takes what is no path.
+pub fn target(text: &[u8]) -> Option<PathAndQuery> {
+    let is_path = matches!(text, [b'/', ..]) && text.len() <= TARGET_BYTES && !text.contains(&b'#');
+    if is_path { PathAndQuery::try_from(text).ok() } else { None }
+}
+
+/// A status that ends a request.
+pub fn status(code: u16) -> Option<StatusCode> {
+    StatusCode::from_u16(code).ok().filter(|code| (200..600).contains(&code.as_u16()))
+}

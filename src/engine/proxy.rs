@@ -1,0 +1,603 @@
+//! Handlers of proxy-wasm filters: living VMs that host many streams, events that reach them beside requests, and what
+//! becomes of both when a VM fails.
+//!
+//! A stream is pinned to the VM that it began in. A callback has its VM alone; others for it wait in order. A VM that
+//! fails is dropped with all of its streams, which learn of it at once; the next one is made when there is a use for it.
+//!
+//! Invariant: no stream waits for a VM that is gone, and nothing that guests do keeps one here for longer than its
+//! pause may last.
+
+pub mod outbound;
+mod restarts;
+mod vm;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::task::AbortHandle;
+
+use super::abi::proxy_wasm::{Call, CallAnswer, Plugin, Woken};
+use super::budget::Account;
+use super::cancel::Cancel;
+use super::guest::Allowance;
+use super::guest_log::GuestLog;
+use super::http::{HttpExchange, Verdict};
+use super::lane::{self, Lane, took};
+use super::scope::Listener;
+use super::vms::Turn;
+use super::{Assets, Engine, LoadedModule, RunError};
+use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
+
+pub use super::abi::proxy_wasm::Event;
+use restarts::Restarts;
+use vm::{Asked, Step, Vm};
+
+/// What a callback may use of the worker that it runs on. A stateful VM can't be run again elsewhere, so it gets more
+/// than a run that can; who uses it goes to the guest pool for as long as its past says.
+const INLINE_FUEL: u64 = 8 * lane::INLINE_FUEL;
+
+/// A filter on a route: its module, configuration and VMs.
+pub struct ProxyHandler {
+    engine: Arc<Engine>,
+    module: Arc<LoadedModule>,
+    assets: Option<Assets>,
+    owner: OwnerId,
+    account: Arc<Account>,
+    plugin: Arc<Plugin>,
+    limits: Limits,
+    pause: Duration,
+    /// At most so many VMs take streams.
+    cap: usize,
+    slots: Mutex<Vec<Arc<Slot>>>,
+    lane: Lane,
+    log: GuestLog,
+    restarts: Mutex<Restarts>,
+}
+
+/// A VM, or the place where one is to be.
+struct Slot {
+    handler: Weak<ProxyHandler>,
+    vm: Arc<tokio::sync::Mutex<Option<Box<Vm>>>>,
+    streams: AtomicUsize,
+    served: AtomicU64,
+    /// It takes no more streams: its VM is worn, or has failed.
+    closed: AtomicBool,
+    ticker: Mutex<Option<AbortHandle>>,
+}
+
+type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
+
+/// A request's place in a VM.
+pub struct ProxyStream {
+    handler: Arc<ProxyHandler>,
+    slot: Arc<Slot>,
+    /// 0 until its first callback.
+    context: u32,
+    paused: Option<oneshot::Receiver<Woken>>,
+    ended: bool,
+}
+
+/// What an event came to.
+pub struct Told {
+    /// `None`: the guest has it, as the stream is paused.
+    pub exchange: Option<Box<HttpExchange>>,
+    pub result: Result<Verdict, RunError>,
+    pub meter: Meter,
+}
+
+impl ProxyHandler {
+    pub fn new(
+        engine: &Arc<Engine>,
+        module: Arc<LoadedModule>,
+        assets: Option<Assets>,
+        label: Arc<str>,
+        handler: &crate::config::Handler,
+        limits: Limits,
+    ) -> Arc<ProxyHandler> {
+        let proxy = &handler.proxy;
+        let plugin = Plugin {
+            name: proxy.plugin.clone().unwrap_or_else(|| handler.module.name.to_string()),
+            root_id: proxy.root_id.clone(),
+            vm_id: proxy.vm_id.clone(),
+            vm_config: proxy.vm_config.clone().into(),
+            config: handler.config.clone().into(),
+            upstreams: handler.upstreams.clone(),
+            scope: engine.scopes().of(&handler.owner, &proxy.vm_id),
+            metrics: engine.guest_metrics().of(&label),
+        };
+        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(ProxyHandler {
+            engine: engine.clone(),
+            module,
+            assets,
+            owner: handler.owner.clone(),
+            account: engine.account(&handler.owner),
+            plugin: Arc::new(plugin),
+            cap: cores.min(engine.config().vms_per_handler).min(own).max(1),
+            limits,
+            pause: proxy.pause,
+            slots: Mutex::default(),
+            lane: Lane::new(),
+            log: GuestLog::new(label),
+            restarts: Mutex::default(),
+        })
+    }
+
+    /// The filter wants to see bodies of requests.
+    pub fn wants_request_body(&self) -> bool {
+        self.exports("proxy_on_request_body") || self.exports("proxy_on_request_trailers")
+    }
+
+    /// The filter wants to see bodies of answers.
+    pub fn wants_response_body(&self) -> bool {
+        self.exports("proxy_on_response_body") || self.exports("proxy_on_response_trailers")
+    }
+
+    fn exports(&self, name: &str) -> bool {
+        self.module.shape().export(name).is_some()
+    }
+
+    /// Starts one VM ahead of the first request, so that a module that refuses its configuration says so at once, and
+    /// its timers run.
+    pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
+        let slot = self.pick();
+        let guard = self.lock(&slot).await?;
+        if guard.is_some() {
+            return Ok(());
+        }
+        let handler = self.clone();
+        let need = self.engine.need(&self.module, &self.account, &self.limits);
+        let start = move |memory| handler.start(&slot, guard, memory).map(drop);
+        let started = self.engine.pool().run(&self.owner, &Cancel::default(), need, start).await;
+        started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?
+    }
+
+    /// A place for a request.
+    pub fn open(self: &Arc<Self>) -> ProxyStream {
+        let slot = self.pick();
+        slot.streams.fetch_add(1, Ordering::Relaxed);
+        ProxyStream { handler: self.clone(), slot, context: 0, paused: None, ended: false }
+    }
+
+    /// The slot with the fewest streams, or a new one where that is busy.
+    fn pick(self: &Arc<Self>) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        slots.retain(|slot| !slot.closed.load(Ordering::Relaxed));
+        let least = slots.iter().min_by_key(|slot| slot.streams.load(Ordering::Relaxed)).cloned();
+        match least {
+            Some(slot) if slots.len() >= self.cap || slot.vm.try_lock().is_ok() => slot,
+            _ => {
+                let slot = Arc::new(Slot {
+                    handler: Arc::downgrade(self),
+                    vm: Arc::default(),
+                    streams: AtomicUsize::new(0),
+                    served: AtomicU64::new(0),
+                    closed: AtomicBool::new(false),
+                    ticker: Mutex::default(),
+                });
+                slots.push(slot.clone());
+                slot
+            }
+        }
+    }
+
+    /// The VM alone, after those that asked before.
+    async fn lock(&self, slot: &Arc<Slot>) -> Result<Guard, RunError> {
+        if let Ok(guard) = slot.vm.clone().try_lock_owned() {
+            return Ok(guard);
+        }
+        let patience = self.engine.config().queue_timeout;
+        let busy = RunError::Busy { retry_after: patience.max(Duration::from_secs(1)) };
+        tokio::time::timeout(patience, slot.vm.clone().lock_owned()).await.map_err(|_| busy)
+    }
+
+    /// Makes the slot's VM. On a guest thread.
+    fn start(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        mut guard: Guard,
+        memory: super::budget::Reserved,
+    ) -> Result<Guard, RunError> {
+        self.restarts.lock().admit(Instant::now())?;
+        let made = Vm::start(&self.module, &self.limits, memory, (&self.plugin, self.assets.clone()), &self.log);
+        match made {
+            Ok((vm, asked)) => {
+                *guard = Some(vm);
+                self.serve(slot, asked);
+                Ok(guard)
+            }
+            Err(error) => {
+                self.restarts.lock().failed(Instant::now(), &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// A callback's limits from now on.
+    fn turn(&self, inline: bool, cancel: &Cancel) -> Turn<'_> {
+        let limits = if inline { lane::inline(&self.limits, INLINE_FUEL) } else { self.limits.clone() };
+        Turn { allowance: Allowance::from_now(limits, cancel.clone()), may_block: !inline, log: &self.log }
+    }
+
+    /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
+    /// from `work`: there was no VM. The input comes back where no thread took it in time.
+    async fn on_vm<I: Send + 'static, T: Send + 'static>(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        cancel: &Cancel,
+        input: I,
+        starts: bool,
+        work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<T, GuestFailure>, Meter) + Send + 'static,
+    ) -> Outcome<I, T> {
+        let mut guard = match self.lock(slot).await {
+            Ok(guard) => guard,
+            Err(busy) => return Outcome::NotRun(input, busy),
+        };
+        if self.lane.is_inline()
+            && let Some(vm) = guard.as_mut()
+        {
+            let turn = self.turn(true, cancel);
+            let (result, meter) = work(vm, input, &turn);
+            return self.settle(slot, guard, result, meter, true);
+        }
+        if guard.is_none() && !starts {
+            return Outcome::NotRun(input, gone());
+        }
+        let lives = guard.is_some();
+        let mut need = self.engine.need(&self.module, &self.account, &self.limits);
+        if lives {
+            need.bytes = 0;
+        }
+        let ours = Arc::new(Mutex::new(Some((guard, input))));
+        let (theirs, handler, slot, token) = (ours.clone(), self.clone(), slot.clone(), cancel.clone());
+        let job = move |memory| {
+            // The lock ends here; the guest runs without it.
+            let (guard, input) = theirs.lock().take()?;
+            let mut guard = match if lives { Ok(guard) } else { handler.start(&slot, guard, memory) } {
+                Ok(guard) => guard,
+                Err(error) => return Some(Outcome::NotRun(input, error)),
+            };
+            let vm = guard.as_mut()?;
+            let (result, meter) = work(vm, input, &handler.turn(false, &token));
+            Some(handler.settle(&slot, guard, result, meter, false))
+        };
+        match self.engine.pool().run(&self.owner, cancel, need, job).await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => unreachable!("a started VM is there, and only this function takes the work back"),
+            Err(busy) => {
+                let (_, input) = ours.lock().take().expect("a guest thread that took the work gives an outcome");
+                Outcome::NotRun(input, RunError::Busy { retry_after: busy.retry_after })
+            }
+        }
+    }
+
+    /// After a callback: what the guest asked for is done, and a VM that failed goes.
+    fn settle<I, T>(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        mut guard: Guard,
+        result: Result<T, GuestFailure>,
+        meter: Meter,
+        inline: bool,
+    ) -> Outcome<I, T> {
+        self.lane.record(took(&meter));
+        match result {
+            Ok(value) => {
+                if let Some(vm) = guard.as_mut() {
+                    let asked = vm.asked();
+                    self.serve(slot, asked);
+                    self.retire(slot, vm);
+                }
+                self.restarts.lock().ran();
+                Outcome::Ran(value, meter)
+            }
+            Err(failure) => {
+                self.lane.overran();
+                // The lane's fuel stood for time.
+                let of_lane = inline && self.limits.fuel > INLINE_FUEL;
+                let failure = match failure {
+                    GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
+                    failure => failure,
+                };
+                slot.close();
+                self.restarts.lock().failed(Instant::now(), &failure.clone().into());
+                let mut vm = guard.take();
+                if let Some(vm) = &mut vm {
+                    vm.abandon(&gone());
+                }
+                Outcome::Failed(vm, failure.into(), meter)
+            }
+        }
+    }
+
+    /// A VM that has served its share, or that better code is there for, takes no more streams.
+    fn retire(&self, slot: &Arc<Slot>, vm: &mut Vm) {
+        let served = slot.served.load(Ordering::Relaxed) >= self.engine.config().vm_requests;
+        if served || vm.compiler != self.module.code().compiler || vm.is_worn(self.limits.memory_bytes) {
+            slot.closed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls, timer and queues that the guest asked for.
+    fn serve(self: &Arc<Self>, slot: &Arc<Slot>, asked: Asked) {
+        let Asked { calls, tick, registered } = asked;
+        for call in calls {
+            self.call(slot, call);
+        }
+        if !registered.is_empty() {
+            let listener: Weak<dyn Listener> = Arc::downgrade(slot) as Weak<dyn Listener>;
+            for queue in registered {
+                self.plugin.scope.listen(queue, &listener);
+            }
+        }
+        if let Some(period) = tick {
+            slot.set_tick(&self.engine, period);
+        }
+    }
+
+    fn call(self: &Arc<Self>, slot: &Arc<Slot>, call: Call) {
+        let (handler, slot) = (self.clone(), slot.clone());
+        self.engine.spawn(async move {
+            let Call { id, upstream, request, timeout } = call;
+            let limit = handler.limits.input_bytes;
+            let answer = match handler.engine.outbound() {
+                Some(outbound) => tokio::time::timeout(timeout, outbound.call(upstream, request, limit)).await,
+                None => Ok(Err("there are no upstreams here".to_owned())),
+            };
+            let answer = match answer {
+                Ok(Ok(answer)) => {
+                    let (head, body) = answer.into_parts();
+                    CallAnswer { id, status: Some(head.status), headers: head.headers, body, ..CallAnswer::default() }
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(handler = handler.log.handler(), error, "a guest's call failed");
+                    CallAnswer { id, ..CallAnswer::default() }
+                }
+                Err(_) => CallAnswer { id, ..CallAnswer::default() },
+            };
+            handler.event(&slot, answer, |vm, answer, turn| vm.answer(answer, turn)).await;
+        });
+    }
+
+    /// An event for the root context. One for a VM that is gone is nothing.
+    async fn event<I: Send + 'static>(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        input: I,
+        work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<(), GuestFailure>, Meter) + Send + 'static,
+    ) {
+        match self.on_vm(slot, &Cancel::default(), input, false, work).await {
+            Outcome::Ran((), _) => {}
+            Outcome::NotRun(_, error) => {
+                tracing::debug!(
+                    handler = self.log.handler(),
+                    error = error_text(&error),
+                    "an event of a filter is lost"
+                );
+            }
+            Outcome::Failed(_, error, _) => {
+                tracing::warn!(
+                    handler = self.log.handler(),
+                    error = error_text(&error),
+                    "a filter failed beside requests"
+                );
+            }
+        }
+    }
+}
+
+/// What became of work on a VM.
+enum Outcome<I, T> {
+    Ran(T, Meter),
+    /// The VM, to take exchanges out of before it is dropped.
+    Failed(Option<Box<Vm>>, RunError, Meter),
+    NotRun(I, RunError),
+}
+
+/// The failure of streams whose VM failed for another reason.
+fn gone() -> RunError {
+    let reason = "the filter's VM failed in another request or event".to_owned();
+    RunError::Guest(GuestFailure::Trap { reason, backtrace: String::new() })
+}
+
+fn error_text(error: &RunError) -> String {
+    match error {
+        RunError::Guest(failure) => failure.to_string(),
+        RunError::BadCall(why) => why.clone(),
+        RunError::Busy { .. } => "the guest pool is full".into(),
+    }
+}
+
+impl Slot {
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        if let Some(ticker) = self.ticker.lock().take() {
+            ticker.abort();
+        }
+    }
+
+    fn set_tick(self: &Arc<Self>, engine: &Engine, period: Duration) {
+        let mut ticker = self.ticker.lock();
+        if let Some(old) = ticker.take() {
+            old.abort();
+        }
+        if period.is_zero() {
+            return;
+        }
+        let slot = Arc::downgrade(self);
+        let task = engine.spawn(async move {
+            loop {
+                tokio::time::sleep(period).await;
+                let Some(slot) = slot.upgrade() else { return };
+                let Some(handler) = slot.handler.upgrade() else { return };
+                handler.event(&slot, (), |vm, (), turn| vm.tick(turn)).await;
+            }
+        });
+        *ticker = task;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(ticker) = self.ticker.get_mut().take() {
+            ticker.abort();
+        }
+    }
+}
+
+impl Listener for Slot {
+    fn queue_ready(&self, queue: u32) {
+        let Some(handler) = self.handler.upgrade() else { return };
+        let slot = handler.slots.lock().iter().find(|slot| std::ptr::eq(&***slot, self)).cloned();
+        let Some(slot) = slot else { return };
+        handler.clone().engine.spawn(async move {
+            handler.event(&slot, queue, |vm, queue, turn| vm.queue_ready(queue, turn)).await;
+        });
+    }
+}
+
+impl ProxyStream {
+    pub fn handler(&self) -> &Arc<ProxyHandler> {
+        &self.handler
+    }
+
+    /// Tells the filter of what came, and gives what it decided. A pause lasts until the filter ends it, or too long: of
+    /// the body before its end it is given back as such, as there is more to come.
+    ///
+    /// `exchange`: `None` where the filter has it since such a pause; then `feed` brings what is new.
+    pub async fn tell(
+        &mut self,
+        exchange: Option<Box<HttpExchange>>,
+        (event, end): (Event, bool),
+        waits: bool,
+        cancel: &Cancel,
+    ) -> Told {
+        let first = self.context == 0;
+        self.paused = None;
+        let context = self.context;
+        let work = move |vm: &mut Vm, exchange: Option<Box<HttpExchange>>, turn: &Turn<'_>| {
+            let context = if first { vm.open() } else { context };
+            let (result, meter) = vm.event(context, (event, end), exchange, turn);
+            match result {
+                Ok(step) => (Ok((context, step)), meter),
+                // For whoever takes the exchange out of it.
+                Err(failure) => {
+                    vm.failed = context;
+                    (Err(failure), meter)
+                }
+            }
+        };
+        let handler = self.handler.clone();
+        let slot = self.slot.clone();
+        match handler.on_vm(&slot, cancel, exchange, first, work).await {
+            Outcome::Ran((context, step), meter) => {
+                self.context = context;
+                self.decided(step, waits, cancel, meter).await
+            }
+            Outcome::Failed(vm, error, meter) => {
+                self.ended = true;
+                let exchange = vm.and_then(|mut vm| {
+                    let failed = vm.failed;
+                    vm.take_back(failed)
+                });
+                Told { exchange, result: Err(error), meter }
+            }
+            Outcome::NotRun(exchange, error) => Told { exchange, result: Err(error), meter: Meter::default() },
+        }
+    }
+
+    async fn decided(&mut self, step: Step, waits: bool, cancel: &Cancel, meter: Meter) -> Told {
+        let mut receiver = match step {
+            Step::Go(exchange, verdict) => return Told { exchange: Some(exchange), result: Ok(verdict), meter },
+            Step::Paused(receiver) => receiver,
+        };
+        if !waits {
+            self.paused = Some(receiver);
+            return Told { exchange: None, result: Ok(Verdict::Continue), meter };
+        }
+        let woken = tokio::time::timeout(self.handler.pause, cancel.or_cancelled(&mut receiver)).await;
+        match woken {
+            Ok(Some(Ok(Woken { exchange, result }))) => Told { exchange: Some(exchange), result, meter },
+            // Its VM is gone, with what it held.
+            Ok(Some(Err(_))) => {
+                self.ended = true;
+                Told { exchange: None, result: Err(gone()), meter }
+            }
+            late => {
+                let why = if late.is_ok() { GuestFailure::Cancelled } else { GuestFailure::Deadline };
+                let exchange = self.take_back(receiver).await;
+                Told { exchange, result: Err(RunError::Guest(why)), meter }
+            }
+        }
+    }
+
+    /// Out of a pause that lasted too long.
+    async fn take_back(&mut self, mut receiver: oneshot::Receiver<Woken>) -> Option<Box<HttpExchange>> {
+        let mut guard = self.handler.lock(&self.slot).await.ok()?;
+        // It may have ended in the last moment.
+        if let Ok(Woken { exchange, .. }) = receiver.try_recv() {
+            return Some(exchange);
+        }
+        guard.as_mut()?.take_back(self.context)
+    }
+
+    /// A pause that [`Self::tell`] gave back: ready when the filter ends it.
+    pub async fn resumed(&mut self) -> Told {
+        let Some(receiver) = &mut self.paused else { return std::future::pending().await };
+        let woken = receiver.await;
+        self.paused = None;
+        match woken {
+            Ok(Woken { exchange, result }) => Told { exchange: Some(exchange), result, meter: Meter::default() },
+            Err(_) => Told { exchange: None, result: Err(gone()), meter: Meter::default() },
+        }
+    }
+
+    /// The request is over: the filter is told, and its context goes.
+    pub async fn finish(mut self, exchange: Option<Box<HttpExchange>>) -> (Option<Box<HttpExchange>>, Meter) {
+        if self.context == 0 || self.ended {
+            return (exchange, Meter::default());
+        }
+        self.ended = true;
+        let context = self.context;
+        let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, turn);
+        let (handler, slot) = (self.handler.clone(), self.slot.clone());
+        match handler.on_vm(&slot, &Cancel::default(), exchange, false, work).await {
+            Outcome::Ran(exchange, meter) => (exchange, meter),
+            Outcome::Failed(_, _, meter) => (None, meter),
+            Outcome::NotRun(exchange, _) => (exchange, Meter::default()),
+        }
+    }
+}
+
+impl Drop for ProxyStream {
+    fn drop(&mut self) {
+        self.slot.streams.fetch_sub(1, Ordering::Relaxed);
+        self.slot.served.fetch_add(1, Ordering::Relaxed);
+        if self.ended || self.context == 0 {
+            return;
+        }
+        // The request was broken off.
+        let (handler, slot, context) = (self.handler.clone(), self.slot.clone(), self.context);
+        self.handler.engine.spawn(async move {
+            handler
+                .event(&slot, (), move |vm, (), turn| {
+                    let (result, meter) = vm.close(context, None, turn);
+                    (result.map(drop), meter)
+                })
+                .await;
+        });
+    }
+}
+
+const _: () = {
+    const fn travels<T: Send>() {}
+    const fn is_shared<T: Send + Sync>() {}
+    travels::<ProxyStream>();
+    is_shared::<ProxyHandler>();
+    is_shared::<Bytes>();
+};

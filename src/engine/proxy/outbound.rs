@@ -1,0 +1,18 @@
+//! Requests of guests to upstreams. The layer that has the upstreams does them.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::{Request, Response};
+
+use crate::domain::Name;
+
+/// Why there is no answer, for the log.
+pub type Failed = String;
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Failed>> + Send>>;
+
+pub trait Outbound: Send + Sync {
+    /// Sends the request to the upstream of this name; an answer whose body is over `limit` bytes is none.
+    fn call(&self, upstream: Name, request: Request<Bytes>, limit: u64) -> Answering;
+}

@@ -1,0 +1,68 @@
+//! When a VM may be made in the place of one that failed.
+//!
+//! Invariant: a filter that fails on some requests is there again for the next one; one that fails whenever it starts,
+//! or before it has done anything, is tried less and less often.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::RunError;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+/// So many failures in a row, with nothing done between, cost no time.
+const FREE: u32 = 3;
+
+#[derive(Default)]
+pub struct Restarts {
+    in_a_row: u32,
+    /// Until then the last failure is everybody's.
+    again_at: Option<Instant>,
+    last: Option<RunError>,
+}
+
+impl Restarts {
+    pub fn admit(&self, now: Instant) -> Result<(), RunError> {
+        match (&self.again_at, &self.last) {
+            (Some(at), Some(error)) if now < *at => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn failed(&mut self, now: Instant, error: &RunError) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.last = Some(error.clone());
+        self.again_at = self.in_a_row.checked_sub(FREE).map(|n| now + (FIRST * 2u32.pow(n.min(16))).min(LONGEST));
+    }
+
+    /// A callback came to its end.
+    pub fn ran(&mut self) {
+        if self.in_a_row > 0 {
+            *self = Restarts::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_only_fails_is_tried_less_and_less_often() {
+        let mut restarts = Restarts::default();
+        let now = Instant::now();
+        let error = RunError::BadCall("no".into());
+        for _ in 1..FREE {
+            restarts.failed(now, &error);
+            assert!(restarts.admit(now).is_ok());
+        }
+        restarts.failed(now, &error);
+        assert!(restarts.admit(now).is_err());
+        assert!(restarts.admit(now + FIRST).is_ok());
+        restarts.failed(now, &error);
+        assert!(restarts.admit(now + FIRST).is_err());
+        (0..40).for_each(|_| restarts.failed(now, &error));
+        assert!(restarts.admit(now + LONGEST).is_ok());
+        restarts.ran();
+        assert!(restarts.admit(now).is_ok());
+    }
+}

@@ -1,0 +1,457 @@
+//! One VM of a proxy-wasm filter: its start, its streams' callbacks, and what the guest asked for meanwhile.
+//!
+//! Invariant: after any failure the VM runs nothing more; every exchange that it holds has been handed back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use wasmer::{RuntimeError, Store, TypedFunction};
+
+use crate::domain::{GuestFailure, Limits, Meter};
+use crate::engine::abi::proxy_wasm::{
+    ALLOCATORS, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Woken, request_count,
+    response_count,
+};
+use crate::engine::at_rest::AtRest;
+use crate::engine::budget::Reserved;
+use crate::engine::cancel::Cancel;
+use crate::engine::failure::Ended;
+use crate::engine::files::Files;
+use crate::engine::guest::{Allowance, Guest};
+use crate::engine::guest_log::GuestLog;
+use crate::engine::host::HostState;
+use crate::engine::http::{HttpExchange, Verdict};
+use crate::engine::vms::{Turn, start_failure};
+use crate::engine::{Assets, Compiler, LoadedModule, RunError};
+
+pub struct Vm {
+    /// Of this compiler; a VM goes when its module has better code.
+    pub compiler: Compiler,
+    guest: AtRest,
+    exports: Exports,
+    last_context: u32,
+    memory_at_start: u64,
+    /// The stream in whose callback it failed.
+    pub failed: u32,
+}
+
+/// What a callback came to, for its stream.
+pub enum Step {
+    Go(Box<HttpExchange>, Verdict),
+    /// The exchange stays with the guest until it is told of here.
+    Paused(oneshot::Receiver<Woken>),
+}
+
+/// What the guest asked of the gateway.
+#[derive(Default)]
+pub struct Asked {
+    pub calls: Vec<Call>,
+    pub tick: Option<Duration>,
+    pub registered: Vec<u32>,
+}
+
+type Fn<Args, Rets> = Option<TypedFunction<Args, Rets>>;
+
+struct Exports {
+    create: Fn<(i32, i32), ()>,
+    done: Fn<i32, i32>,
+    log: Fn<i32, ()>,
+    delete: Fn<i32, ()>,
+    tick: Fn<i32, ()>,
+    queue_ready: Fn<(i32, i32), ()>,
+    call_answer: Fn<(i32, i32, i32, i32, i32), ()>,
+    request_headers: Headers,
+    response_headers: Headers,
+    request_body: Fn<(i32, i32, i32), i32>,
+    response_body: Fn<(i32, i32, i32), i32>,
+    request_trailers: Fn<(i32, i32), i32>,
+    response_trailers: Fn<(i32, i32), i32>,
+}
+
+/// 0.1.0 is not told of the stream's end.
+enum Headers {
+    New(TypedFunction<(i32, i32, i32), i32>),
+    Old(TypedFunction<(i32, i32), i32>),
+    None,
+}
+
+impl Headers {
+    fn of(guest: &Guest, name: &str) -> Headers {
+        match (guest.function(name), guest.function(name)) {
+            (Some(new), _) => Headers::New(new),
+            (None, Some(old)) => Headers::Old(old),
+            (None, None) => Headers::None,
+        }
+    }
+
+    fn call(&self, store: &mut Store, context: i32, fields: i32, end: i32) -> Result<i32, RuntimeError> {
+        match self {
+            Headers::New(f) => f.call(store, context, fields, end),
+            Headers::Old(f) => f.call(store, context, fields),
+            Headers::None => Ok(CONTINUE),
+        }
+    }
+}
+
+/// `proxy_action_t`.
+const CONTINUE: i32 = 0;
+
+impl Exports {
+    fn of(guest: &Guest) -> Exports {
+        Exports {
+            create: guest.function("proxy_on_context_create"),
+            done: guest.function("proxy_on_done"),
+            log: guest.function("proxy_on_log"),
+            delete: guest.function("proxy_on_delete"),
+            tick: guest.function("proxy_on_tick"),
+            queue_ready: guest.function("proxy_on_queue_ready"),
+            call_answer: guest.function("proxy_on_http_call_response"),
+            request_headers: Headers::of(guest, "proxy_on_request_headers"),
+            response_headers: Headers::of(guest, "proxy_on_response_headers"),
+            request_body: guest.function("proxy_on_request_body"),
+            response_body: guest.function("proxy_on_response_body"),
+            request_trailers: guest.function("proxy_on_request_trailers"),
+            response_trailers: guest.function("proxy_on_response_trailers"),
+        }
+    }
+}
+
+/// A length or a number of fields, which are bounded far below.
+fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+impl Vm {
+    /// Instantiates the module, runs its start functions, makes the root context and configures it (ABI, "Context
+    /// lifecycle").
+    pub fn start(
+        module: &LoadedModule,
+        limits: &Limits,
+        reserved: Reserved,
+        (plugin, assets): (&Arc<Plugin>, Option<Assets>),
+        log: &GuestLog,
+    ) -> Result<(Box<Vm>, Asked), RunError> {
+        // Others wait for it as well: it does not end with one client.
+        let allowance = Allowance::from_now(limits.clone(), Cancel::default());
+        // Read before: should it change meanwhile, the VM goes early rather than never.
+        let compiler = module.code().compiler;
+        let files = Files::new(assets, 0, reserved.none_yet());
+        let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
+            host.proxy = Some(Box::new(ProxyState::new(plugin.clone())));
+            host.wasi.files = files;
+        });
+        let mut guest = made.map_err(|e| {
+            log.printed("", &e.log);
+            start_failure(e.ended)
+        })?;
+        let allocate = ALLOCATORS.iter().find_map(|name| guest.function::<i32, i32>(name));
+        if let Some(proxy) = &mut guest.host().proxy {
+            proxy.allocate = allocate;
+        }
+        let exports = Exports::of(&guest);
+        let memory_at_start = guest.memory_bytes();
+        let mut vm = Box::new(Vm {
+            compiler,
+            exports,
+            memory_at_start,
+            guest: AtRest::new(guest),
+            last_context: ROOT,
+            failed: 0,
+        });
+        let started = vm.configure(plugin);
+        log.flush("", vm.guest.get().host());
+        started.map_err(start_failure)?;
+        let asked = vm.asked();
+        Ok((vm, asked))
+    }
+
+    fn configure(&mut self, plugin: &Plugin) -> Result<(), Ended> {
+        let guest = self.guest.get();
+        let mut run = |name: &str| match guest.function::<(), ()>(name) {
+            Some(start) => guest.call(|store, _| start.call(store)).map(|()| true),
+            None => Ok(false),
+        };
+        // Leaving `_start` by `proc_exit(0)` is success, and the instance stays usable.
+        let exited = |ended| if ended == Ended::Exit(0) { Ok(true) } else { Err(ended) };
+        if run("_initialize").or_else(exited)? {
+            if let Some(main) = guest.function::<(i32, i32), i32>("main") {
+                guest.call(|store, _| main.call(store, 0, 0)).map(drop).or_else(|e| exited(e).map(drop))?;
+            } else if let Some(main) = guest.function::<(), i32>("__main_void") {
+                guest.call(|store, _| main.call(store)).map(drop).or_else(|e| exited(e).map(drop))?;
+            }
+        } else {
+            run("_start").or_else(exited)?;
+        }
+        self.create(ROOT, 0)?;
+        let phases = [
+            (Callback::VmStart, "proxy_on_vm_start", plugin.vm_config.len()),
+            (Callback::Configure, "proxy_on_configure", plugin.config.len()),
+        ];
+        for (callback, name, len) in phases {
+            let guest = self.guest.get();
+            let Some(f) = guest.function::<(i32, i32), i32>(name) else { continue };
+            let accepted = self.callback(callback, ROOT, |store, _| f.call(store, ROOT as i32, count(len)))?;
+            if accepted == 0 {
+                let why = format!("`{name}` refused its configuration");
+                return Err(Ended::Failed(GuestFailure::NotLoadable(why)));
+            }
+        }
+        Ok(())
+    }
+
+    fn callback<R>(
+        &mut self,
+        callback: Callback,
+        context: u32,
+        call: impl FnOnce(&mut Store, &Exports) -> Result<R, RuntimeError>,
+    ) -> Result<R, Ended> {
+        let guest = self.guest.get();
+        if let Some(proxy) = &mut guest.host().proxy {
+            proxy.begin(callback, context);
+        }
+        guest.call(|store, _| call(store, &self.exports))
+    }
+
+    fn create(&mut self, context: u32, parent: u32) -> Result<(), Ended> {
+        self.callback(Callback::Other, context, |store, exports| match &exports.create {
+            Some(create) => create.call(store, context as i32, parent as i32),
+            None => Ok(()),
+        })
+    }
+
+    fn state(&mut self) -> &mut ProxyState {
+        let proxy = &mut self.guest.get().host().proxy;
+        proxy.as_deref_mut().expect("a VM of proxy-wasm is made with it")
+    }
+
+    /// The number of a new stream. Its context is made by its first callback.
+    pub fn open(&mut self) -> u32 {
+        self.last_context = self.last_context.wrapping_add(1).max(ROOT + 1);
+        self.last_context
+    }
+
+    /// Tells the guest of what came for a stream. `exchange`: `None` where the guest has it since a pause.
+    pub fn event(
+        &mut self,
+        context: u32,
+        (event, end): (Event, bool),
+        exchange: Option<Box<HttpExchange>>,
+        turn: &Turn<'_>,
+    ) -> (Result<Step, GuestFailure>, Meter) {
+        self.guest.get().begin(&turn.allowance, turn.may_block);
+        let result = self.told(context, event, end, exchange);
+        (result, self.ended(context, turn.log))
+    }
+
+    fn told(
+        &mut self,
+        context: u32,
+        event: Event,
+        end: bool,
+        exchange: Option<Box<HttpExchange>>,
+    ) -> Result<Step, GuestFailure> {
+        if !self.state().streams.contains_key(&context) {
+            self.state().streams.insert(context, Stream::default());
+            self.lend(context, event, exchange);
+            self.create(context, ROOT).map_err(Ended::into_failure)?;
+        } else {
+            self.lend(context, event, exchange);
+        }
+        let size = self.size_of(context, event);
+        let (id, end) = (context as i32, i32::from(end));
+        let action = self.callback(Callback::Stream(event), context, |store, exports| match event {
+            Event::RequestHeaders => exports.request_headers.call(store, id, size, end),
+            Event::ResponseHeaders => exports.response_headers.call(store, id, size, end),
+            Event::RequestBody => exports.request_body.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size, end)),
+            Event::ResponseBody => {
+                exports.response_body.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size, end))
+            }
+            Event::RequestTrailers => {
+                exports.request_trailers.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size))
+            }
+            Event::ResponseTrailers => {
+                exports.response_trailers.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size))
+            }
+        });
+        let action = action.map_err(Ended::into_failure)?;
+        Ok(self.decided(context, action))
+    }
+
+    fn lend(&mut self, context: u32, event: Event, exchange: Option<Box<HttpExchange>>) {
+        if let Some(stream) = self.state().streams.get_mut(&context) {
+            stream.event = event;
+            stream.resumed = false;
+            // It is told of here and now.
+            stream.waiter = None;
+            if exchange.is_some() {
+                stream.exchange = exchange;
+            }
+        }
+    }
+
+    fn size_of(&mut self, context: u32, event: Event) -> i32 {
+        let stream = self.state().streams.get(&context);
+        let Some(exchange) = stream.and_then(|stream| stream.exchange.as_deref()) else { return 0 };
+        let body = |written: &Option<Vec<u8>>, given: &Option<bytes::Bytes>| {
+            written.as_ref().map(Vec::len).or(given.as_ref().map(bytes::Bytes::len)).unwrap_or(0)
+        };
+        count(match event {
+            Event::RequestHeaders => request_count(exchange),
+            Event::ResponseHeaders => response_count(exchange),
+            Event::RequestBody => body(&exchange.request_body_replaced, &exchange.request_body),
+            Event::ResponseBody => body(&exchange.response_body_replaced, &exchange.response_body),
+            Event::RequestTrailers => exchange.request_trailers.as_ref().map_or(0, http::HeaderMap::len),
+            Event::ResponseTrailers => exchange.response_trailers.as_ref().map_or(0, http::HeaderMap::len),
+        })
+    }
+
+    /// What the callback and the calls in it decided for its stream.
+    fn decided(&mut self, context: u32, action: i32) -> Step {
+        let stream = self.state().streams.entry(context).or_default();
+        let decision = verdict(stream).or_else(|| {
+            // Other hosts' further kinds of pausing are pauses.
+            (action == CONTINUE || stream.resumed).then_some(Verdict::Continue)
+        });
+        match (decision, stream.exchange.take()) {
+            (Some(verdict), Some(exchange)) => Step::Go(exchange, verdict),
+            (_, exchange) => {
+                let (waiter, receiver) = oneshot::channel();
+                stream.exchange = exchange;
+                stream.waiter = Some(waiter);
+                Step::Paused(receiver)
+            }
+        }
+    }
+
+    /// After every row of callbacks: other streams that the guest decided about, logs, figures.
+    fn ended(&mut self, context: u32, log: &GuestLog) -> Meter {
+        for touched in std::mem::take(&mut self.state().touched) {
+            self.wake(touched);
+        }
+        let guest = self.guest.get();
+        let meter = guest.meter();
+        let host = guest.host();
+        let stream = host.proxy.as_ref().and_then(|proxy| proxy.streams.get(&context));
+        let request_id = stream.and_then(|s| s.exchange.as_ref()).map(|e| e.request_id.clone());
+        log.flush(request_id.as_deref().unwrap_or_default(), host);
+        meter
+    }
+
+    /// Hands a paused stream back, if it was decided about.
+    fn wake(&mut self, context: u32) {
+        let Some(stream) = self.state().streams.get_mut(&context) else { return };
+        let Some(verdict) = verdict(stream).or(stream.resumed.then_some(Verdict::Continue)) else { return };
+        if let Some(waiter) = stream.waiter.take()
+            && let Some(exchange) = stream.exchange.take()
+        {
+            // Nobody may wait any more.
+            let _ = waiter.send(Woken { exchange, result: Ok(verdict) });
+        }
+    }
+
+    pub fn asked(&mut self) -> Asked {
+        let state = self.state();
+        Asked {
+            calls: std::mem::take(&mut state.calls),
+            tick: state.tick.take(),
+            registered: std::mem::take(&mut state.registered),
+        }
+    }
+
+    /// The answer to a call, for the root context.
+    pub fn answer(&mut self, answer: CallAnswer, turn: &Turn<'_>) -> (Result<(), GuestFailure>, Meter) {
+        self.guest.get().begin(&turn.allowance, turn.may_block);
+        let (id, fields, body) = (answer.id as i32, count(answer.fields()), count(answer.body.len()));
+        let trailers = count(answer.trailers.len());
+        let state = self.state();
+        state.open_calls = state.open_calls.saturating_sub(1);
+        state.answer = Some(answer);
+        let told = self.callback(Callback::CallAnswer, ROOT, |store, exports| match &exports.call_answer {
+            Some(f) => f.call(store, ROOT as i32, id, fields, body, trailers),
+            None => Ok(()),
+        });
+        self.state().answer = None;
+        (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
+    }
+
+    pub fn tick(&mut self, turn: &Turn<'_>) -> (Result<(), GuestFailure>, Meter) {
+        self.root(turn, |store, exports| exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, ROOT as i32)))
+    }
+
+    pub fn queue_ready(&mut self, queue: u32, turn: &Turn<'_>) -> (Result<(), GuestFailure>, Meter) {
+        self.root(turn, |store, exports| {
+            exports.queue_ready.as_ref().map_or(Ok(()), |f| f.call(store, ROOT as i32, queue as i32))
+        })
+    }
+
+    fn root(
+        &mut self,
+        turn: &Turn<'_>,
+        call: impl FnOnce(&mut Store, &Exports) -> Result<(), RuntimeError>,
+    ) -> (Result<(), GuestFailure>, Meter) {
+        self.guest.get().begin(&turn.allowance, turn.may_block);
+        let told = self.callback(Callback::Other, ROOT, call);
+        (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
+    }
+
+    /// The end of a stream: done, log, delete. Gives the exchange back.
+    pub fn close(
+        &mut self,
+        context: u32,
+        exchange: Option<Box<HttpExchange>>,
+        turn: &Turn<'_>,
+    ) -> (Result<Option<Box<HttpExchange>>, GuestFailure>, Meter) {
+        if !self.state().streams.contains_key(&context) {
+            return (Ok(exchange), Meter::default());
+        }
+        self.guest.get().begin(&turn.allowance, turn.may_block);
+        self.lend(context, Event::ResponseTrailers, exchange);
+        let result = self.closed(context);
+        let meter = self.ended(context, turn.log);
+        let exchange = self.state().streams.remove(&context).and_then(|stream| stream.exchange);
+        (result.map(|()| exchange).map_err(Ended::into_failure), meter)
+    }
+
+    fn closed(&mut self, context: u32) -> Result<(), Ended> {
+        let id = context as i32;
+        self.callback(Callback::Other, context, |store, exports| {
+            exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id)).map(drop)
+        })?;
+        self.callback(Callback::Other, context, |store, exports| {
+            exports.log.as_ref().map_or(Ok(()), |f| f.call(store, id))?;
+            exports.delete.as_ref().map_or(Ok(()), |f| f.call(store, id))
+        })
+    }
+
+    /// Hands all paused streams back: the VM has failed.
+    pub fn abandon(&mut self, error: &RunError) {
+        for stream in self.state().streams.values_mut() {
+            if let Some(waiter) = stream.waiter.take()
+                && let Some(exchange) = stream.exchange.take()
+            {
+                // Nobody may wait any more.
+                let _ = waiter.send(Woken { exchange, result: Err(error.clone()) });
+            }
+        }
+    }
+
+    /// What a stream's guest holds, after a failure or when nobody waits any longer.
+    pub fn take_back(&mut self, context: u32) -> Option<Box<HttpExchange>> {
+        self.state().streams.get_mut(&context)?.exchange.take()
+    }
+
+    pub fn is_worn(&mut self, memory_limit: u64) -> bool {
+        // A module that starts with more than half of its limit is not worn by that.
+        let ceiling = (memory_limit / 2).max(self.memory_at_start);
+        self.guest.get().memory_bytes() > ceiling
+    }
+}
+
+/// An answer or an end that the guest decided on.
+fn verdict(stream: &mut Stream) -> Option<Verdict> {
+    if stream.closed {
+        return Some(Verdict::Close);
+    }
+    stream.reply.take().map(Verdict::Respond)
+}

@@ -1,0 +1,100 @@
+//! Requests that guests send to upstreams.
+//!
+//! Invariant: a guest reaches configured endpoints alone, by the upstream's name; redirects are its own to follow.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType};
+
+use super::exchange::{MAX_INTERIM, send};
+use super::forward::{self, frame_request};
+use super::pool::{Client, Pool};
+use super::service::Shared;
+use super::upstream::Tried;
+use crate::domain::Name;
+use crate::engine::outbound::{Answering, Outbound};
+
+pub struct GuestCalls {
+    shared: Weak<Shared>,
+    pool: Arc<Pool>,
+}
+
+impl GuestCalls {
+    pub fn of(shared: &Arc<Shared>) -> GuestCalls {
+        GuestCalls { shared: Arc::downgrade(shared), pool: Arc::new(Pool::new()) }
+    }
+}
+
+impl Outbound for GuestCalls {
+    fn call(&self, upstream: Name, request: Request<Bytes>, limit: u64) -> Answering {
+        let (shared, pool) = (self.shared.clone(), self.pool.clone());
+        Box::pin(async move {
+            let shared = shared.upgrade().ok_or("the gateway is ending")?;
+            let upstream = shared.snapshot.load().upstream(&upstream).ok_or("it is no upstream")?;
+            let lease = upstream.pick(&[], Tried::default(), Instant::now()).ok_or("no endpoint is alive")?;
+            match exchange(&pool, &lease.endpoint.peer, request, limit).await {
+                Ok(answer) => {
+                    upstream.answered(&lease.endpoint, answer.status().as_u16());
+                    Ok(answer)
+                }
+                Err(error) => {
+                    upstream.failed(&lease.endpoint, &error);
+                    Err(error.to_string())
+                }
+            }
+        })
+    }
+}
+
+/// One request and its whole answer. Once more where a kept connection had closed.
+async fn exchange(
+    pool: &Pool,
+    peer: &pingora::upstreams::peer::HttpPeer,
+    request: Request<Bytes>,
+    limit: u64,
+) -> pingora::Result<Response<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let mut head = RequestHeader::from(parts);
+    frame_request(&mut head, Some(body.len()).filter(|n| *n > 0))?;
+    head.set_version(http::Version::HTTP_11);
+    let (mut client, reused) = pool.connect(peer).await?;
+    client.set_read_timeout(peer.options.read_timeout);
+    client.set_write_timeout(peer.options.write_timeout);
+    let mut answered = read_head(&mut client, &head, &body).await;
+    if reused && head.method.is_idempotent() && answered.is_err() {
+        client.shutdown().await;
+        client = pool.connect(peer).await?.0;
+        answered = read_head(&mut client, &head, &body).await;
+    }
+    answered?;
+    let Some(answer) = client.response_header() else {
+        return Error::e_explain(ErrorType::InvalidHTTPHeader, "an answer without a head");
+    };
+    let head = forward::strip_response(answer)?;
+    let mut body = BytesMut::new();
+    while let Some(chunk) = client.read_response_body().await? {
+        if (body.len() + chunk.len()) as u64 > limit {
+            client.shutdown().await;
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, "the answer is over the handler's `max_buffer`");
+        }
+        body.extend_from_slice(&chunk);
+    }
+    pool.release(client, peer, peer.options.idle_timeout).await;
+    Ok(Response::from_parts(head.into(), body.freeze()))
+}
+
+async fn read_head(client: &mut Client, head: &RequestHeader, body: &Bytes) -> pingora::Result<()> {
+    send(client, head.clone(), Some(body)).await?;
+    for _ in 0..=MAX_INTERIM {
+        client.read_response_header().await?;
+        let final_answer = client.response_header().is_none_or(|head| !head.status.is_informational());
+        if final_answer {
+            return Ok(());
+        }
+    }
+    Error::e_explain(ErrorType::InvalidHTTPHeader, "interim answers without a final one")
+}

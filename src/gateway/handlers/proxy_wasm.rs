@@ -1,0 +1,157 @@
+//! The phases of proxy-wasm filters: headers, then a body that is there whole.
+//!
+//! Invariant: a filter that fails leaves heads as they were, where its policy lets the request go on.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
+
+use http::{HeaderMap, HeaderValue};
+use pingora::proxy::Session;
+
+use super::{Ended, Place};
+use crate::config::{HandlerFail, HeaderBytes};
+use crate::domain::{GuestFailure, Rejection};
+use crate::engine::{Event, HttpExchange, ProxyHandler, ProxyStream, RequestInfo, TlsInfo, Told, Verdict};
+use crate::gateway::context::Context;
+use crate::gateway::pipeline::Stop;
+use crate::gateway::presence::while_here;
+use crate::gateway::route_handler::RouteHandler;
+
+/// Heads as they were before a filter that may fail.
+struct Before(Option<(http::request::Parts, http::response::Parts)>);
+
+impl Before {
+    fn of(handler: &RouteHandler, exchange: &HttpExchange) -> Before {
+        let open = handler.config.fail == HandlerFail::Open;
+        Before(open.then(|| (exchange.request.clone(), exchange.response.clone())))
+    }
+
+    /// The exchange after a failure.
+    fn restore(self, left: Option<Box<HttpExchange>>, blank: impl FnOnce() -> Box<HttpExchange>) -> Box<HttpExchange> {
+        let mut exchange = left.unwrap_or_else(blank);
+        if let Some((request, response)) = self.0 {
+            (exchange.request, exchange.response) = (request, response);
+            (exchange.request_body_replaced, exchange.response_body_replaced) = (None, None);
+        }
+        exchange
+    }
+}
+
+pub async fn request(
+    session: &mut Session,
+    ctx: &Context,
+    (handler, proxy): (&RouteHandler, &Arc<ProxyHandler>),
+    mut exchange: Box<HttpExchange>,
+    has_body: bool,
+) -> Result<Ended, Stop> {
+    if !readable(&mut exchange.request.headers, handler.config.proxy.header_bytes) {
+        return Err(Rejection::BadRequest("a header value is not UTF-8".into()).into());
+    }
+    if exchange.info.is_none() {
+        exchange.info = Some(Arc::new(info(session, ctx)));
+    }
+    let shown = proxy.wants_request_body() && exchange.request_body.as_ref().is_some_and(|body| !body.is_empty());
+    let holds_head = shown && handler.config.proxy.hold_headers;
+    let before = Before::of(handler, &exchange);
+    let mut stream = proxy.open();
+    let cancel = exchange.cancel.clone();
+    let token = cancel.clone();
+    let work = async {
+        let head = stream.tell(Some(exchange), (Event::RequestHeaders, !has_body), !holds_head, &token).await;
+        if !shown || !matches!(head.result, Ok(Verdict::Continue)) {
+            return head;
+        }
+        let body = stream.tell(head.exchange, (Event::RequestBody, true), true, &token).await;
+        Told { meter: head.meter.and(body.meter), ..body }
+    };
+    let (told, gone) = while_here(&mut session.downstream_session, &cancel, work).await;
+    Ok(ended(session, ctx, told, before, stream, gone))
+}
+
+pub async fn response(
+    session: &mut Session,
+    ctx: &Context,
+    handler: &RouteHandler,
+    mut stream: ProxyStream,
+    mut exchange: Box<HttpExchange>,
+) -> Ended {
+    let before = Before::of(handler, &exchange);
+    exchange.upstream = ctx.endpoint.as_ref().map(|endpoint| endpoint.label.as_str().into());
+    if !readable(&mut exchange.response.headers, handler.config.proxy.header_bytes) {
+        let why = GuestFailure::BadOutput("the answer has a header value that is not UTF-8".into());
+        let told = Told { exchange: Some(exchange), result: Err(why.into()), meter: Default::default() };
+        return ended(session, ctx, told, before, stream, None);
+    }
+    let has_body = exchange.response_body.as_ref().is_none_or(|body| !body.is_empty());
+    let shown = stream.handler().wants_response_body() && exchange.response_body.is_some() && has_body;
+    let holds_head = shown && handler.config.proxy.hold_headers;
+    let cancel = exchange.cancel.clone();
+    let token = cancel.clone();
+    let work = async {
+        let head = stream.tell(Some(exchange), (Event::ResponseHeaders, !has_body), !holds_head, &token).await;
+        if !shown || !matches!(head.result, Ok(Verdict::Continue)) {
+            return head;
+        }
+        let body = stream.tell(head.exchange, (Event::ResponseBody, true), true, &token).await;
+        Told { meter: head.meter.and(body.meter), ..body }
+    };
+    let (told, gone) = while_here(&mut session.downstream_session, &cancel, work).await;
+    ended(session, ctx, told, before, stream, gone)
+}
+
+fn ended(
+    session: &mut Session,
+    ctx: &Context,
+    told: Told,
+    before: Before,
+    stream: ProxyStream,
+    gone: Option<Box<pingora::Error>>,
+) -> Ended {
+    let Told { exchange, result, meter } = told;
+    let exchange = match (&result, exchange) {
+        (Ok(_), Some(exchange)) => exchange,
+        (_, left) => before.restore(left, || super::lend_head(session, ctx, None)),
+    };
+    let place = result.is_ok().then(|| Place::Proxy(stream));
+    Ended { exchange, result, meter, place, gone }
+}
+
+/// Whether all values are UTF-8 now. Most filters trap on others.
+fn readable(fields: &mut HeaderMap, policy: HeaderBytes) -> bool {
+    let is_text = |value: &HeaderValue| value.as_bytes().is_ascii() || std::str::from_utf8(value.as_bytes()).is_ok();
+    if fields.values().all(is_text) {
+        return true;
+    }
+    match policy {
+        HeaderBytes::Reject => return false,
+        HeaderBytes::Drop => {
+            let kept = fields.iter().filter(|(_, value)| is_text(value));
+            *fields = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        }
+        HeaderBytes::Lossy => {
+            for value in fields.values_mut().filter(|value| !is_text(value)) {
+                let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
+                // U+FFFD is no control character.
+                *value = HeaderValue::from_bytes(text.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""));
+            }
+        }
+    }
+    true
+}
+
+fn info(session: &Session, ctx: &Context) -> RequestInfo {
+    static CONNECTIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let local = session.server_addr().and_then(|address| address.as_inet()).copied();
+    let tls = session.digest().and_then(|digest| digest.ssl_digest.as_ref());
+    RequestInfo {
+        route: ctx.route().map_or_else(String::new, |route| route.name.to_string()),
+        began: ctx.start.mono,
+        wall: ctx.start.wall,
+        local,
+        // Both ends of a connection are its alone while it lives.
+        connection: CONNECTIONS.hash_one((ctx.peer, local)),
+        tls: tls.map(|tls| TlsInfo { version: tls.version.to_string(), server_name: None }),
+        principal: ctx.principal.clone(),
+        params: ctx.params.clone(),
+    }
+}
