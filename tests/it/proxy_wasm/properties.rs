@@ -96,7 +96,7 @@ fn maps_are_pairs() {
     let gw = runner(&up);
     let headers = property(&gw, "request_headers", "request.headers", |r| r.header("X-Some", "value")).expect("a map");
     let text = String::from_utf8_lossy(&headers);
-    assert!(text.contains("x-some\0value\0") && text.contains(":path\0/run/x?y=1\0"), "{text:?}");
+    assert!(text.contains("x-some\0value\0"), "{text:?}");
 }
 
 #[test]
