@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use parking_lot::Mutex;
 
@@ -95,6 +95,28 @@ impl HttpExchange {
             values: BTreeMap::new(),
             cancel: Cancel::default(),
         }
+    }
+
+    /// The body of one direction as guests have left it.
+    pub fn take_body(&mut self, of_request: bool) -> Bytes {
+        let (written, given) = match of_request {
+            true => (self.request_body_replaced.take(), self.request_body.take()),
+            false => (self.response_body_replaced.take(), self.response_body.take()),
+        };
+        written.map(Bytes::from).or(given).unwrap_or_default()
+    }
+
+    /// What has come behind it.
+    pub fn append(&mut self, of_request: bool, more: Bytes) {
+        let before = self.take_body(of_request);
+        let all = if before.is_empty() {
+            more
+        } else {
+            let mut all = before.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            all.extend_from_slice(&more);
+            all.freeze()
+        };
+        *(if of_request { &mut self.request_body } else { &mut self.response_body }) = Some(all);
     }
 }
 

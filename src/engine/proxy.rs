@@ -106,6 +106,7 @@ impl ProxyHandler {
             vm_config: proxy.vm_config.clone().into(),
             config: handler.config.clone().into(),
             upstreams: handler.upstreams.clone(),
+            strict: proxy.strict,
             scope: engine.scopes().of(&handler.owner, &proxy.vm_id),
             metrics: engine.guest_metrics().of(&label),
         };
@@ -469,10 +470,34 @@ impl ProxyStream {
     /// Tells the filter of what came, and gives what it decided. A pause lasts until the filter ends it, or too long: of
     /// the body before its end it is given back as such, as there is more to come.
     ///
-    /// `exchange`: `None` where the filter has it since such a pause; then `feed` brings what is new.
+    /// `exchange`: `None` where the filter has it since such a pause.
     pub async fn tell(
         &mut self,
         exchange: Option<Box<HttpExchange>>,
+        (event, end): (Event, bool),
+        waits: bool,
+        cancel: &Cancel,
+    ) -> Told {
+        self.told(exchange, Bytes::new(), (event, end), waits, cancel).await
+    }
+
+    /// More of a body, for a filter that has what came before since a pause. At its end a pause is waited for.
+    pub async fn feed(&mut self, more: Bytes, (event, end): (Event, bool), cancel: &Cancel) -> Told {
+        // It may have ended the pause just now.
+        let exchange = match self.paused.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(Woken { exchange, result: Ok(Verdict::Continue) })) => Some(exchange),
+            Some(Ok(Woken { exchange, result })) => {
+                return Told { exchange: Some(exchange), result, meter: Meter::default() };
+            }
+            _ => None,
+        };
+        self.told(exchange, more, (event, end), end, cancel).await
+    }
+
+    async fn told(
+        &mut self,
+        exchange: Option<Box<HttpExchange>>,
+        more: Bytes,
         (event, end): (Event, bool),
         waits: bool,
         cancel: &Cancel,
@@ -482,7 +507,7 @@ impl ProxyStream {
         let context = self.context;
         let work = move |vm: &mut Vm, exchange: Option<Box<HttpExchange>>, turn: &Turn<'_>| {
             let context = if first { vm.open() } else { context };
-            let (result, meter) = vm.event(context, (event, end), exchange, turn);
+            let (result, meter) = vm.event(context, (event, end), (exchange, more), turn);
             match result {
                 Ok(step) => (Ok((context, step)), meter),
                 // For whoever takes the exchange out of it.
@@ -544,17 +569,6 @@ impl ProxyStream {
             return Some(exchange);
         }
         guard.as_mut()?.take_back(self.context)
-    }
-
-    /// A pause that [`Self::tell`] gave back: ready when the filter ends it.
-    pub async fn resumed(&mut self) -> Told {
-        let Some(receiver) = &mut self.paused else { return std::future::pending().await };
-        let woken = receiver.await;
-        self.paused = None;
-        match woken {
-            Ok(Woken { exchange, result }) => Told { exchange: Some(exchange), result, meter: Meter::default() },
-            Err(_) => Told { exchange: None, result: Err(gone()), meter: Meter::default() },
-        }
     }
 
     /// The request is over: the filter is told, and its context goes.

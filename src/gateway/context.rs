@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Uri};
 use pingora::proxy::Session;
 
-use super::handlers::{Chain, Closing};
+use super::handlers::{BodyFilter, Chain, Closing};
 use super::identity::Trace;
 use super::snapshot::{RouteState, Snapshot};
 use super::upstream::{Endpoint, Lease, Tried, Upstream};
@@ -50,6 +50,8 @@ pub struct Context {
     pub bodiless: bool,
     pub(super) chain: Option<Box<Chain>>,
     pub(super) closing: Closing,
+    /// Those that see the answer's body as it comes, in their order.
+    pub(super) body_filters: Vec<BodyFilter>,
     /// Of the route's path, for handlers.
     pub params: Vec<(String, String)>,
     /// Bytes of handlers that precede the streamed body of the upstream's answer.
@@ -100,6 +102,7 @@ impl Context {
             bodiless: false,
             chain: None,
             closing: Vec::new(),
+            body_filters: Vec::new(),
             params: Vec::new(),
             before_body: Bytes::new(),
             lease: None,

@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use wasmer::{RuntimeError, Store, TypedFunction};
 
 use crate::domain::{GuestFailure, Limits, Meter};
 use crate::engine::abi::proxy_wasm::{
-    ALLOCATORS, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Woken, request_count,
-    response_count,
+    ALLOCATORS, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Version, Woken, request_pairs,
+    response_pairs,
 };
 use crate::engine::at_rest::AtRest;
 use crate::engine::budget::Reserved;
@@ -136,9 +137,10 @@ impl Vm {
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
         let compiler = module.code().compiler;
+        let version = Version::of(module.shape()).unwrap_or(Version::V0_2);
         let files = Files::new(assets, 0, reserved.none_yet());
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
-            host.proxy = Some(Box::new(ProxyState::new(plugin.clone())));
+            host.proxy = Some(Box::new(ProxyState::new(plugin.clone(), version)));
             host.wasi.files = files;
         });
         let mut guest = made.map_err(|e| {
@@ -231,16 +233,17 @@ impl Vm {
         self.last_context
     }
 
-    /// Tells the guest of what came for a stream. `exchange`: `None` where the guest has it since a pause.
+    /// Tells the guest of what came for a stream. The exchange: `None` where the guest has it since a pause. The bytes:
+    /// more of the answer's body.
     pub fn event(
         &mut self,
         context: u32,
         (event, end): (Event, bool),
-        exchange: Option<Box<HttpExchange>>,
+        (exchange, more): (Option<Box<HttpExchange>>, Bytes),
         turn: &Turn<'_>,
     ) -> (Result<Step, GuestFailure>, Meter) {
         self.guest.get().begin(&turn.allowance, turn.may_block);
-        let result = self.told(context, event, end, exchange);
+        let result = self.told(context, event, end, (exchange, more));
         (result, self.ended(context, turn.log))
     }
 
@@ -249,7 +252,7 @@ impl Vm {
         context: u32,
         event: Event,
         end: bool,
-        exchange: Option<Box<HttpExchange>>,
+        (exchange, more): (Option<Box<HttpExchange>>, Bytes),
     ) -> Result<Step, GuestFailure> {
         if !self.state().streams.contains_key(&context) {
             self.state().streams.insert(context, Stream::default());
@@ -257,6 +260,11 @@ impl Vm {
             self.create(context, ROOT).map_err(Ended::into_failure)?;
         } else {
             self.lend(context, event, exchange);
+        }
+        if !more.is_empty()
+            && let Some(exchange) = self.state().streams.get_mut(&context).and_then(|s| s.exchange.as_deref_mut())
+        {
+            exchange.append(event.is_request(), more);
         }
         let size = self.size_of(context, event);
         let (id, end) = (context as i32, i32::from(end));
@@ -293,12 +301,12 @@ impl Vm {
     fn size_of(&mut self, context: u32, event: Event) -> i32 {
         let stream = self.state().streams.get(&context);
         let Some(exchange) = stream.and_then(|stream| stream.exchange.as_deref()) else { return 0 };
-        let body = |written: &Option<Vec<u8>>, given: &Option<bytes::Bytes>| {
-            written.as_ref().map(Vec::len).or(given.as_ref().map(bytes::Bytes::len)).unwrap_or(0)
+        let body = |written: &Option<Vec<u8>>, given: &Option<Bytes>| {
+            written.as_ref().map(Vec::len).or(given.as_ref().map(Bytes::len)).unwrap_or(0)
         };
         count(match event {
-            Event::RequestHeaders => request_count(exchange),
-            Event::ResponseHeaders => response_count(exchange),
+            Event::RequestHeaders => request_pairs(exchange).count(),
+            Event::ResponseHeaders => response_pairs(exchange).count(),
             Event::RequestBody => body(&exchange.request_body_replaced, &exchange.request_body),
             Event::ResponseBody => body(&exchange.response_body_replaced, &exchange.response_body),
             Event::RequestTrailers => exchange.request_trailers.as_ref().map_or(0, http::HeaderMap::len),

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use wasmer::TypedFunction;
 
 use super::calls::{Call, CallAnswer};
-use super::{Done, Status};
+use super::{Done, Status, Version};
 use crate::domain::{Name, Reply};
 use crate::engine::RunError;
 use crate::engine::guest_metrics::HandlerMetrics;
@@ -28,6 +28,8 @@ pub struct Plugin {
     pub config: Bytes,
     /// Upstreams that it may call.
     pub upstreams: Vec<Name>,
+    /// Writing the head of a request that has gone on is an error.
+    pub strict: bool,
     /// Data and queues that it shares with the handlers of its owner that have the same `vm_id`.
     pub scope: Arc<Scope>,
     pub metrics: Arc<HandlerMetrics>,
@@ -108,6 +110,7 @@ impl Default for Stream {
 
 pub struct ProxyState {
     pub plugin: Arc<Plugin>,
+    pub version: Version,
     /// Known from the instance on.
     pub allocate: Option<TypedFunction<i32, i32>>,
     pub allocating: bool,
@@ -129,9 +132,10 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
-    pub fn new(plugin: Arc<Plugin>) -> ProxyState {
+    pub fn new(plugin: Arc<Plugin>, version: Version) -> ProxyState {
         ProxyState {
             plugin,
+            version,
             allocate: None,
             allocating: false,
             callback: Callback::Start,
