@@ -214,16 +214,3 @@ fn compressed_and_empty_answers_stay_what_they_are() {
 fn empty(stream: &mut std::net::TcpStream, status: u16) -> bool {
     std::io::Write::write_all(stream, format!("HTTP/1.1 {status} Scripted\r\n\r\n").as_bytes()).is_ok()
 }
-
-#[test]
-fn trailers_of_requests_are_told() {
-    let up = Upstream::text("answer");
-    let gw = runner(&up);
-    let script = "request_trailers: args; request_trailers: get_header_map_value 1 s:x-trailer b; request_trailers: get_header_map_pairs 1 b";
-    let mut conn = Conn::connect(gw.proxy);
-    let head = format!("POST /run HTTP/1.1\r\nHost: a\r\nX-Run: {script}\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let response = conn.ask(head + "4\r\nbody\r\n0\r\nX-Trailer: last\r\n\r\n").expect(200);
-    assert_eq!(up.last().body, b"body");
-    let results = told(&response);
-    assert_eq!(results[..2], ["args=1,0,0,0", "get_header_map_value=0 [last]"], "{response}");
-}

@@ -232,7 +232,7 @@ fn in_stream(gw: &Gateway, callback: &str, rows: &[Row]) -> Vec<String> {
 #[track_caller]
 fn each(callback: &str, rows: &[Row]) {
     let up = answering();
-    let gw = runner(&up);
+    let gw = gateway(&up, "", &filter("run", "", "strict = true"));
     let mut wrong = Vec::new();
     for row in rows {
         let row = std::slice::from_ref(row);
