@@ -120,3 +120,21 @@ fn leaving_ends_the_guest_alone() {
     }
     gw.admin("GET", "/metrics").send().expect(200);
 }
+
+/// Over a VM's life, not from callback to callback: garbage collectors count on it, and Go's ends the program at a 0.
+#[test]
+fn the_monotonic_clock_goes_on() {
+    let up = Upstream::text("answer");
+    let callback = r#"(global $last (mut i64) (i64.const 0))
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+          (drop (call $clock_time_get (i32.const 1) (i64.const 0) (i32.const 64)))
+          (if (i32.or (i64.eqz (i64.load (i32.const 64))) (i64.lt_u (i64.load (i32.const 64)) (global.get $last)))
+            (then (drop (call $respond (i32.const 599) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+              (i32.const 0) (i32.const -1)))))
+          (global.set $last (i64.load (i32.const 64)))
+          (i32.const 0))"#;
+    let gw = gateway_of(&up, &module("wasi_snapshot_preview1", callback));
+    for _ in 0..50 {
+        gw.get("/run").send().expect(200);
+    }
+}
