@@ -33,7 +33,8 @@ pub(super) async fn read(
     let bytes = archive.clone();
     let read = tokio::task::spawn_blocking(move || {
         let assets = Assets::read(&bytes, left)?;
-        Ok(Bundle { digest: Digest::of(&bytes), bytes: assets.bytes(), files: assets.files() })
+        let archive_bytes = bytes.len() as u64;
+        Ok(Bundle { digest: Digest::of(&bytes), bytes: assets.bytes(), files: assets.files(), archive_bytes })
     });
     let bundle = read.await.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)?;
     Ok(Some(Uploaded { archive, bundle }))

@@ -146,11 +146,8 @@ impl Api {
 
 /// A store error as the client sees it; what it does not see is logged.
 fn refused(error: StoreError) -> Rejection {
-    match &error {
-        StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Limit(_) => {}
-        StoreError::Full | StoreError::Unavailable(_) | StoreError::Corrupt(_) | StoreError::Newer { .. } => {
-            tracing::error!(%error, "the store failed");
-        }
+    if !error.is_refusal() {
+        tracing::error!(%error, "the store failed");
     }
     Rejection::from(error)
 }

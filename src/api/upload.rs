@@ -16,14 +16,14 @@ use super::body::{self, Params};
 use super::multipart::{self, Field};
 use super::openapi::{Binary, Wasm, json};
 use super::{Api, INSPECTION_WAIT, assets, modules, refused};
-use crate::domain::module::{Identity, Selector};
+use crate::domain::module::Selector;
 use crate::domain::{
     Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
     Timestamp,
 };
 use crate::engine::{Cancel, Compiled, Compiler, Inspected, InstallError};
 use crate::gateway::Caller;
-use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
+use crate::store::{NewVersion, NoRoom, Role, StoreError};
 
 const MAX_DESCRIPTION: u64 = 1024;
 const MAX_LIMITS: u64 = 1024;
@@ -113,7 +113,7 @@ pub(super) struct Uploaded {
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
         (status = 402, description = "over the caller's tier"),
-        (status = 409, description = "no more modules or versions"),
+        (status = 409, description = "no more modules, versions or storage"),
         (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn upload(
@@ -166,6 +166,7 @@ pub(super) async fn upload(
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
         (status = 402, description = "over the caller's tier"),
+        (status = 409, description = "no more modules, versions or storage"),
         (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn put(
@@ -280,7 +281,8 @@ async fn store(
         Some(json) => Some(serde_json::from_str(json).map_err(|e| bad("limits", e.to_string()))?),
         None => None,
     };
-    let max_modules = actor.principal().map(|_| tier.modules);
+    // An operator stores what it wants.
+    let within = actor.principal().map(|principal| principal.tier.clone());
     let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
     let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
@@ -289,7 +291,7 @@ async fn store(
         if let Some(active) = before.as_ref().and_then(|module| module.select(Selector::Active)) {
             modules::begins(limits, &active.shape)?;
         }
-    } else if let Some(module) = before.filter(|_| extra.activate == Some(true)) {
+    } else if let Some(module) = before.as_ref().filter(|_| extra.activate == Some(true)) {
         modules::begins(&module.limits, &inspected.shape)?;
     }
     let size_bytes = wasm.len() as u64;
@@ -303,13 +305,13 @@ async fn store(
         shape: inspected.shape.clone(),
         assets: assets.as_ref().map(|assets| assets.bundle),
     };
-    may_keep(api, &owner, &name, version.identity(), max_modules, tier).await?;
-    let engine = &api.app.shared.engine;
-    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
-    let (digests, activate) = (version.digests().collect(), extra.activate.unwrap_or(false));
-    let (description, public) = (extra.description, extra.public);
+    let (description, public, activate) = (extra.description, extra.public, extra.activate.unwrap_or(false));
     let new = NewVersion { owner, name, description, public, limits, version, activate };
-    let kept = keep(api, tier, new, compiled, assets, max_modules).await;
+    may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
+    let engine = &api.app.shared.engine;
+    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&new.owner))).await?;
+    let digests = new.version.digests().collect();
+    let kept = keep(api, new, compiled, assets, within).await;
     if kept.is_err() {
         let _alone = api.app.catalogue.write().await;
         if let Err(error) = api.app.remove_unused(digests).await {
@@ -328,23 +330,23 @@ async fn store(
 /// Writes the files, then the record that refers to them.
 async fn keep(
     api: &Api,
-    tier: &Tier,
     new: NewVersion,
     compiled: Compiled,
     assets: Option<assets::Uploaded>,
-    max_modules: Option<u32>,
+    within: Option<Arc<Tier>>,
 ) -> Result<(Module, u32, bool), Rejection> {
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.app.catalogue.read().await;
-    may_keep(api, &new.owner, &new.name, new.version.identity(), max_modules, tier).await?;
+    let before = api.app.store.module(&new.owner, &new.name).await.map_err(refused)?;
+    may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
     let engine = &api.app.shared.engine;
     engine.store(compiled).await.map_err(not_installed)?;
     if let Some(assets::Uploaded { archive, bundle }) = assets {
         engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
     }
     api.fits(&new.owner, &new.name, &new.version, new.activate).await?;
-    match api.app.store.add_version(new, max_modules).await {
-        Err(StoreError::Limit(detail)) => Err(over_cap(api, tier, detail)),
+    match api.app.store.add_version(new, within.clone()).await {
+        Err(StoreError::NoRoom(why)) => Err(no_room(api, within.as_deref(), why)),
         other => other.map_err(refused),
     }
 }
@@ -369,39 +371,31 @@ impl Uploaded {
     }
 }
 
-/// Refuses before anything is written what the store would refuse after it.
+/// Refuses before anything is written what the store would refuse after it; `module`: as it is without the version.
 async fn may_keep(
     api: &Api,
-    owner: &OwnerId,
-    name: &Name,
-    identity: Identity,
-    max_modules: Option<u32>,
-    tier: &Tier,
+    module: Option<&Module>,
+    new: &NewVersion,
+    within: Option<&Tier>,
 ) -> Result<(), Rejection> {
-    match api.app.store.module(owner, name).await.map_err(refused)? {
-        Some(module) => {
-            let is_there = module.versions.iter().any(|v| v.identity() == identity);
-            if !is_there && module.versions.len() >= MAX_VERSIONS as usize {
-                Err(Rejection::Conflict(format!("`{name}` has {MAX_VERSIONS} versions: delete one")))
-            } else {
-                Ok(())
-            }
-        }
-        None => {
-            let Some(max) = max_modules else { return Ok(()) };
-            let kept = api.app.store.modules(Some(owner), false, 0, 1).await.map_err(refused)?.total;
-            if kept >= u64::from(max) {
-                Err(over_cap(api, tier, format!("{owner} has {max} modules, the tier's limit")))
-            } else {
-                Ok(())
-            }
-        }
+    if module.is_some_and(|module| module.versions.iter().any(|v| v.identity() == new.version.identity())) {
+        return Ok(());
     }
+    let versions = module.map(|module| module.versions.len() as u32);
+    let stored = api.app.store.stored(&new.owner).await.map_err(refused)?;
+    new.room(versions, stored, within).map_err(|why| no_room(api, within, why))
 }
 
-fn over_cap(api: &Api, tier: &Tier, detail: String) -> Rejection {
-    match api.lowest_tier(tier, |t| t.modules > tier.modules) {
-        Some(needs) => Rejection::TierRequired { needs },
-        None => Rejection::Conflict(detail),
+/// 402 where another tier has the room.
+fn no_room(api: &Api, within: Option<&Tier>, why: NoRoom) -> Rejection {
+    let roomy = |fits: &dyn Fn(&Tier) -> bool| api.lowest_tier(within?, fits);
+    let needs = match why {
+        NoRoom::Versions { .. } => None,
+        NoRoom::Modules { held, .. } => roomy(&|t| u64::from(t.modules) > held),
+        NoRoom::Bytes { needs, .. } => roomy(&|t| t.module_storage_bytes >= needs),
+    };
+    match needs {
+        Some(needs) => Rejection::OverTier { detail: format!("{why}, or use the tier `{needs}`"), needs },
+        None => refused(why.into()),
     }
 }

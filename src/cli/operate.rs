@@ -157,6 +157,9 @@ struct TierChange {
     concurrent: Option<u32>,
     #[arg(long)]
     module_bytes: Option<u64>,
+    /// Of all versions of an owner's modules together, archives of their files included.
+    #[arg(long)]
+    module_storage_bytes: Option<u64>,
     #[arg(long)]
     modules: Option<u32>,
     #[arg(long)]
@@ -214,6 +217,7 @@ impl TierChange {
         put(&mut body, "fuel_per_day", self.fuel_per_day);
         put(&mut body, "concurrent", self.concurrent.map(u64::from));
         put(&mut body, "module_bytes", self.module_bytes);
+        put(&mut body, "module_storage_bytes", self.module_storage_bytes);
         put(&mut body, "modules", self.modules.map(u64::from));
         put(&mut body, "keys", self.keys.map(u64::from));
         put(&mut limits, "fuel", self.fuel);

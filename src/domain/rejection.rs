@@ -45,6 +45,8 @@ pub enum Rejection {
     Unauthorized,
     /// 402.
     TierRequired { needs: Name },
+    /// 402: over a bound of the caller's tier that another one has higher.
+    OverTier { needs: Name, detail: String },
     /// 403.
     ScopeRequired(Scope),
     /// 403.
@@ -105,7 +107,7 @@ impl Rejection {
         match self {
             BadRequest(_) | AmbiguousPath | ConflictingCredentials => 400,
             Unauthorized => 401,
-            TierRequired { .. } => 402,
+            TierRequired { .. } | OverTier { .. } => 402,
             ScopeRequired(_) | Forbidden(_) => 403,
             NotFound(_) => 404,
             MethodNotAllowed(_) => 405,
@@ -134,7 +136,7 @@ impl Rejection {
             AmbiguousPath => "ambiguous-path",
             ConflictingCredentials => "conflicting-credentials",
             Unauthorized => "unauthorized",
-            TierRequired { .. } => "tier-required",
+            TierRequired { .. } | OverTier { .. } => "tier-required",
             ScopeRequired(_) => "scope-required",
             Forbidden(_) => "forbidden",
             NotFound(_) => "not-found",
@@ -183,6 +185,7 @@ impl Rejection {
             }
             ConflictingCredentials => "`Authorization` and `X-Api-Key` hold different keys; send one".into(),
             Unauthorized => "send a valid API key in `X-Api-Key` or `Authorization: Bearer`".into(),
+            OverTier { detail, .. } => detail.clone(),
             TierRequired { needs } => format!("this needs the tier `{needs}` or a higher one"),
             ScopeRequired(scope) => format!("this key lacks the scope `{}`", scope.as_str()),
             MethodNotAllowed(allowed) => format!("use {allowed}"),

@@ -311,6 +311,25 @@ fn a_bundle_counts_with_its_module() {
 }
 
 #[test]
+fn what_is_stored_of_a_bundle_is_its_archive() {
+    let gw = Gateway::start(&api::config(&tier("small", "quotas = []\n")));
+    let key = gw.key_of("small");
+    let (wasm, archive) = (wat("(module (func (export \"run\")))"), tar_of(&[("x", b"x")]));
+    let needs = (wasm.len() + archive.len()) as u64;
+    let bound = |bytes: u64| {
+        gw.admin("PUT", "/api/tiers/small").json(&json!({"module_storage_bytes": bytes})).send().expect(200);
+    };
+    bound(needs - 1);
+    let doc = upload(&gw, &key, "m", &wasm, &archive).problem(402, "tier-required");
+    assert_eq!(doc["needs_tier"], "free", "{doc}");
+    assert!(doc["detail"].as_str().is_some_and(|d| d.contains("module_storage") && d.contains("`small`")), "{doc}");
+    bound(needs);
+    let stored = upload(&gw, &key, "m", &wasm, &archive).expect(201).json();
+    assert_eq!(stored["assets"]["archive_bytes"], json!(archive.len()), "{stored}");
+    upload(&gw, &key, "m", &wasm, &tar_of(&[("y", b"")])).problem(402, "tier-required");
+}
+
+#[test]
 fn versions_differ_by_their_files_and_take_them_along() {
     let config = api::config("");
     let gw = Gateway::start(&config);

@@ -44,6 +44,8 @@ pub(in crate::api) struct TierChange {
     fuel_per_day: Option<u64>,
     concurrent: Option<u32>,
     module_bytes: Option<u64>,
+    /// Of all versions of an owner's modules together, archives of their files included.
+    module_storage_bytes: Option<u64>,
     modules: Option<u32>,
     keys: Option<u32>,
     limits: Option<LimitsChange>,
@@ -168,6 +170,7 @@ impl TierChange {
         }
         tier.concurrent = self.concurrent.unwrap_or(tier.concurrent);
         tier.module_bytes = self.module_bytes.unwrap_or(tier.module_bytes);
+        tier.module_storage_bytes = self.module_storage_bytes.unwrap_or(tier.module_storage_bytes);
         tier.modules = self.modules.unwrap_or(tier.modules);
         tier.keys = self.keys.unwrap_or(tier.keys);
         tier.fail = self.fail.unwrap_or(tier.fail);
