@@ -2,12 +2,10 @@
 //!
 //! Invariant: a bundle is unpacked off the async workers, by as few at once as modules are inspected.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
-use super::{Api, INSPECTION_WAIT, upload};
-use crate::domain::{Bundle, Digest, Rejection, Tier};
+use super::{Api, upload};
+use crate::domain::{Bundle, Digest, OwnerId, Rejection, Tier};
 use crate::engine::Assets;
 
 /// An archive, and what is in it.
@@ -18,7 +16,8 @@ pub(super) struct Uploaded {
 
 /// Unpacks an archive whose files fit with a module of so many bytes into the tier.
 pub(super) async fn read(
-    api: &Arc<Api>,
+    api: &Api,
+    owner: Option<&OwnerId>,
     archive: Option<Bytes>,
     module_bytes: u64,
     tier: &Tier,
@@ -27,15 +26,11 @@ pub(super) async fn read(
     let Some(left) = tier.module_bytes.checked_sub(module_bytes) else {
         return Err(upload::module_too_large(api, tier, Some(module_bytes)));
     };
-    let busy = |_| Rejection::CompilerBusy { retry_after: INSPECTION_WAIT };
-    let turn = tokio::time::timeout(INSPECTION_WAIT, api.inspections.acquire()).await.map_err(busy)?;
-    let _turn = turn.map_err(|_| Rejection::Draining)?;
     let bytes = archive.clone();
-    let read = tokio::task::spawn_blocking(move || {
+    let look = move || {
         let assets = Assets::read(&bytes, left)?;
         let archive_bytes = bytes.len() as u64;
         Ok(Bundle { digest: Digest::of(&bytes), bytes: assets.bytes(), files: assets.files(), archive_bytes })
-    });
-    let bundle = read.await.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)?;
-    Ok(Some(Uploaded { archive, bundle }))
+    };
+    Ok(Some(Uploaded { bundle: api.inspecting(owner, look).await?, archive }))
 }

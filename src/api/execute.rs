@@ -350,7 +350,7 @@ async fn inline(
     gone: &Cancel,
 ) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
-    let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
+    let inspected = upload::inspect(api, actor.own(), wasm.clone(), abi, &tier).await?;
     let owner = actor.owner(None)?;
     let load = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner));
     let module = upload::compiled(gone, load).await?;

@@ -27,10 +27,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::app::{App, AppError};
-use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp};
+use crate::domain::{Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Tier, Timestamp};
+use crate::engine::Turns;
 use crate::gateway::ApiService;
 use crate::store::StoreError;
 
@@ -38,8 +37,10 @@ pub use edge::Probe;
 
 /// Request bodies in memory at once, over all requests.
 const BODY_BUDGET: u64 = 512 << 20;
-/// Inspections of uploaded bytes at once (each keeps a thread busy), and how long one may wait for its turn.
+/// Inspections of uploaded bytes at once (each keeps a thread busy), half of them of one owner; how many
+/// may wait for their turn, and how long.
 const INSPECTIONS: usize = 2;
+const INSPECTION_QUEUE: usize = 1024;
 const INSPECTION_WAIT: Duration = Duration::from_secs(5);
 /// Modules whose records are kept in memory, and for how long; a change made here is seen at once.
 const RESOLVED: u64 = 10_000;
@@ -57,7 +58,7 @@ pub struct Services {
 pub fn services(app: Arc<App>) -> Services {
     let api = Arc::new(Api {
         bodies: body::Budget::new(BODY_BUDGET),
-        inspections: Semaphore::new(INSPECTIONS),
+        inspections: Turns::new(INSPECTIONS, INSPECTION_QUEUE),
         resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
         changes: AtomicU64::new(0),
         started: Timestamp::now(),
@@ -73,7 +74,7 @@ pub fn services(app: Arc<App>) -> Services {
 struct Api {
     app: Arc<App>,
     bodies: Arc<body::Budget>,
-    inspections: Semaphore,
+    inspections: Turns,
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,
@@ -94,6 +95,17 @@ impl Api {
             self.resolved.insert(id, module.clone());
         }
         Ok(Some(module))
+    }
+
+    /// What looks at uploaded bytes, off the async workers, when it is their owner's turn.
+    async fn inspecting<T: Send + 'static>(
+        &self,
+        owner: Option<&OwnerId>,
+        look: impl FnOnce() -> Result<T, NotLoadable> + Send + 'static,
+    ) -> Result<T, Rejection> {
+        let turn = self.inspections.take(owner, INSPECTION_WAIT).await;
+        let _turn = turn.ok_or(Rejection::CompilerBusy { retry_after: INSPECTION_WAIT })?;
+        tokio::task::spawn_blocking(look).await.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)
     }
 
     /// After every change of a module: its record is read anew, and routes that use it follow.

@@ -215,20 +215,16 @@ pub(super) fn module_too_large(api: &Api, tier: &Tier, size: Option<u64>) -> Rej
     }
 }
 
-/// The checks that need no compiler, off the async workers.
+/// The checks that need no compiler.
 pub(super) async fn inspect(
-    api: &Arc<Api>,
+    api: &Api,
+    owner: Option<&OwnerId>,
     wasm: Bytes,
     abi: Option<Abi>,
     tier: &Arc<Tier>,
 ) -> Result<Inspected, Rejection> {
-    let busy = |_| Rejection::CompilerBusy { retry_after: INSPECTION_WAIT };
-    let turn = tokio::time::timeout(INSPECTION_WAIT, api.inspections.acquire()).await.map_err(busy)?;
-    let _turn = turn.map_err(|_| Rejection::Draining)?;
     let (engine, tier) = (api.app.shared.engine.clone(), tier.clone());
-    let inspected =
-        tokio::task::spawn_blocking(move || engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits)).await;
-    inspected.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)
+    api.inspecting(owner, move || engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits)).await
 }
 
 fn not_installed(error: InstallError) -> Rejection {
@@ -283,7 +279,7 @@ async fn store(
     };
     // An operator stores what it wants.
     let within = actor.principal().map(|principal| principal.tier.clone());
-    let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    let inspected = inspect(api, Some(&owner), wasm.clone(), extra.abi, tier).await?;
     let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
         modules::allowed(limits, &tier.limits, &inspected.shape)?;
@@ -295,7 +291,7 @@ async fn store(
         modules::begins(&module.limits, &inspected.shape)?;
     }
     let size_bytes = wasm.len() as u64;
-    let assets = assets::read(api, assets, size_bytes, tier).await?;
+    let assets = assets::read(api, Some(&owner), assets, size_bytes, tier).await?;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,

@@ -90,9 +90,9 @@ pub(super) async fn validate(
     } else {
         (query.abi, raw_wasm(&api, &tier, request).await?, None)
     };
-    let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
+    let inspected = inspect(&api, actor.own(), wasm.clone(), abi, &tier).await?;
     let size_bytes = wasm.len() as u64;
-    let assets = assets::read(&api, archive, size_bytes, &tier).await?.map(|assets| assets.bundle);
+    let assets = assets::read(&api, actor.own(), archive, size_bytes, &tier).await?.map(|assets| assets.bundle);
     // That it compiles within its bounds is one of the checks.
     compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
     let shape = inspected.shape;

@@ -41,6 +41,7 @@ mod stack;
 mod sys;
 mod tend;
 mod tunables;
+mod turns;
 mod vms;
 mod wasix;
 
@@ -68,6 +69,7 @@ pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdi
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
+pub use turns::Turns;
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]
