@@ -135,6 +135,20 @@ pub(super) fn media_type(headers: &http::HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// A refusal that names the field.
+pub(super) fn bad(field: &str, why: impl std::fmt::Display) -> Rejection {
+    Rejection::BadRequest(format!("`{field}`: {why}"))
+}
+
+pub(super) fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
+    match text.as_deref() {
+        None => Ok(None),
+        Some("true" | "1") => Ok(Some(true)),
+        Some("false" | "0") => Ok(Some(false)),
+        Some(_) => Err(bad(field, "use `true` or `false`")),
+    }
+}
+
 /// JSON with the path of the field in every message.
 pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Rejection> {
     Json::from_bytes(bytes).map(|Json(value)| value).map_err(|e| Rejection::BadRequest(cause(&e)))

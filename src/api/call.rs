@@ -9,11 +9,11 @@ use http::request::Parts;
 use serde::Deserialize;
 
 use super::access::Actor;
-use super::body::{self, parse_json, parse_object};
+use super::body::{self, bad, parse_json, parse_object};
 use super::bounded::{BoundedMap, BoundedVec, Word};
 use super::multipart::{self, Field};
 use super::openapi::{Binary, Wasm};
-use super::{Api, upload};
+use super::{Api, incoming};
 use crate::domain::{Abi, ModuleRef, Rejection, Tier};
 
 /// Arguments and environment of one run: how many of each, and how many bytes together.
@@ -167,7 +167,7 @@ pub(super) async fn read(
             parse_object::<ExecuteRequest>(&bytes)?.into_call(api, &tier)
         }
         "application/wasm" => {
-            let over = |size| upload::module_too_large(api, &tier, size);
+            let over = |size| incoming::module_too_large(api, &tier, size);
             let wasm = body::gather(api, &parts.headers, body, tier.module_bytes, over).await?;
             query.into_call(wasm, &tier)
         }
@@ -184,7 +184,7 @@ pub(super) fn json_limit(tier: &Tier) -> u64 {
 
 async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<Call, Rejection> {
     let fields = [
-        Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+        incoming::wasm_field(tier),
         Field { name: "input", alias: Some("input_data"), limit: tier.limits.input_bytes },
         Field::text("module", 256),
         Field::text("args", TEXT),
@@ -194,19 +194,18 @@ async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<
         Field::text("abi", 32),
     ];
     let over = |name, limit| match name {
-        "wasm" => upload::module_too_large(api, tier, body::content_length(&parts.headers)),
+        "wasm" => incoming::module_too_large(api, tier, body::content_length(&parts.headers)),
         _ => Rejection::PayloadTooLarge { limit },
     };
     let mut form = multipart::read(api, &parts.headers, body, &fields, over).await?;
-    let module = form.text("module")?.map(|m| m.parse::<ModuleRef>()).transpose().map_err(|e| bad("module", e))?;
-    let source = source(module, form.take("wasm"), "wasm")?;
+    let source = source(form.parsed("module")?, form.take("wasm"), "wasm")?;
     let call = Call {
         source,
         input: form.take("input").unwrap_or_default(),
         args: form.text("args")?.map_or(Ok(Vec::new()), |text| words(&text))?,
         env: form.text("env")?.map_or(Ok(Vec::new()), |text| variables(&text))?,
         function: one_name(form.text("function")?, form.text("entry")?)?,
-        abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e: String| bad("abi", e))?,
+        abi: form.parsed("abi")?,
     };
     call.checked()
 }
@@ -229,7 +228,7 @@ impl ExecuteRequest {
     pub(super) fn into_call(self, api: &Api, tier: &Tier) -> Result<Call, Rejection> {
         let wasm = self.wasm_base64.map(|text| from_base64("wasm_base64", &text)).transpose()?;
         if wasm.as_ref().is_some_and(|w| w.len() as u64 > tier.module_bytes) {
-            return Err(upload::module_too_large(api, tier, wasm.map(|w| w.len() as u64)));
+            return Err(incoming::module_too_large(api, tier, wasm.map(|w| w.len() as u64)));
         }
         let call = Call {
             source: source(self.module, wasm, "wasm_base64")?,
@@ -265,10 +264,6 @@ impl Call {
             None => Ok(self),
         }
     }
-}
-
-fn bad(field: &str, message: impl std::fmt::Display) -> Rejection {
-    Rejection::BadRequest(format!("`{field}`: {message}"))
 }
 
 fn source(module: Option<ModuleRef>, wasm: Option<Bytes>, field: &str) -> Result<Source, Rejection> {

@@ -7,7 +7,6 @@
 
 mod access;
 mod admin;
-mod assets;
 mod batch;
 mod body;
 mod bounded;
@@ -15,6 +14,7 @@ mod call;
 mod edge;
 mod execute;
 mod health;
+mod incoming;
 mod keys;
 mod modules;
 mod multipart;
@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::app::{App, AppError};
-use crate::domain::{Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Tier, Timestamp};
+use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp};
 use crate::engine::Turns;
 use crate::gateway::ApiService;
 use crate::store::StoreError;
@@ -95,17 +95,6 @@ impl Api {
             self.resolved.insert(id, module.clone());
         }
         Ok(Some(module))
-    }
-
-    /// What looks at uploaded bytes, off the async workers, when it is their owner's turn.
-    async fn inspecting<T: Send + 'static>(
-        &self,
-        owner: Option<&OwnerId>,
-        look: impl FnOnce() -> Result<T, NotLoadable> + Send + 'static,
-    ) -> Result<T, Rejection> {
-        let turn = self.inspections.take(owner, INSPECTION_WAIT).await;
-        let _turn = turn.ok_or(Rejection::CompilerBusy { retry_after: INSPECTION_WAIT })?;
-        tokio::task::spawn_blocking(look).await.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)
     }
 
     /// After every change of a module: its record is read anew, and routes that use it follow.

@@ -1,4 +1,4 @@
-//! Uploads: checked, compiled, stored.
+//! Uploads: stored as a version of a module.
 //!
 //! Invariant: bytes are stored only for a module that its owner may keep, so refused uploads leave nothing behind.
 
@@ -12,16 +12,16 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::access::Actor;
-use super::body::{self, Params};
-use super::multipart::{self, Field};
+use super::body::{self, Params, bad, flag};
+use super::incoming::{Incoming, compiled, not_installed};
+use super::multipart::Field;
 use super::openapi::{Binary, Wasm, json};
-use super::{Api, INSPECTION_WAIT, assets, modules, refused};
+use super::{Api, modules, refused};
 use crate::domain::module::Selector;
 use crate::domain::{
-    Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
-    Timestamp,
+    Abi, Bundle, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, Tier, Timestamp,
 };
-use crate::engine::{Cancel, Compiled, Compiler, Inspected, InstallError};
+use crate::engine::{Cancel, Compiled, Compiler};
 use crate::gateway::Caller;
 use crate::store::{NewVersion, NoRoom, Role, StoreError};
 
@@ -129,33 +129,24 @@ pub(super) async fn upload(
     if body::media_type(&parts.headers) != "multipart/form-data" {
         return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `multipart/form-data`".into()));
     }
-    let fields = [
-        Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
-        Field::text("assets", tier.module_bytes),
+    let more = [
         Field::text("name", 63),
         Field::text("description", MAX_DESCRIPTION),
         Field::text("public", 5),
-        Field::text("abi", 32),
         Field::text("activate", 5),
         Field::text("limits", MAX_LIMITS),
     ];
-    let over = |name, limit| match name {
-        "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
-        name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
-    };
-    let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
-    let missing = |name: &str| Rejection::BadRequest(format!("`{name}`: is missing"));
-    let name = form.text("name")?.ok_or_else(|| missing("name"))?;
-    let files = Files { wasm: form.take("wasm").ok_or_else(|| missing("wasm"))?, assets: form.take("assets") };
+    let (incoming, mut form) = Incoming::of_form(&api, &tier, &parts, body, more).await?;
+    let name = form.text("name")?.ok_or_else(|| bad("name", "is missing"))?;
     let extra = UploadQuery {
         owner: query.owner,
         description: form.text("description")?,
         public: flag("public", form.text("public")?)?,
-        abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?,
+        abi: incoming.abi,
         activate: flag("activate", form.text("activate")?)?,
         limits: form.text("limits")?,
     };
-    store(&api, &actor, &tier, &name, files, extra, &caller.gone).await
+    store(&api, &actor, &tier, &name, incoming, extra, &caller.gone).await
 }
 
 /// Stores a module from a raw body, without files beside it.
@@ -179,81 +170,8 @@ pub(super) async fn put(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
-    let files = Files { wasm: raw_wasm(&api, &tier, request).await?, assets: None };
-    store(&api, &actor, &tier, &name, files, query, &caller.gone).await
-}
-
-pub(super) async fn raw_wasm(api: &Api, tier: &Tier, request: Request) -> Result<Bytes, Rejection> {
-    let (parts, body) = request.into_parts();
-    if !matches!(body::media_type(&parts.headers).as_str(), "application/wasm" | "application/octet-stream") {
-        return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `application/wasm`".into()));
-    }
-    let over = |size| module_too_large(api, tier, size);
-    let wasm = body::gather(api, &parts.headers, body, tier.module_bytes, over).await?;
-    if wasm.is_empty() { Err(Rejection::BadRequest("the body is empty".into())) } else { Ok(wasm) }
-}
-
-pub(super) fn bad(field: &str, message: String) -> Rejection {
-    Rejection::BadRequest(format!("`{field}`: {message}"))
-}
-
-pub(super) fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
-    match text.as_deref() {
-        None => Ok(None),
-        Some("true" | "1") => Ok(Some(true)),
-        Some("false" | "0") => Ok(Some(false)),
-        Some(_) => Err(bad(field, "use `true` or `false`".into())),
-    }
-}
-
-/// 402 where a higher tier takes it, else 413. `size` is what is known of it.
-pub(super) fn module_too_large(api: &Api, tier: &Tier, size: Option<u64>) -> Rejection {
-    let fits = |t: &Tier| t.module_bytes > tier.module_bytes && size.is_none_or(|s| s <= t.module_bytes);
-    match api.lowest_tier(tier, fits) {
-        Some(needs) => Rejection::TierRequired { needs },
-        None => Rejection::PayloadTooLarge { limit: tier.module_bytes },
-    }
-}
-
-/// The checks that need no compiler.
-pub(super) async fn inspect(
-    api: &Api,
-    owner: Option<&OwnerId>,
-    wasm: Bytes,
-    abi: Option<Abi>,
-    tier: &Arc<Tier>,
-) -> Result<Inspected, Rejection> {
-    let (engine, tier) = (api.app.shared.engine.clone(), tier.clone());
-    api.inspecting(owner, move || engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits)).await
-}
-
-fn not_installed(error: InstallError) -> Rejection {
-    match error {
-        InstallError::NotLoadable(NotLoadable { kind, detail }) => Rejection::NotLoadable(NotLoadable { kind, detail }),
-        InstallError::Busy => Rejection::CompilerBusy { retry_after: INSPECTION_WAIT },
-        InstallError::StorageFull => Rejection::StorageFull,
-        InstallError::Io(reason) => {
-            tracing::error!(reason, "a module could not be stored");
-            Rejection::Internal
-        }
-    }
-}
-
-/// What the compiler makes, unless the client goes first: then the compile ends, and nobody reads the refusal.
-pub(super) async fn compiled<T>(
-    gone: &Cancel,
-    compile: impl Future<Output = Result<T, InstallError>>,
-) -> Result<T, Rejection> {
-    match gone.or_cancelled(compile).await {
-        Some(done) => done.map_err(not_installed),
-        None => Err(Rejection::Guest(GuestFailure::Cancelled)),
-    }
-}
-
-/// What is to be stored.
-struct Files {
-    wasm: Bytes,
-    assets: Option<Bytes>,
+    let incoming = Incoming::of_body(&api, &tier, request, query.abi).await?;
+    store(&api, &actor, &tier, &name, incoming, query, &caller.gone).await
 }
 
 async fn store(
@@ -261,25 +179,22 @@ async fn store(
     actor: &Actor,
     tier: &Arc<Tier>,
     name: &str,
-    Files { wasm, assets }: Files,
+    incoming: Incoming,
     extra: UploadQuery,
     gone: &Cancel,
 ) -> Result<Response, Rejection> {
-    let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e.to_string()))?;
-    if wasm.is_empty() {
-        return Err(Rejection::BadRequest("`wasm`: is empty".into()));
-    }
+    let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e))?;
     if extra.description.as_ref().is_some_and(|d| d.len() as u64 > MAX_DESCRIPTION) {
         return Err(bad("description", format!("is longer than {MAX_DESCRIPTION} bytes")));
     }
     let owner = actor.owner(extra.owner.as_ref())?;
     let limits: Option<LimitsChange> = match &extra.limits {
-        Some(json) => Some(serde_json::from_str(json).map_err(|e| bad("limits", e.to_string()))?),
+        Some(json) => Some(serde_json::from_str(json).map_err(|e| bad("limits", e))?),
         None => None,
     };
     // An operator stores what it wants.
     let within = actor.principal().map(|principal| principal.tier.clone());
-    let inspected = inspect(api, Some(&owner), wasm.clone(), extra.abi, tier).await?;
+    let (inspected, assets) = incoming.look(api, &owner, tier).await?;
     let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
         modules::allowed(limits, &tier.limits, &inspected.shape)?;
@@ -290,8 +205,7 @@ async fn store(
     } else if let Some(module) = before.as_ref().filter(|_| extra.activate == Some(true)) {
         modules::begins(&module.limits, &inspected.shape)?;
     }
-    let size_bytes = wasm.len() as u64;
-    let assets = assets::read(api, Some(&owner), assets, size_bytes, tier).await?;
+    let size_bytes = incoming.wasm.len() as u64;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,
@@ -299,15 +213,15 @@ async fn store(
         size_bytes,
         uploaded_at: Timestamp::now(),
         shape: inspected.shape.clone(),
-        assets: assets.as_ref().map(|assets| assets.bundle),
+        assets,
     };
     let (description, public, activate) = (extra.description, extra.public, extra.activate.unwrap_or(false));
     let new = NewVersion { owner, name, description, public, limits, version, activate };
     may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
     let engine = &api.app.shared.engine;
-    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&new.owner))).await?;
+    let compiled = compiled(gone, engine.compile(incoming.wasm, &inspected, Compiler::Fast, Some(&new.owner))).await?;
     let digests = new.version.digests().collect();
-    let kept = keep(api, new, compiled, assets, within).await;
+    let kept = keep(api, new, compiled, incoming.assets, within).await;
     if kept.is_err() {
         let _alone = api.app.catalogue.write().await;
         if let Err(error) = api.app.remove_unused(digests).await {
@@ -328,7 +242,7 @@ async fn keep(
     api: &Api,
     new: NewVersion,
     compiled: Compiled,
-    assets: Option<assets::Uploaded>,
+    archive: Option<Bytes>,
     within: Option<Arc<Tier>>,
 ) -> Result<(Module, u32, bool), Rejection> {
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
@@ -337,7 +251,7 @@ async fn keep(
     may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
     let engine = &api.app.shared.engine;
     engine.store(compiled).await.map_err(not_installed)?;
-    if let Some(assets::Uploaded { archive, bundle }) = assets {
+    if let (Some(bundle), Some(archive)) = (new.version.assets, archive) {
         engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
     }
     api.fits(&new.owner, &new.name, &new.version, new.activate).await?;
