@@ -161,9 +161,7 @@ pub(super) async fn read(
     match media.as_str() {
         "multipart/form-data" => from_form(api, &tier, parts, body).await,
         "application/json" => {
-            let limit = json_limit(&tier);
-            let over = |_| Rejection::PayloadTooLarge { limit };
-            let bytes = body::gather(api, &parts.headers, body, limit, over).await?;
+            let bytes = json_body(api, &tier, parts, body).await?;
             parse_object::<ExecuteRequest>(&bytes)?.into_call(api, &tier)
         }
         "application/wasm" => {
@@ -177,9 +175,21 @@ pub(super) async fn read(
     }
 }
 
-/// Base64 makes four bytes of three.
-pub(super) fn json_limit(tier: &Tier) -> u64 {
-    (tier.module_bytes + tier.limits.input_bytes) / 3 * 4 + 2 * TEXT
+/// A JSON body of as much as a module and an input in base64 have, which makes four bytes of three.
+pub(super) async fn json_body(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<Bytes, Rejection> {
+    let limit = (tier.module_bytes + tier.limits.input_bytes) / 3 * 4 + 2 * TEXT;
+    let over = |_| {
+        Rejection::TooLarge(format!(
+            "the body is over the {limit} bytes that the tier `{}` allows (by `module_size` and `limits.input`)",
+            tier.name
+        ))
+    };
+    body::gather(api, &parts.headers, body, limit, over).await
+}
+
+fn input_too_large(tier: &Tier) -> Rejection {
+    let (limit, name) = (tier.limits.input_bytes, &tier.name);
+    Rejection::TooLarge(format!("`input`: is over the {limit} bytes that the tier `{name}` allows (`limits.input`)"))
 }
 
 async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<Call, Rejection> {
@@ -195,7 +205,8 @@ async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<
     ];
     let over = |name, limit| match name {
         "wasm" => incoming::module_too_large(api, tier, body::content_length(&parts.headers)),
-        _ => Rejection::PayloadTooLarge { limit },
+        "input" => input_too_large(tier),
+        name => Rejection::TooLarge(format!("`{name}`: is longer than {limit} bytes")),
     };
     let mut form = multipart::read(api, &parts.headers, body, &fields, over).await?;
     let source = source(form.parsed("module")?, form.take("wasm"), "wasm")?;
@@ -283,8 +294,7 @@ fn input(text: Option<String>, base64: Option<String>, tier: &Tier) -> Result<By
         (None, Some(text)) => from_base64("input_base64", &text)?,
         (None, None) => Bytes::new(),
     };
-    let limit = tier.limits.input_bytes;
-    if input.len() as u64 > limit { Err(Rejection::PayloadTooLarge { limit }) } else { Ok(input) }
+    if input.len() as u64 > tier.limits.input_bytes { Err(input_too_large(tier)) } else { Ok(input) }
 }
 
 fn from_base64(field: &str, text: &str) -> Result<Bytes, Rejection> {

@@ -230,7 +230,12 @@ pub(super) async fn run(
     }
     let limits = ready.limits;
     if call.input.len() as u64 > limits.input_bytes {
-        return Err(Rejection::PayloadTooLarge { limit: limits.input_bytes }.into());
+        // A tier's limit was met when the call was read: this is the module's own.
+        return Err(Rejection::TooLarge(format!(
+            "`input`: is over the {} bytes that `{}` allows by its own limit (`input_bytes`)",
+            limits.input_bytes, ready.label
+        ))
+        .into());
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
     let input =
@@ -316,7 +321,12 @@ async fn stored(
     if declared > limits.memory_bytes
         && let Some(needs) = api.lowest_tier(&tier, |t| t.limits.memory_bytes >= declared)
     {
-        return Err(Rejection::TierRequired { needs }.into());
+        let detail = format!(
+            "`{owner}/{}` begins with {declared} bytes of memory, over the {} of the tier `{}` (`limits.memory`): \
+             use the tier `{needs}`",
+            module.name, limits.memory_bytes, tier.name
+        );
+        return Err(Rejection::OverTier { needs, detail }.into());
     }
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
     let engine = &api.app.shared.engine;

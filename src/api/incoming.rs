@@ -12,6 +12,7 @@ use http::request::Parts;
 use super::body::{self, bad};
 use super::multipart::{self, Field, Form};
 use super::{Api, INSPECTION_WAIT};
+use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Abi, Bundle, Digest, GuestFailure, NotLoadable, OwnerId, Rejection, Tier};
 use crate::engine::{Assets, Cancel, Inspected, InstallError};
 
@@ -71,7 +72,12 @@ impl Incoming {
         let (wasm, archive, abi) = (wasm.clone(), assets.clone(), *abi);
         let (engine, tier) = (api.app.shared.engine.clone(), tier.clone());
         let look = move || {
-            let inspected = engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits)?;
+            let inspected = engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits).map_err(|mut why| {
+                if why.kind == NotLoadableKind::MemoryLimit {
+                    why.detail += &format!(", that of the tier `{}`", tier.name);
+                }
+                why
+            })?;
             let left = tier.module_bytes.saturating_sub(wasm.len() as u64);
             Ok((inspected, archive.map(|archive| unpacked(&archive, left)).transpose()?))
         };
@@ -95,9 +101,13 @@ fn unpacked(archive: &[u8], max_bytes: u64) -> Result<Bundle, NotLoadable> {
 /// 402 where a higher tier takes it, else 413. `size` is what is known of it.
 pub(super) fn module_too_large(api: &Api, tier: &Tier, size: Option<u64>) -> Rejection {
     let fits = |t: &Tier| t.module_bytes > tier.module_bytes && size.is_none_or(|s| s <= t.module_bytes);
+    let over = format!(
+        "a module with its files is over the {} bytes that the tier `{}` allows (`module_size`)",
+        tier.module_bytes, tier.name
+    );
     match api.lowest_tier(tier, fits) {
-        Some(needs) => Rejection::TierRequired { needs },
-        None => Rejection::PayloadTooLarge { limit: tier.module_bytes },
+        Some(needs) => Rejection::OverTier { detail: format!("{over}: use the tier `{needs}`"), needs },
+        None => Rejection::TooLarge(over),
     }
 }
 

@@ -113,7 +113,7 @@ fn broken(error: &multer::Error, place: &str) -> Rejection {
     match error {
         multer::Error::StreamReadFailed(inner) => match inner.downcast_ref::<HeadTooLarge>() {
             Some(_) => Rejection::BadRequest("a part of the form has an endless head".into()),
-            None => body::read_failed(&**inner, 0),
+            None => body::cut_short(),
         },
         multer::Error::IncompleteFieldData { .. } => Rejection::BadRequest(format!("`{place}`: has no end")),
         multer::Error::IncompleteStream | multer::Error::IncompleteHeaders => {

@@ -197,7 +197,7 @@ async fn store(
     let (inspected, assets) = incoming.look(api, &owner, tier).await?;
     let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
-        modules::allowed(limits, &tier.limits, &inspected.shape)?;
+        modules::allowed(limits, tier, &inspected.shape)?;
         // They are the module's, so they are at once those of the version that is active.
         if let Some(active) = before.as_ref().and_then(|module| module.select(Selector::Active)) {
             modules::begins(limits, &active.shape)?;

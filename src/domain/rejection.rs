@@ -61,6 +61,8 @@ pub enum Rejection {
     Conflict(String),
     /// 413, with the limit in bytes.
     PayloadTooLarge { limit: u64 },
+    /// 413. The detail names the limit and whose it is.
+    TooLarge(String),
     /// 415.
     UnsupportedMediaType(String),
     /// 421.
@@ -113,7 +115,7 @@ impl Rejection {
             MethodNotAllowed(_) => 405,
             RequestTimeout => 408,
             Conflict(_) => 409,
-            PayloadTooLarge { .. } => 413,
+            PayloadTooLarge { .. } | TooLarge(_) => 413,
             UnsupportedMediaType(_) => 415,
             MisdirectedRequest => 421,
             NotLoadable(_) => 422,
@@ -143,7 +145,7 @@ impl Rejection {
             MethodNotAllowed(_) => "method-not-allowed",
             RequestTimeout => "request-timeout",
             Conflict(_) => "conflict",
-            PayloadTooLarge { .. } => "payload-too-large",
+            PayloadTooLarge { .. } | TooLarge(_) => "payload-too-large",
             UnsupportedMediaType(_) => "unsupported-media-type",
             MisdirectedRequest => "misdirected-request",
             NotLoadable(e) => match e.kind {
@@ -179,7 +181,9 @@ impl Rejection {
     pub fn detail(&self) -> String {
         use Rejection::*;
         match self {
-            BadRequest(d) | Forbidden(d) | NotFound(d) | Conflict(d) | UnsupportedMediaType(d) => d.clone(),
+            BadRequest(d) | Forbidden(d) | NotFound(d) | Conflict(d) | TooLarge(d) | UnsupportedMediaType(d) => {
+                d.clone()
+            }
             AmbiguousPath => {
                 "the path has empty or dot segments, or encoded control characters; send it normalised".into()
             }
@@ -197,7 +201,9 @@ impl Rejection {
                 let names: Vec<_> = policies.iter().map(|p| format!("`{p}`")).collect();
                 format!("over the limit of the policy {}", names.join(", "))
             }
-            TooManyConcurrent { limit } => format!("more than {limit} requests at once"),
+            TooManyConcurrent { limit } => {
+                format!("more than the {limit} requests at once that the tier allows (`concurrent`)")
+            }
             TooManyFailures { .. } => "too many requests with invalid credentials from this address".into(),
             HeadersTooLarge => "the request head is over its limit of bytes or fields".into(),
             Internal => "the gateway failed; the request id finds the reason in its log".into(),

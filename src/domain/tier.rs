@@ -120,6 +120,10 @@ const MIB: u64 = 1 << 20;
 impl Tier {
     pub const ANONYMOUS: &str = "anonymous";
 
+    /// No tier has more.
+    pub const MOST_MODULE_BYTES: u64 = 1 << 30;
+    pub const MOST_STORAGE_BYTES: u64 = 1 << 40;
+
     /// Bound of what an owner stores where none is set: twenty modules of the largest size.
     pub fn usual_storage(module_bytes: u64) -> u64 {
         module_bytes.saturating_mul(20)

@@ -168,6 +168,14 @@ impl TierChange {
         if self.concurrent == Some(0) {
             return bad("concurrent", "is a number from 1");
         }
+        for (field, value, most) in [
+            ("module_bytes", self.module_bytes, Tier::MOST_MODULE_BYTES),
+            ("module_storage_bytes", self.module_storage_bytes, Tier::MOST_STORAGE_BYTES),
+        ] {
+            if let Some(value) = value.filter(|value| *value > most) {
+                return bad(field, &format!("is {value}, use at most {most}"));
+            }
+        }
         tier.concurrent = self.concurrent.unwrap_or(tier.concurrent);
         tier.module_bytes = self.module_bytes.unwrap_or(tier.module_bytes);
         tier.module_storage_bytes = self.module_storage_bytes.unwrap_or(tier.module_storage_bytes);
