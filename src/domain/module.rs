@@ -240,16 +240,4 @@ impl fmt::Display for ModuleRef {
     }
 }
 
-impl TryFrom<String> for ModuleRef {
-    type Error = String;
-
-    fn try_from(s: String) -> Result<Self, Self::Error> {
-        s.parse()
-    }
-}
-
-impl From<ModuleRef> for String {
-    fn from(r: ModuleRef) -> Self {
-        r.to_string()
-    }
-}
+text_in_records!(ModuleRef);

@@ -54,19 +54,7 @@ impl std::fmt::Display for Window {
     }
 }
 
-impl TryFrom<String> for Window {
-    type Error = String;
-
-    fn try_from(s: String) -> Result<Self, Self::Error> {
-        s.parse()
-    }
-}
-
-impl From<Window> for String {
-    fn from(w: Window) -> Self {
-        w.to_string()
-    }
-}
+text_in_records!(Window);
 
 /// So many requests over a window. `burst` is how many may come at once (rolling windows only; default `requests`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

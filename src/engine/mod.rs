@@ -280,8 +280,8 @@ impl Engine {
             return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
         }
         // Held to the end of the run.
-        let key = (job.owner.clone(), job.module.digest(), job.limits.instances);
-        let _pass = match job.cancel.or_cancelled(self.instances.enter(key, &self.config)).await {
+        let (key, cap) = ((job.owner.clone(), job.module.digest()), job.limits.instances);
+        let _pass = match job.cancel.or_cancelled(self.instances.enter(key, cap, &self.config)).await {
             Some(Ok(pass)) => pass,
             Some(Err(busy)) => return run::refused(busy),
             None => return run::refused(RunError::Guest(GuestFailure::Cancelled)),

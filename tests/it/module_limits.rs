@@ -276,6 +276,11 @@ fn no_more_instances_than_allowed_are_under_way() {
         assert!(refused.header("retry-after").is_some(), "{refused}");
         refused.problem(503, "busy");
         run(&gw, &key, "other", 1).expect(200);
+        // Those under way count, whatever number they began under.
+        limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
+        run(&gw, &key, "loop", 1).problem(503, "busy");
+        limit(&gw, &key, "loop", &json!({"instances": 3})).expect(200);
+        run(&gw, &key, "loop", 1).expect(200);
         for run in runs {
             run.join().expect("no panic").problem(504, "handler-timeout");
         }
