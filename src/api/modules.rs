@@ -364,7 +364,8 @@ pub(super) async fn change(
         return Err(Rejection::BadRequest("limits are those of all versions: leave out the version".into()));
     }
     let active = version(&before, Selector::Active)?;
-    allowed(&body.limits, &*actor.tier(&api)?, &active.shape)?;
+    let tier = actor.tier(&api)?;
+    allowed(&body.limits, &tier, &active.shape)?;
     let module = api.app.store.set_limits(&before.owner, &before.name, &body.limits).await.map_err(refused)?;
     api.module_changed(&module.owner, &module.name).await?;
     let shown = |limits: &LimitsChange| serde_json::json!(limits);
