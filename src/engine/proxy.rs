@@ -40,6 +40,9 @@ use vm::{Asked, Closed, Step, Vm};
 /// than a run that can; who uses it goes to the guest pool for as long as its past says.
 const INLINE_FUEL: u64 = 8 * lane::INLINE_FUEL;
 
+/// A VM that failed in an event is there again after so long: what failed once in a timer fails often.
+const REVIVED_AFTER: Duration = Duration::from_millis(250);
+
 /// A filter on a route: its module, configuration and VMs.
 pub struct ProxyHandler {
     engine: Arc<Engine>,
@@ -67,6 +70,8 @@ struct Slot {
     /// It takes no more streams: its VM is worn, or has failed.
     closed: AtomicBool,
     ticker: Mutex<Option<AbortHandle>>,
+    /// It has timers or queues.
+    serves_events: AtomicBool,
 }
 
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
@@ -181,6 +186,7 @@ impl ProxyHandler {
                     served: AtomicU64::new(0),
                     closed: AtomicBool::new(false),
                     ticker: Mutex::default(),
+                    serves_events: AtomicBool::new(false),
                 });
                 slots.push(slot.clone());
                 slot
@@ -210,6 +216,7 @@ impl ProxyHandler {
         match made {
             Ok((vm, asked)) => {
                 *guard = Some(vm);
+                self.restarts.lock().started();
                 self.serve(slot, asked);
                 Ok(guard)
             }
@@ -220,10 +227,10 @@ impl ProxyHandler {
         }
     }
 
-    /// A callback's limits from now on.
-    fn turn(&self, inline: bool, cancel: &Cancel) -> Turn<'_> {
+    /// A callback's limits from now on. It goes on when its client goes: ending it would end the VM for all others.
+    fn turn(&self, inline: bool) -> Turn<'_> {
         let limits = if inline { lane::inline(&self.limits, INLINE_FUEL) } else { self.limits.clone() };
-        Turn { allowance: Allowance::from_now(limits, cancel.clone()), may_block: !inline, log: &self.log }
+        Turn { allowance: Allowance::from_now(limits, Cancel::default()), may_block: !inline, log: &self.log }
     }
 
     /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
@@ -243,7 +250,7 @@ impl ProxyHandler {
         if self.lane.is_inline()
             && let Some(vm) = guard.as_mut()
         {
-            let turn = self.turn(true, cancel);
+            let turn = self.turn(true);
             let (result, meter) = work(vm, input, &turn);
             return self.settle(slot, guard, result, meter, true);
         }
@@ -256,7 +263,7 @@ impl ProxyHandler {
             need.bytes = 0;
         }
         let ours = Arc::new(Mutex::new(Some((guard, input))));
-        let (theirs, handler, slot, token) = (ours.clone(), self.clone(), slot.clone(), cancel.clone());
+        let (theirs, handler, slot) = (ours.clone(), self.clone(), slot.clone());
         let job = move |memory| {
             // The lock ends here; the guest runs without it.
             let (guard, input) = theirs.lock().take()?;
@@ -265,7 +272,7 @@ impl ProxyHandler {
                 Err(error) => return Some(Outcome::NotRun(input, error)),
             };
             let vm = guard.as_mut()?;
-            let (result, meter) = work(vm, input, &handler.turn(false, &token));
+            let (result, meter) = work(vm, input, &handler.turn(false));
             Some(handler.settle(&slot, guard, result, meter, false))
         };
         match self.engine.pool().run(&self.owner, cancel, need, job).await {
@@ -295,7 +302,6 @@ impl ProxyHandler {
                     self.serve(slot, asked);
                     self.retire(slot, vm);
                 }
-                self.restarts.lock().ran();
                 Outcome::Ran(value, meter)
             }
             Err(failure) => {
@@ -306,8 +312,7 @@ impl ProxyHandler {
                     GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
                     failure => failure,
                 };
-                slot.close();
-                self.restarts.lock().failed(Instant::now(), &failure.clone().into());
+                self.lost(slot);
                 let mut vm = guard.take();
                 if let Some(vm) = &mut vm {
                     vm.abandon(&gone());
@@ -315,6 +320,26 @@ impl ProxyHandler {
                 Outcome::Failed(vm, failure.into(), meter)
             }
         }
+    }
+
+    /// The slot's VM has failed. One with timers or queues is there for more than requests, and comes back by itself.
+    fn lost(self: &Arc<Self>, slot: &Arc<Slot>) {
+        slot.close();
+        if !slot.serves_events.load(Ordering::Relaxed) {
+            return;
+        }
+        let handler = Arc::downgrade(self);
+        self.engine.spawn(async move {
+            let mut pause = REVIVED_AFTER;
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(handler) = handler.upgrade() else { return };
+                if handler.warm().await.is_ok() {
+                    return;
+                }
+                pause = (pause * 2).min(restarts::LONGEST);
+            }
+        });
     }
 
     /// A VM that has served its share, or that better code is there for, takes no more streams.
@@ -330,6 +355,9 @@ impl ProxyHandler {
         let Asked { calls, tick, registered } = asked;
         for call in calls {
             self.call(slot, call);
+        }
+        if !registered.is_empty() || tick.is_some() {
+            slot.serves_events.store(true, Ordering::Relaxed);
         }
         if !registered.is_empty() {
             let listener: Weak<dyn Listener> = Arc::downgrade(slot) as Weak<dyn Listener>;
