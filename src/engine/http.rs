@@ -43,6 +43,8 @@ pub struct HttpExchange {
     pub request_body: Option<Bytes>,
     /// Body written by a guest in place of the client's; the gateway fixes the framing headers.
     pub request_body_replaced: Option<Vec<u8>>,
+    /// Of the body as it came, where it was gathered.
+    pub request_size: u64,
     /// The guest read the body without buffering it, so the upstream gets none (ABI section 3).
     pub request_body_consumed: bool,
     /// In REQ: what guests set ahead of time (merged with the upstream's answer: single-valued fields: the
@@ -79,6 +81,7 @@ impl HttpExchange {
             request,
             request_body: None,
             request_body_replaced: None,
+            request_size: 0,
             request_body_consumed: false,
             response: http::Response::new(()).into_parts().0,
             response_status_set: false,

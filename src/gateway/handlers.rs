@@ -123,6 +123,7 @@ pub async fn request_phase(
         }
         let mut exchange = take_exchange(session, ctx);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
+        exchange.request_size = body.as_ref().map_or(0, |body| body.len() as u64);
         let ended = match filter {
             Filter::Http(http) => http_request(session, http, exchange).await,
             Filter::Proxy(proxy) => {

@@ -54,6 +54,7 @@ impl BodyFilter {
         let mut exchange = Box::new(HttpExchange::new(request, ctx.peer, ctx.request_id().into()));
         if let Some(common) = common {
             exchange.scheme = common.scheme;
+            exchange.request_size = common.request_size;
             exchange.info = common.info.clone();
             exchange.upstream = common.upstream.clone();
             exchange.values = common.values.clone();

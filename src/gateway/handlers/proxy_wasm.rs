@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock};
 
 use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderValue};
 use pingora::proxy::Session;
 
@@ -13,6 +14,7 @@ use super::{Ended, Place};
 use crate::config::{HandlerFail, HeaderBytes};
 use crate::domain::{GuestFailure, Rejection};
 use crate::engine::{Cancel, Event, HttpExchange, ProxyHandler, ProxyStream, RequestInfo, TlsInfo, Told, Verdict};
+use crate::gateway::answer::has_body;
 use crate::gateway::context::Context;
 use crate::gateway::pipeline::Stop;
 use crate::gateway::presence::while_here;
@@ -130,7 +132,12 @@ pub async fn response(
         let told = Told { exchange: Some(exchange), result: Err(why.into()), meter: Default::default() };
         return ended(session, ctx, told, before, stream, None);
     }
-    let has_body = exchange.response_body.as_ref().is_none_or(|body| !body.is_empty());
+    let head = &exchange.response;
+    let empty = match &exchange.response_body {
+        Some(body) => body.is_empty(),
+        None => head.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0"),
+    };
+    let has_body = !empty && has_body(&ctx.method, head.status);
     let shown = stream.handler().wants_response_body() && exchange.response_body.is_some() && has_body;
     let holds_head = shown && handler.config.proxy.hold_headers;
     let cancel = exchange.cancel.clone();

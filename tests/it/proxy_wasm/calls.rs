@@ -277,6 +277,7 @@ fn a_client_that_leaves_ends_its_waiting_stream() {
     conn.send(scripted(&gw, asks("/allow")).bytes());
     eventually("it asks", || auth.seen().len() == 1);
     drop(conn);
+    eventually("the gateway sees that it left", || gw.log().contains("\"status\":499"));
     gate.open();
     for _ in 0..5 {
         gw.get("/run").send().expect(200);

@@ -120,10 +120,7 @@ fn request<'a>(exchange: &'a HttpExchange, segments: &[&[u8]]) -> Value<'a> {
             http::Version::HTTP_3 => "HTTP/3",
             _ => "HTTP/1.1",
         }),
-        [b"size"] => {
-            let written = exchange.request_body_replaced.as_ref().map(Vec::len);
-            number(written.or(exchange.request_body.as_ref().map(Bytes::len)).unwrap_or(0) as u64)
-        }
+        [b"size"] => number(exchange.request_size),
         [b"time"] => number(u64::try_from(exchange.info.as_ref()?.wall.unix_millis()).ok()? * 1_000_000),
         [b"duration"] => nanos(exchange.info.as_ref()?.began.elapsed()),
         _ => None,
