@@ -34,7 +34,7 @@ use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 
 pub use super::abi::proxy_wasm::Event;
 use restarts::Restarts;
-use vm::{Asked, Step, Vm};
+use vm::{Asked, Closed, Step, Vm};
 
 /// What a callback may use of the worker that it runs on. A stateful VM can't be run again elsewhere, so it gets more
 /// than a run that can; who uses it goes to the guest pool for as long as its past says.
@@ -392,6 +392,23 @@ impl ProxyHandler {
     }
 }
 
+impl ProxyHandler {
+    /// Ends a stream that nobody waits for, `after` so long at the latest.
+    fn end(self: &Arc<Self>, slot: &Arc<Slot>, context: u32, after: Duration) {
+        let (handler, slot) = (self.clone(), slot.clone());
+        self.engine.spawn(async move {
+            if !after.is_zero() {
+                tokio::time::sleep(after).await;
+            }
+            let work = move |vm: &mut Vm, (), turn: &Turn<'_>| {
+                let (closed, meter) = vm.close(context, None, false, turn);
+                (closed.map(drop), meter)
+            };
+            handler.event(&slot, (), work).await;
+        });
+    }
+}
+
 /// What became of work on a VM.
 enum Outcome<I, T> {
     Ran(T, Meter),
@@ -578,10 +595,14 @@ impl ProxyStream {
         }
         self.ended = true;
         let context = self.context;
-        let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, turn);
+        let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, true, turn);
         let (handler, slot) = (self.handler.clone(), self.slot.clone());
         match handler.on_vm(&slot, &Cancel::default(), exchange, false, work).await {
-            Outcome::Ran(exchange, meter) => (exchange, meter),
+            Outcome::Ran(Closed::Now(exchange), meter) => (exchange, meter),
+            Outcome::Ran(Closed::Later(context), meter) => {
+                handler.end(&slot, context, handler.pause);
+                (None, meter)
+            }
             Outcome::Failed(_, _, meter) => (None, meter),
             Outcome::NotRun(exchange, _) => (exchange, Meter::default()),
         }
@@ -596,15 +617,7 @@ impl Drop for ProxyStream {
             return;
         }
         // The request was broken off.
-        let (handler, slot, context) = (self.handler.clone(), self.slot.clone(), self.context);
-        self.handler.engine.spawn(async move {
-            handler
-                .event(&slot, (), move |vm, (), turn| {
-                    let (result, meter) = vm.close(context, None, turn);
-                    (result.map(drop), meter)
-                })
-                .await;
-        });
+        self.handler.end(&self.slot, self.context, Duration::ZERO);
     }
 }
 

@@ -44,6 +44,13 @@ pub enum Step {
     Paused(oneshot::Receiver<Woken>),
 }
 
+/// How a stream ended.
+pub enum Closed {
+    Now(Option<Box<HttpExchange>>),
+    /// The guest will say when.
+    Later(u32),
+}
+
 /// What the guest asked of the gateway.
 #[derive(Default)]
 pub struct Asked {
@@ -282,7 +289,7 @@ impl Vm {
                 exports.response_trailers.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size))
             }
         });
-        let action = action.map_err(Ended::into_failure)?;
+        let action = action.and_then(|action| self.end_done().map(|()| action)).map_err(Ended::into_failure)?;
         Ok(self.decided(context, action))
     }
 
@@ -380,6 +387,7 @@ impl Vm {
             None => Ok(()),
         });
         self.state().answer = None;
+        let told = told.and_then(|()| self.end_done());
         (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
     }
 
@@ -399,37 +407,56 @@ impl Vm {
         call: impl FnOnce(&mut Store, &Exports) -> Result<(), RuntimeError>,
     ) -> (Result<(), GuestFailure>, Meter) {
         self.guest.get().begin(&turn.allowance, turn.may_block);
-        let told = self.callback(Callback::Other, ROOT, call);
+        let told = self.callback(Callback::Other, ROOT, call).and_then(|()| self.end_done());
         (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
     }
 
-    /// The end of a stream: done, log, delete. Gives the exchange back.
+    /// The end of a stream: done, log, delete. `waits`: the guest may put the last two off until it says so.
     pub fn close(
         &mut self,
         context: u32,
         exchange: Option<Box<HttpExchange>>,
+        waits: bool,
         turn: &Turn<'_>,
-    ) -> (Result<Option<Box<HttpExchange>>, GuestFailure>, Meter) {
+    ) -> (Result<Closed, GuestFailure>, Meter) {
         if !self.state().streams.contains_key(&context) {
-            return (Ok(exchange), Meter::default());
+            return (Ok(Closed::Now(exchange)), Meter::default());
         }
         self.guest.get().begin(&turn.allowance, turn.may_block);
         self.lend(context, Event::ResponseTrailers, exchange);
-        let result = self.closed(context);
+        let closed = self.closed(context, waits);
         let meter = self.ended(context, turn.log);
-        let exchange = self.state().streams.remove(&context).and_then(|stream| stream.exchange);
-        (result.map(|()| exchange).map_err(Ended::into_failure), meter)
+        (closed.map_err(Ended::into_failure), meter)
     }
 
-    fn closed(&mut self, context: u32) -> Result<(), Ended> {
+    fn closed(&mut self, context: u32, waits: bool) -> Result<Closed, Ended> {
         let id = context as i32;
-        self.callback(Callback::Other, context, |store, exports| {
-            exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id)).map(drop)
+        let done = self.callback(Callback::Other, context, |store, exports| {
+            exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id))
         })?;
+        let stream = self.state().streams.get_mut(&context);
+        if let Some(stream) = stream.filter(|_| done == 0 && waits) {
+            stream.finishing = true;
+            return Ok(Closed::Later(context));
+        }
+        self.log_and_delete(context).map(Closed::Now)
+    }
+
+    fn log_and_delete(&mut self, context: u32) -> Result<Option<Box<HttpExchange>>, Ended> {
+        let id = context as i32;
         self.callback(Callback::Other, context, |store, exports| {
             exports.log.as_ref().map_or(Ok(()), |f| f.call(store, id))?;
             exports.delete.as_ref().map_or(Ok(()), |f| f.call(store, id))
-        })
+        })?;
+        Ok(self.state().streams.remove(&context).and_then(|stream| stream.exchange))
+    }
+
+    /// The ends that the guest has said since.
+    fn end_done(&mut self) -> Result<(), Ended> {
+        while let Some(context) = self.state().done.pop() {
+            self.log_and_delete(context)?;
+        }
+        Ok(())
     }
 
     /// Hands all paused streams back: the VM has failed.

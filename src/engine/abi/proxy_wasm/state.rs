@@ -117,8 +117,10 @@ pub struct ProxyState {
     pub callback: Callback,
     pub effective: u32,
     pub streams: HashMap<u32, Stream>,
-    /// Streams that may go on, or whose end the guest has said, since the callback began.
+    /// Streams that may go on, since the callback began.
     pub touched: Vec<u32>,
+    /// Streams whose end the guest has said.
+    pub done: Vec<u32>,
     /// The answer that the guest is told of.
     pub answer: Option<CallAnswer>,
     pub calls: Vec<Call>,
@@ -142,6 +144,7 @@ impl ProxyState {
             effective: 0,
             streams: HashMap::new(),
             touched: Vec::new(),
+            done: Vec::new(),
             answer: None,
             calls: Vec::new(),
             open_calls: 0,
