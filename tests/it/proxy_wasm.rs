@@ -12,6 +12,7 @@ mod life;
 mod pointers;
 mod properties;
 mod shared;
+mod starts;
 mod table;
 mod wasi;
 
