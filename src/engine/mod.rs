@@ -44,6 +44,7 @@ mod stack;
 mod sys;
 mod tend;
 mod tunables;
+mod turns;
 mod vms;
 mod wasix;
 
@@ -76,6 +77,7 @@ pub use loaded::LoadedModule;
 pub use progress::Compile;
 pub use proxy::outbound;
 pub use proxy::{Event, ProxyHandler, ProxyStream, Told};
+pub use turns::Turns;
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]

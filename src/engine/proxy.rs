@@ -105,6 +105,7 @@ impl ProxyHandler {
             vm_id: proxy.vm_id.clone(),
             vm_config: proxy.vm_config.clone().into(),
             config: handler.config.clone().into(),
+            env: handler.env.clone().into_iter().collect(),
             upstreams: handler.upstreams.clone(),
             strict: proxy.strict,
             scope: engine.scopes().of(&handler.owner, &proxy.vm_id),

@@ -149,6 +149,7 @@ impl Vm {
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
             host.proxy = Some(Box::new(ProxyState::new(plugin.clone(), version)));
             host.wasi.files = files;
+            host.wasi.env = plugin.env.clone();
         });
         let mut guest = made.map_err(|e| {
             log.printed("", &e.log);

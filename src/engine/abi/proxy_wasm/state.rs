@@ -26,6 +26,7 @@ pub struct Plugin {
     pub vm_id: String,
     pub vm_config: Bytes,
     pub config: Bytes,
+    pub env: Vec<(String, String)>,
     /// Upstreams that it may call.
     pub upstreams: Vec<Name>,
     /// Writing the head of a request that has gone on is an error.
