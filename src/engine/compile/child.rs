@@ -103,7 +103,7 @@ fn read_request() -> std::io::Result<Request> {
 }
 
 fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>, String> {
-    let instrumented = instrument(wasm).map_err(|e| e.to_string())?;
+    let instrumented = instrument(wasm, compiler).map_err(|e| e.to_string())?;
     let mut cranelift = Cranelift::new();
     cranelift.opt_level(match compiler {
         Compiler::Fast => CraneliftOptLevel::None,
