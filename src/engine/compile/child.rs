@@ -58,8 +58,8 @@ pub fn child_main() -> i32 {
     }
 }
 
-/// A first compile, of a module of our own, takes twice as long as a second: the program's pages and the allocator's are
-/// not there yet, nor the threads.
+/// Compiles a module of our own: a first compile takes longer, as the program's pages and the allocator's are not there yet,
+/// nor the threads.
 fn warm_up() {
     sys::nice_this_thread(FAST_NICE);
     // A failure is met again with the job.
