@@ -10,61 +10,33 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use wasmgate::config;
-use wasmgate::domain::Limits;
 use wasmgate::engine::{Cancel, Compiler, Engine, HttpExchange, HttpHandler, Settings};
 
 fn engine(dir: &Path) -> Arc<Engine> {
-    let config = config::Engine {
-        threads: 2,
-        queue: 64,
-        queue_timeout: Duration::from_secs(1),
-        per_owner: 64,
-        memory_budget_bytes: Some(1 << 30),
-        vms_per_handler: 4,
-        vm_requests: u64::MAX,
-        artifact_cache_bytes: 64 << 20,
-        artifact_disk_bytes: 10 << 30,
-        compile: config::Compile {
-            processes: 1,
-            cpu: Duration::from_secs(20),
-            per_mib: Duration::from_secs(2),
-            memory_bytes: 1 << 30,
-        },
-        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
-    };
+    let defaults = config::parse("", "defaults", dir).expect("the defaults are valid").engine;
+    let config = config::Engine { vm_requests: u64::MAX, ..defaults };
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();
     Engine::new(Settings { data_dir: dir.to_owned(), artifact_key: [7; 32], compiler_exe, config }).expect("an engine")
 }
 
 async fn handler(engine: &Arc<Engine>) -> Arc<HttpHandler> {
-    let limits = Limits {
-        fuel: u64::MAX / 2,
-        memory_bytes: 16 << 20,
-        wall_ms: Duration::from_secs(1),
-        input_bytes: 1 << 20,
-        output_bytes: 1 << 20,
-        log_bytes: 64 << 10,
-        table_elements: 10_000,
-        stack_bytes: Limits::STACK_BYTES,
-        file_bytes: Limits::FILE_BYTES,
-        instances: Limits::INSTANCES,
-    };
-    let wat = include_bytes!("../examples/http-wasm-header/header.wat");
-    let wasm = wat::parse_bytes(wat).expect("WAT").into_owned();
-    let inspected = engine.inspect(&wasm, None, 1 << 20, &limits).expect("a handler");
-    engine.install(wasm.into(), &inspected, Compiler::Optimising).await.expect("it compiles");
-    let module = engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.expect("it loads");
     let config = config::Handler {
         module: "wasmgate/header".parse().expect("a module"),
         owner: "wasmgate".parse().expect("an owner"),
         config: Vec::new(),
         fail: config::HandlerFail::Closed,
         env: Default::default(),
-        wall: limits.wall_ms,
-        memory_bytes: limits.memory_bytes,
+        wall: Duration::from_secs(1),
+        memory_bytes: 16 << 20,
         max_buffer_bytes: 1 << 20,
     };
-    HttpHandler::new(engine, module, None, "wasmgate/header@1".into(), &config, config.limits())
+    let limits = config.limits();
+    let wat = include_bytes!("../examples/http-wasm-header/header.wat");
+    let wasm = wat::parse_bytes(wat).expect("WAT").into_owned();
+    let inspected = engine.inspect(&wasm, None, 1 << 20, &limits).expect("a handler");
+    engine.install(wasm.into(), &inspected, Compiler::Optimising).await.expect("it compiles");
+    let module = engine.load(None, inspected.digest, inspected.abi, &inspected.shape).await.expect("it loads");
+    HttpHandler::new(engine, module, None, "wasmgate/header@1".into(), &config, limits)
 }
 
 /// As much head as a browser sends; values are slices of one buffer, as in a parsed head.

@@ -15,7 +15,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let digest = Digest::of(b"a module");
         let artifacts = Artifacts::open(&dir, [7; 32], 1 << 20).expect("the folder is writable");
         artifacts.write_artifact(digest, Compiler::Fast, b"an artifact").expect("the folder is writable");
-        let path = std::fs::read_dir(dir.join("artifacts")).expect("it is there").flatten().next().expect("it was written").path();
+        let path = std::fs::read_dir(dir.join("artifacts"))
+            .expect("it is there")
+            .flatten()
+            .next()
+            .expect("it was written")
+            .path();
         (artifacts, digest, path)
     });
     std::fs::write(path, data).expect("the folder is writable");

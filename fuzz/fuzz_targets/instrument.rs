@@ -4,6 +4,8 @@
 
 #[path = "../engine.rs"]
 mod engine;
+#[path = "../../tests/it/support/smith.rs"]
+mod smith;
 
 use libfuzzer_sys::arbitrary::Unstructured;
 
@@ -18,21 +20,5 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 });
 
 fn config() -> wasm_smith::Config {
-    wasm_smith::Config {
-        max_imports: 0,
-        max_memories: 1,
-        max_memory32_bytes: 1 << 20,
-        max_table_elements: 500,
-        min_exports: 1,
-        export_everything: true,
-        exceptions_enabled: false,
-        gc_enabled: false,
-        compact_imports_enabled: false,
-        memory64_enabled: false,
-        relaxed_simd_enabled: false,
-        tail_call_enabled: false,
-        threads_enabled: false,
-        wide_arithmetic_enabled: false,
-        ..wasm_smith::Config::default()
-    }
+    wasm_smith::Config { max_imports: 0, max_memories: 1, min_exports: 1, export_everything: true, ..smith::config() }
 }

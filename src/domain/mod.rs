@@ -1,5 +1,24 @@
 //! Pure types and maths shared by every layer: no I/O, no async, no proxy, engine or database types.
 
+/// For `#[serde(try_from = "String", into = "String")]`: a record has the text.
+macro_rules! text_in_records {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = <$name as std::str::FromStr>::Err;
+
+            fn try_from(s: String) -> Result<Self, Self::Error> {
+                s.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+    };
+}
+
 pub mod clock;
 pub mod id;
 pub mod key;

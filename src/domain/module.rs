@@ -120,6 +120,9 @@ pub struct Bundle {
     /// Of the files, unpacked.
     pub bytes: u64,
     pub files: u64,
+    /// Of the archive; 0 in records of earlier releases.
+    #[serde(default)]
+    pub archive_bytes: u64,
 }
 
 /// One immutable version of a module.
@@ -145,9 +148,14 @@ impl ModuleVersion {
         (self.digest, self.abi, self.assets.map(|bundle| bundle.digest))
     }
 
-    /// What counts for a tier's limit.
+    /// What counts for a tier's size of a module.
     pub fn total_bytes(&self) -> u64 {
         self.size_bytes.saturating_add(self.assets.map_or(0, |bundle| bundle.bytes))
+    }
+
+    /// What counts for a tier's storage.
+    pub fn stored_bytes(&self) -> u64 {
+        self.size_bytes.saturating_add(self.assets.map_or(0, |bundle| bundle.archive_bytes))
     }
 
     /// Everything that is stored for it.
@@ -232,16 +240,4 @@ impl fmt::Display for ModuleRef {
     }
 }
 
-impl TryFrom<String> for ModuleRef {
-    type Error = String;
-
-    fn try_from(s: String) -> Result<Self, Self::Error> {
-        s.parse()
-    }
-}
-
-impl From<ModuleRef> for String {
-    fn from(r: ModuleRef) -> Self {
-        r.to_string()
-    }
-}
+text_in_records!(ModuleRef);

@@ -6,15 +6,12 @@
 //!
 //! Invariant: the serving process never compiles.
 
-use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdout};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -22,8 +19,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Digest, NotLoadable, OwnerId};
 
-use super::counted::Counted;
 use super::progress::{Listed, Progress};
+use super::turns::Turns;
 use super::{Compiler, InstallError};
 
 use processes::{Processes, Start};
@@ -74,10 +71,7 @@ const REFUSED: u8 = 1;
 pub struct Compilers {
     processes: Arc<Processes>,
     config: crate::config::Compile,
-    permits: Semaphore,
-    waiting: AtomicUsize,
-    /// One owner's turns: it is in the queue with half as many compiles as there are processes. Holds those with one.
-    owners: Mutex<HashMap<OwnerId, Weak<Semaphore>>>,
+    turns: Turns,
     pub(super) progress: Progress,
     observer: OnceLock<Observer>,
     /// One process beside the others, for what nobody waits for.
@@ -89,13 +83,11 @@ pub type Observer = Box<dyn Fn(Compiler, Duration) + Send + Sync>;
 
 impl Compilers {
     pub fn new(exe: PathBuf, config: crate::config::Compile) -> Arc<Compilers> {
-        let permits = Semaphore::new(config.processes.max(1));
+        let turns = Turns::new(config.processes, config.processes.max(1) * QUEUE_PER_PROCESS);
         Arc::new(Compilers {
             processes: Processes::new(exe),
             config,
-            permits,
-            waiting: AtomicUsize::new(0),
-            owners: Mutex::default(),
+            turns,
             progress: Progress::default(),
             observer: OnceLock::new(),
             background: Semaphore::new(1),
@@ -117,15 +109,7 @@ impl Compilers {
         why: Why,
     ) -> Result<Bytes, InstallError> {
         let listed = self.progress.waits(digest, owner, compiler, wasm.len());
-        let until = tokio::time::Instant::now() + why.wait();
-        let turns = owner.map(|owner| self.turns_of(owner));
-        let _turn = match &turns {
-            Some(turns) => Some(in_time(until, turns.acquire()).await?),
-            None => None,
-        };
-        let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
-            .ok_or(InstallError::Busy)?;
-        let _permit = in_time(until, self.permits.acquire()).await?;
+        let _turn = self.turns.take(owner, why.wait()).await.ok_or(InstallError::Busy)?;
         self.observed(&listed, wasm, compiler, why == Why::New && owner.is_some()).await
     }
 
@@ -158,17 +142,6 @@ impl Compilers {
             self.processes.prepare();
         }
         compiled
-    }
-
-    fn turns_of(&self, owner: &OwnerId) -> Arc<Semaphore> {
-        let mut owners = self.owners.lock();
-        if let Some(turns) = owners.get(owner).and_then(Weak::upgrade) {
-            return turns;
-        }
-        owners.retain(|_, turns| turns.strong_count() > 0);
-        let turns = Arc::new(Semaphore::new((self.config.processes / 2).max(1)));
-        owners.insert(owner.clone(), Arc::downgrade(&turns));
-        turns
     }
 
     async fn child(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Result<Bytes, InstallError> {
@@ -246,13 +219,6 @@ async fn receive(mut from: ChildStdout) -> std::io::Result<Option<(u8, Vec<u8>)>
     let mut body = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
     let read = from.take(len).read_to_end(&mut body).await?;
     Ok((read as u64 == len).then_some((verdict, body)))
-}
-
-async fn in_time<T>(
-    until: tokio::time::Instant,
-    permit: impl Future<Output = Result<T, tokio::sync::AcquireError>>,
-) -> Result<T, InstallError> {
-    tokio::time::timeout_at(until, permit).await.ok().and_then(Result::ok).ok_or(InstallError::Busy)
 }
 
 fn io(what: &str, error: &std::io::Error) -> InstallError {

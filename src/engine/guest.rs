@@ -95,7 +95,6 @@ impl Guest {
         let started = Started::of(allowance);
         let limits = &allowance.limits;
         let memory = GuestMemory::default();
-        let for_wasix = reserved.none_yet();
         let grant = Grant::new(&memory, limits.memory_bytes, limits.table_elements, reserved);
         let mut state = HostState::new(
             Fuel::new(limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone()),
@@ -110,7 +109,7 @@ impl Guest {
         engine.set_tunables(GuestTunables::new(limits.stack_bytes));
         let mut store = Store::new(engine);
         let env = FunctionEnv::new(&mut store, state);
-        let make = || link(&mut store, &env, &code, for_wasix);
+        let make = || link(&mut store, &env, &code);
         let made = stack::with(limits.stack_bytes, || with_grant(grant, make));
         let ended = match made {
             Ok((instance, fuel)) => {
@@ -190,17 +189,9 @@ impl Guest {
 }
 
 /// Makes the imports and the instance. Gives the instance's fuel counter too.
-fn link(
-    store: &mut Store,
-    env: &FunctionEnv<HostState>,
-    code: &Code,
-    for_wasix: Reserved,
-) -> Result<(Instance, Global), Ended> {
+fn link(store: &mut Store, env: &FunctionEnv<HostState>, code: &Code) -> Result<(Instance, Global), Ended> {
     let not_loadable = |why: String| Ended::Failed(GuestFailure::NotLoadable(why));
-    let wasix = match code.needs_wasix() {
-        true => Some(Wasix::begin(store, env, for_wasix).map_err(not_loadable)?),
-        false => None,
-    };
+    let wasix = code.needs_wasix.then(|| Wasix::begin(store, env)).transpose().map_err(not_loadable)?;
     let make = |link: &Link| match (link, &wasix) {
         (Link::Host(make), _) => Ok(Extern::from(make(store, env))),
         (Link::Wasix(import), Some(wasix)) => wasix.function(store, env, import).map(Extern::from),

@@ -3,49 +3,91 @@
 //! Invariant: who has a [`Pass`] is one of at most so many; who waits does so in the order of asking, for the queue's time
 //! and in a line of the queue's length, and leaves it by dropping the future.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
 use super::RunError;
-use super::counted::Counted;
 use crate::domain::{Digest, OwnerId};
 
-/// So many at once.
+/// So many at once as each who asks says: who allows fewer waits longer.
+#[derive(Default)]
 pub struct Gate {
-    permits: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    line: Mutex<Line>,
 }
 
-impl Gate {
-    pub fn new(cap: usize) -> Gate {
-        Gate { permits: Arc::new(Semaphore::new(cap.clamp(1, Semaphore::MAX_PERMITS))), waiting: AtomicUsize::new(0) }
-    }
+#[derive(Default)]
+struct Line {
+    inside: usize,
+    waiting: VecDeque<Waiting>,
+}
 
-    /// Unless others wait.
-    pub fn enter_now(&self) -> Option<OwnedSemaphorePermit> {
-        self.permits.clone().try_acquire_owned().ok()
+struct Waiting {
+    cap: usize,
+    turn: oneshot::Sender<Permit>,
+}
+
+/// One place inside.
+pub struct Permit(Arc<Gate>);
+
+impl Gate {
+    /// Unless there are so many already, or somebody waits who may go first.
+    pub fn enter_now(self: &Arc<Gate>, cap: usize) -> Option<Permit> {
+        let mut line = self.line.lock();
+        let enters = line.inside < cap;
+        line.inside += usize::from(enters);
+        enters.then(|| Permit(self.clone()))
     }
 
     /// `Busy` after the queue's time, and at once when the line is full.
-    pub async fn enter(&self, config: &crate::config::Engine) -> Result<OwnedSemaphorePermit, RunError> {
-        if let Some(permit) = self.enter_now() {
-            return Ok(permit);
-        }
+    pub async fn enter(self: &Arc<Gate>, cap: usize, config: &crate::config::Engine) -> Result<Permit, RunError> {
         let busy = RunError::Busy { retry_after: config.queue_timeout.max(Duration::from_secs(1)) };
-        let place = Counted::enter(&self.waiting, config.queue).ok_or(busy.clone())?;
-        let in_time = tokio::time::timeout(config.queue_timeout, self.permits.clone().acquire_owned()).await;
-        drop(place);
-        in_time.ok().and_then(Result::ok).ok_or(busy)
+        let turn = {
+            let mut line = self.line.lock();
+            if line.inside < cap {
+                line.inside += 1;
+                return Ok(Permit(self.clone()));
+            }
+            if line.waiting.len() >= config.queue {
+                line.waiting.retain(|waiting| !waiting.turn.is_closed());
+            }
+            if line.waiting.len() >= config.queue {
+                return Err(busy);
+            }
+            let (sender, turn) = oneshot::channel();
+            line.waiting.push_back(Waiting { cap, turn: sender });
+            turn
+        };
+        tokio::time::timeout(config.queue_timeout, turn).await.ok().and_then(Result::ok).ok_or(busy)
+    }
+
+    /// The first in the line who may.
+    fn next(&self) -> Option<oneshot::Sender<Permit>> {
+        let mut line = self.line.lock();
+        line.waiting.retain(|waiting| !waiting.turn.is_closed());
+        let inside = line.inside;
+        let next = line.waiting.iter().position(|waiting| inside < waiting.cap)?;
+        let next = line.waiting.remove(next)?;
+        line.inside += 1;
+        Some(next.turn)
     }
 }
 
-/// Whose run, of which module, and how many of those there may be: where that changes, a new gate is for the new number.
-type Key = (OwnerId, Digest, u32);
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.line.lock().inside -= 1;
+        while let Some(turn) = self.0.next() {
+            // Who has gone just now leaves again by dropping it.
+            let _ = turn.send(Permit(self.0.clone()));
+        }
+    }
+}
+
+/// Whose runs, of which module.
+type Key = (OwnerId, Digest);
 
 /// The gates of modules whose runs are under way or waiting. Holds only those.
 #[derive(Default)]
@@ -59,16 +101,17 @@ pub struct Pass<'a> {
     key: Key,
     /// `None` from its drop on.
     gate: Option<Arc<Gate>>,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
 }
 
 impl Instances {
-    pub async fn enter(&self, key: Key, config: &crate::config::Engine) -> Result<Pass<'_>, RunError> {
-        let cap = usize::try_from(key.2).unwrap_or(usize::MAX);
-        let gate = self.gates.lock().entry(key.clone()).or_insert_with(|| Arc::new(Gate::new(cap))).clone();
+    /// `cap`: how many of those there may be with this one, whatever number the others came with.
+    pub async fn enter(&self, key: Key, cap: u32, config: &crate::config::Engine) -> Result<Pass<'_>, RunError> {
+        let cap = usize::try_from(cap).unwrap_or(usize::MAX).max(1);
+        let gate = self.gates.lock().entry(key.clone()).or_default().clone();
         let mut pass = Pass { instances: self, key, gate: Some(gate), permit: None };
         if let Some(gate) = &pass.gate {
-            pass.permit = Some(gate.enter(config).await?);
+            pass.permit = Some(gate.enter(cap, config).await?);
         }
         Ok(pass)
     }

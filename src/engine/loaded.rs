@@ -35,6 +35,8 @@ pub struct Code {
     pub(super) compiler: Compiler,
     /// How to make each import, in the module's order.
     pub(super) imports: Vec<Link>,
+    /// One of them is of wasmer-wasix.
+    pub(super) needs_wasix: bool,
     /// Dropped before the engine that owns its code.
     pub(super) module: wasmer::Module,
     /// Headless and of this code alone: it is freed with it, and no other module's signatures can disturb it.
@@ -80,13 +82,8 @@ impl Code {
                 }
             })
             .collect::<Result<Vec<_>, String>>()?;
-        Ok(Code { compiler, imports, module, engine, bytes })
-    }
-}
-
-impl Code {
-    pub(super) fn needs_wasix(&self) -> bool {
-        self.imports.iter().any(|link| matches!(link, Link::Wasix(_)))
+        let needs_wasix = imports.iter().any(|link| matches!(link, Link::Wasix(_)));
+        Ok(Code { compiler, imports, needs_wasix, module, engine, bytes })
     }
 }
 
@@ -121,7 +118,7 @@ impl LoadedModule {
 
     /// Its host functions are wasmer-wasix's, whose work between two looks at the clock is too long for a proxy worker.
     pub(super) fn needs_wasix(&self) -> bool {
-        self.code.load().needs_wasix()
+        self.code.load().needs_wasix
     }
 
     pub(super) fn code(&self) -> Arc<Code> {

@@ -41,6 +41,7 @@ mod stack;
 mod sys;
 mod tend;
 mod tunables;
+mod turns;
 mod vms;
 mod wasix;
 
@@ -68,6 +69,7 @@ pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Verdi
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
+pub use turns::Turns;
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]
@@ -279,8 +281,8 @@ impl Engine {
             return run::refused(RunError::BadCall(format!("the input is over {} bytes", job.limits.input_bytes)));
         }
         // Held to the end of the run.
-        let key = (job.owner.clone(), job.module.digest(), job.limits.instances);
-        let _pass = match job.cancel.or_cancelled(self.instances.enter(key, &self.config)).await {
+        let (key, cap) = ((job.owner.clone(), job.module.digest()), job.limits.instances);
+        let _pass = match job.cancel.or_cancelled(self.instances.enter(key, cap, &self.config)).await {
             Some(Ok(pass)) => pass,
             Some(Err(busy)) => return run::refused(busy),
             None => return run::refused(RunError::Guest(GuestFailure::Cancelled)),

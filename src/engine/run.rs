@@ -48,59 +48,49 @@ pub fn execute(
     reserved: Reserved,
     may_block: bool,
 ) -> Finished {
-    let run = || execute_unguarded(module, label, input, call, allowance, reserved, may_block);
+    let run = || {
+        let files = Files::new(input.assets.clone(), allowance.limits.file_bytes, reserved.none_yet());
+        let prepare = |host: &mut HostState| {
+            host.may_block = may_block;
+            host.wasi = WasiState {
+                args: std::iter::once(label.to_owned()).chain(input.args.iter().cloned()).collect(),
+                env: input.env.clone(),
+                stdin: input.stdin.clone(),
+                stdout: Stdout::Kept(Vec::new()),
+                files,
+            };
+        };
+        let mut guest = match Guest::instantiate(module, allowance, reserved, prepare) {
+            Ok(guest) => guest,
+            Err(stillborn) => {
+                // A start function that exits has ended the whole run by itself.
+                let result = match stillborn.ended {
+                    Ended::Exit(exit_code) => Ok(Output { exit_code, stdout: stillborn.stdout, values: Vec::new() }),
+                    Ended::Failed(failure) => Err(RunError::Guest(failure)),
+                };
+                return Finished { result, meter: stillborn.meter, stderr: stillborn.log };
+            }
+        };
+        let ended = match call {
+            Call::Command { entry } => command::call(&mut guest, entry).map(|code| (code, Vec::new())),
+            Call::Core { entry, args } => core::call(&mut guest, entry, args).map(|values| (0, values)),
+        };
+        let meter = guest.meter();
+        let host = guest.host();
+        let stderr = host.log.take();
+        let stdout = host.wasi.take_stdout();
+        let result = match ended {
+            Ok((exit_code, values)) => Ok(Output { stdout, exit_code, values }),
+            Err(ended) => Err(RunError::Guest(ended.into_failure())),
+        };
+        Finished { result, meter, stderr }
+    };
     // Everything that the run touched is dropped with it.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
         tracing::error!(module = label, "the engine panicked in a run");
         let reason = "the gateway failed in this run".to_owned();
         refused(RunError::Guest(GuestFailure::Trap { reason, backtrace: String::new() }))
     })
-}
-
-fn execute_unguarded(
-    module: &LoadedModule,
-    label: &str,
-    input: &Input,
-    call: &Call,
-    allowance: &Allowance,
-    reserved: Reserved,
-    may_block: bool,
-) -> Finished {
-    let files = Files::new(input.assets.clone(), allowance.limits.file_bytes, reserved.none_yet());
-    let prepare = |host: &mut HostState| {
-        host.may_block = may_block;
-        host.wasi = WasiState {
-            args: std::iter::once(label.to_owned()).chain(input.args.iter().cloned()).collect(),
-            env: input.env.clone(),
-            stdin: input.stdin.clone(),
-            stdout: Stdout::Kept(Vec::new()),
-            files,
-        };
-    };
-    let mut guest = match Guest::instantiate(module, allowance, reserved, prepare) {
-        Ok(guest) => guest,
-        Err(stillborn) => {
-            // A start function that exits has ended the whole run by itself.
-            let result = match stillborn.ended {
-                Ended::Exit(exit_code) => Ok(Output { exit_code, stdout: stillborn.stdout, values: Vec::new() }),
-                Ended::Failed(failure) => Err(RunError::Guest(failure)),
-            };
-            return Finished { result, meter: stillborn.meter, stderr: stillborn.log };
-        }
-    };
-    let ended = match call {
-        Call::Command { entry } => command::call(&mut guest, entry).map(|code| (code, Vec::new())),
-        Call::Core { entry, args } => core::call(&mut guest, entry, args).map(|values| (0, values)),
-    };
-    let meter = guest.meter();
-    let host = guest.host();
-    let stderr = host.log.take();
-    let stdout = host.wasi.take_stdout();
-    let result = match ended {
-        Ok((exit_code, values)) => Ok(Output { stdout, exit_code, values }),
-        Err(ended) => Err(RunError::Guest(ended.into_failure())),
-    };
-    Finished { result, meter, stderr }
 }
 
 /// A run that never began.

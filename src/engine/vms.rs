@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
 use wasmer::TypedFunction;
 
 use super::at_rest::AtRest;
@@ -22,7 +21,7 @@ use super::guest::{Allowance, Guest};
 use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
-use super::instances::Gate;
+use super::instances::{self, Gate};
 use super::{Assets, Compiler, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
@@ -203,7 +202,7 @@ fn start_failure(ended: Ended) -> RunError {
 
 /// The right to make or use one VM of the handler.
 pub struct Permit {
-    _permit: OwnedSemaphorePermit,
+    _permit: instances::Permit,
     engine: Arc<Engine>,
 }
 
@@ -221,7 +220,9 @@ pub struct Leased {
 
 /// The VMs of one handler.
 pub struct Vms {
-    gate: Gate,
+    gate: Arc<Gate>,
+    /// How many VMs there may be.
+    cap: usize,
     /// The one used last is at the back.
     idle: Mutex<VecDeque<(Box<Vm>, Instant)>>,
     engine: Arc<Engine>,
@@ -232,21 +233,21 @@ pub struct Vms {
 impl Vms {
     pub fn new(engine: Arc<Engine>, limits: &Limits) -> Vms {
         let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
-        let cap = engine.config().vms_per_handler.min(own);
+        let cap = engine.config().vms_per_handler.min(own).max(1);
         let requests = engine.config().vm_requests;
-        Vms { gate: Gate::new(cap), idle: Mutex::default(), engine, requests, memory_limit: limits.memory_bytes }
+        Vms { gate: Arc::default(), cap, idle: Mutex::default(), engine, requests, memory_limit: limits.memory_bytes }
     }
 
     pub async fn permit(&self) -> Result<Permit, RunError> {
-        Ok(self.counted(self.gate.enter(self.engine.config()).await?))
+        Ok(self.counted(self.gate.enter(self.cap, self.engine.config()).await?))
     }
 
     /// Unless others wait for one.
     pub fn permit_now(&self) -> Option<Permit> {
-        self.gate.enter_now().map(|permit| self.counted(permit))
+        self.gate.enter_now(self.cap).map(|permit| self.counted(permit))
     }
 
-    fn counted(&self, permit: OwnedSemaphorePermit) -> Permit {
+    fn counted(&self, permit: instances::Permit) -> Permit {
         self.engine.vm_counters().1.fetch_add(1, Ordering::Relaxed);
         Permit { _permit: permit, engine: self.engine.clone() }
     }

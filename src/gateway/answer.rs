@@ -43,8 +43,30 @@ pub async fn write_head(session: &mut Session, shared: &Shared, mut head: Respon
     .map_err(|e| e.into_down())
 }
 
-/// Sends a whole answer. The head is finished here: edits, limits, ids, framing.
-pub async fn send(
+/// A finished head and all that follows it.
+pub async fn write(session: &mut Session, shared: &Shared, head: ResponseHeader, body: Bytes) -> Result<()> {
+    let end = body.is_empty();
+    write_head(session, shared, head, end).await?;
+    if end {
+        session.downstream_session.finish_body().await.map_err(|e| e.into_down())
+    } else {
+        session.downstream_session.write_response_body(body, true).await.map_err(|e| e.into_down())
+    }
+}
+
+/// Sends a whole answer that is no refusal, as the handlers that let its request pass leave it.
+pub async fn deliver(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    (head, body): (ResponseHeader, Bytes),
+) -> Result<()> {
+    let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
+    send(session, ctx, shared, head, body).await
+}
+
+/// The head is finished here: edits, limits, ids, framing.
+async fn send(
     session: &mut Session,
     ctx: &mut Context,
     shared: &Shared,
@@ -60,14 +82,8 @@ pub async fn send(
         head.drop_all(&CONTENT_LENGTH);
     }
     let with_body = has_body(&ctx.method, head.status);
-    exchange::frame_answer(&mut head, session.req_header().version, with_body, 0)?;
-    let end = !with_body || body.is_empty();
-    write_head(session, shared, head, end).await?;
-    if end {
-        session.downstream_session.finish_body().await.map_err(|e| e.into_down())
-    } else {
-        session.downstream_session.write_response_body(body, true).await.map_err(|e| e.into_down())
-    }
+    exchange::frame(session, &mut head, with_body, 0)?;
+    write(session, shared, head, if with_body { body } else { Bytes::new() }).await
 }
 
 /// A handler may have changed the method for the upstream; what the client reads is framed by the one it sent.

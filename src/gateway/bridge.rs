@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::TRANSFER_ENCODING;
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::prelude::timeout;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::answer::{self, has_body};
 use super::body::{self, Pace};
 use super::context::Context;
-use super::exchange::{content_length, frame_answer};
+use super::exchange::{content_length, frame};
 use super::forward;
 use super::handlers;
 use super::pipeline::Stop;
@@ -75,15 +75,6 @@ pub async fn tenant_api(
     }
     ctx.release();
     session.downstream_session.finish_body().await.map_err(|e| Stop::Broken(e.into_down()))
-}
-
-fn frame(session: &mut Session, head: &mut ResponseHeader, with_body: bool, first: usize) -> pingora::Result<()> {
-    let version = session.req_header().version;
-    frame_answer(head, version, with_body, first)?;
-    if version == http::Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
-        session.set_keepalive(None);
-    }
-    Ok(())
 }
 
 /// The request as the API gets it; its body comes from [`call`].

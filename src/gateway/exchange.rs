@@ -230,22 +230,17 @@ async fn relay(
     if let Some(limit) = limit {
         let body = if with_body { Box::pin(hold(session, connected, limit)).await? } else { Bytes::new() };
         connected.done(ctx).await;
-        let (head, body) = Box::pin(handlers::respond(session, ctx, shared, head, body, false)).await?;
-        return Ok(answer::send(session, ctx, shared, head, body).await?);
+        return Ok(Box::pin(answer::deliver(session, ctx, shared, (head, body))).await?);
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
         (head, first) = Box::pin(handlers::respond_head(session, ctx, shared, head)).await?;
     }
     forward::finish_response(&mut head, ctx)?;
-    let version = session.req_header().version;
-    frame_answer(&mut head, version, with_body, first.len())?;
-    if version == Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
-        session.set_keepalive(None);
-    }
+    frame(session, &mut head, with_body, first.len())?;
     if !with_body || connected.client()?.response_done() {
         connected.done(ctx).await;
-        return whole(session, shared, head, first).await;
+        return Ok(answer::write(session, shared, head, first).await?);
     }
     if head.headers.contains_key(CONTENT_LENGTH) {
         // A short answer usually came with its head: then the upstream is done before the client reads a byte.
@@ -253,7 +248,7 @@ async fn relay(
         first = if first.is_empty() { chunk } else { [first, chunk].concat().into() };
         if connected.client()?.response_done() {
             connected.done(ctx).await;
-            return whole(session, shared, head, first).await;
+            return Ok(answer::write(session, shared, head, first).await?);
         }
     }
     let left = content_length(&head).map(|n| n.saturating_sub(first.len() as u64));
@@ -263,15 +258,6 @@ async fn relay(
     }
     copy_body(session, ctx, connected, left).await?;
     connected.done(ctx).await;
-    Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
-}
-
-/// A head and all that follows it.
-async fn whole(session: &mut Session, shared: &Shared, head: ResponseHeader, body: Bytes) -> Result<(), Stop> {
-    answer::write_head(session, shared, head, body.is_empty()).await?;
-    if !body.is_empty() {
-        session.downstream_session.write_response_body(body, true).await.map_err(|e| e.into_down())?;
-    }
     Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
 }
 
@@ -346,6 +332,16 @@ async fn copy_body(
         if let Some(trailers) = h2.read_trailers().await.map_err(|e| e.into_up())? {
             session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
         }
+    }
+    Ok(())
+}
+
+/// As [`frame_answer`]; a body without a length ends with its HTTP/1.0 connection.
+pub fn frame(session: &mut Session, head: &mut ResponseHeader, with_body: bool, first: usize) -> pingora::Result<()> {
+    let version = session.req_header().version;
+    frame_answer(head, version, with_body, first)?;
+    if version == Version::HTTP_10 && with_body && !head.headers.contains_key(CONTENT_LENGTH) {
+        session.set_keepalive(None);
     }
     Ok(())
 }

@@ -238,6 +238,18 @@ pub fn frame_request(head: &mut RequestHeader, body: Option<usize>) -> Result<()
     }
 }
 
+/// The framing of a request whose body streams through, which a handler may have written over.
+pub fn restore_framing(head: &mut RequestHeader, length: Option<u64>) -> Result<()> {
+    head.drop_all(&TRANSFER_ENCODING);
+    match length {
+        Some(n) => head.set(&CONTENT_LENGTH, HeaderValue::from(n)),
+        None => {
+            head.drop_all(&CONTENT_LENGTH);
+            Ok(())
+        }
+    }
+}
+
 /// The answer's head without what does not go past this hop, before handlers and edits see it.
 pub fn strip_response(head: &ResponseHeader) -> Result<ResponseHeader> {
     let doomed = nominated(&head.headers);

@@ -12,10 +12,11 @@ use super::answer;
 use super::body;
 use super::context::Context;
 use super::forward::Fields;
-use super::handlers::{self, Passed, RouteHandler, record, rejection_of};
+use super::handlers::{self, Passed};
 use super::pipeline::Stop;
 use super::presence::while_here;
 use super::proxy::Gateway;
+use super::route_handler::{RouteHandler, rejection_of};
 use crate::config::Segment;
 use crate::domain::{Abi, GuestFailure, Phase, Rejection};
 use crate::engine::{Cancel, Engine, Finished, Input, Job, Output};
@@ -29,14 +30,11 @@ pub async fn answer(
     max_body: u64,
 ) -> Result<(), Stop> {
     let shared = &gateway.shared;
-    if handler.version().is_some_and(|v| v.abi == Abi::HttpWasm) {
+    if handler.is_http_wasm() {
         return transform(gateway, session, ctx, handler, max_body).await;
     }
-    handler.admit(ctx)?;
-    let loaded = handler.module(&shared.engine).await;
-    let module = loaded.map_err(|e| handlers::not_loaded(ctx, shared, handler, e))?.clone();
-    let assets = handler.assets(&shared.engine).await;
-    let assets = assets.map_err(|e| handlers::not_loaded(ctx, shared, handler, e))?.cloned();
+    let (module, assets) = handler.ready(ctx, shared).await?;
+    let (module, assets) = (module.clone(), assets.cloned());
     let stdin = match held {
         Some(body) => body,
         None => body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?,
@@ -62,7 +60,7 @@ pub async fn answer(
         0 => Ok(output),
         code => Err(GuestFailure::ExitCode(code).into()),
     });
-    record(ctx, shared, handler, Phase::Execute, result.as_ref().err(), &meter);
+    handler.record(ctx, shared, Phase::Execute, result.as_ref().err(), &meter);
     if !stderr.is_empty() {
         tracing::info!(target: "guest", handler = %handler.label, request_id = ctx.request_id(),
             stderr = %String::from_utf8_lossy(&stderr));
@@ -71,9 +69,7 @@ pub async fn answer(
         return Err(Stop::Broken(error));
     }
     let output = result.map_err(rejection_of)?;
-    let (head, body) = reply(abi, output)?;
-    let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
-    Ok(answer::send(session, ctx, shared, head, body).await?)
+    Ok(answer::deliver(session, ctx, shared, reply(abi, output)?).await?)
 }
 
 /// An http-wasm module with nothing behind it: it has to answer by itself.
@@ -89,11 +85,7 @@ async fn transform(
     let passed = handlers::request_phase(session, ctx, shared, std::slice::from_ref(handler), max_body).await;
     let own = std::mem::replace(&mut ctx.chain, before);
     match passed? {
-        Passed::Answered(reply) => {
-            let (head, body) = answer::from_reply(reply)?;
-            let (head, body) = handlers::respond(session, ctx, shared, head, body, false).await?;
-            Ok(answer::send(session, ctx, shared, head, body).await?)
-        }
+        Passed::Answered(reply) => Ok(answer::deliver(session, ctx, shared, answer::from_reply(reply)?).await?),
         Passed::On(_) => {
             drop(own);
             let detail = "it passed the request on, and this route has nothing behind it".to_owned();

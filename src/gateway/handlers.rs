@@ -4,189 +4,28 @@
 //! Invariant: a handler that let a request pass gets its response phase, whatever became of the request (ABI section
 //! 1), unless its VM failed or the client is gone.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::CONTENT_LENGTH;
 use parking_lot::Mutex;
 use pingora::Result;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use tokio::sync::OnceCell;
 
 use super::answer;
 use super::body;
-use super::breaker::{Breaker, Caller, is_crash};
 use super::context::Context;
 use super::forward;
 use super::merge::merge_pending;
 use super::pipeline::Stop;
 use super::presence::while_here;
+use super::route_handler::{RouteHandler, rejection_of};
 use super::service::Shared;
-use super::snapshot::{Resolved, Snapshot};
-use crate::config::{self, HandlerFail};
-use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection, Reply};
-use crate::engine::{
-    Assets, Cancel, Engine, Features, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
-};
-use crate::limit::network;
-use crate::telemetry::{Metrics, ModuleMetrics};
-
-/// A handler on a route, or the module that answers one. Its VMs live as long as it does.
-pub struct RouteHandler {
-    pub config: config::Handler,
-    version: Option<ModuleVersion>,
-    /// The route's under the module's own.
-    pub limits: Limits,
-    /// `owner/name@version`; of what is not stored, as the configuration names it.
-    pub label: Arc<str>,
-    pub breaker: Arc<Breaker>,
-    metrics: OnceLock<Arc<ModuleMetrics>>,
-    module: OnceCell<Arc<LoadedModule>>,
-    assets: OnceCell<Assets>,
-    http: OnceCell<Arc<HttpHandler>>,
-}
-
-impl RouteHandler {
-    /// `breakers`: those of module versions in use, by label.
-    pub fn new(
-        config: config::Handler,
-        resolved: Option<Resolved>,
-        breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
-    ) -> Self {
-        let limits = limits(&config, resolved.as_ref());
-        let version = resolved.map(|r| r.version);
-        let label: Arc<str> = match &version {
-            Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
-            None => config.reference().to_string().into(),
-        };
-        // What is not stored has no breaker to pass on to the version that will be.
-        let breaker = match &version {
-            Some(_) => breakers.entry(label.clone()).or_default().clone(),
-            None => Arc::default(),
-        };
-        Self {
-            config,
-            version,
-            limits,
-            label,
-            breaker,
-            metrics: OnceLock::new(),
-            module: OnceCell::new(),
-            assets: OnceCell::new(),
-            http: OnceCell::new(),
-        }
-    }
-
-    /// Refuses at once while its module does nothing but fail.
-    pub fn admit(&self, ctx: &Context) -> Result<(), Rejection> {
-        let admitted = self.breaker.admit(Instant::now(), || caller(ctx));
-        admitted.map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
-    }
-
-    pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
-        self.config == *config
-            && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
-            && self.limits == limits(config, resolved)
-    }
-
-    pub fn version(&self) -> Option<&ModuleVersion> {
-        self.version.as_ref()
-    }
-
-    fn metrics(&self, metrics: &Metrics) -> Option<&ModuleMetrics> {
-        let abi = self.version.as_ref()?.abi;
-        Some(self.metrics.get_or_init(|| metrics.module(&self.label, abi)))
-    }
-
-    /// Loaded by the first request that needs it; further ones wait for the same load.
-    pub async fn module(&self, engine: &Arc<Engine>) -> Result<&Arc<LoadedModule>, RunError> {
-        let version = self.version.as_ref().ok_or_else(|| {
-            RunError::Guest(GuestFailure::NotLoadable(format!("`{}` is not stored", self.config.module)))
-        })?;
-        self.module
-            .get_or_try_init(|| engine.load(Some(&self.config.owner), version.digest, version.abi, &version.shape))
-            .await
-    }
-
-    /// Its files, as [`RouteHandler::module`].
-    pub async fn assets(&self, engine: &Arc<Engine>) -> Result<Option<&Assets>, RunError> {
-        let Some(bundle) = self.version.as_ref().and_then(|version| version.assets.as_ref()) else { return Ok(None) };
-        let load = || async { engine.assets(bundle).await.map_err(RunError::Guest) };
-        self.assets.get_or_try_init(load).await.map(Some)
-    }
-
-    pub async fn http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
-        let module = self.module(engine).await?.clone();
-        let assets = self.assets(engine).await?.cloned();
-        let make = || HttpHandler::new(engine, module, assets, self.label.clone(), &self.config, self.limits.clone());
-        Ok(self.http.get_or_init(|| async { make() }).await)
-    }
-}
-
-fn limits(config: &config::Handler, resolved: Option<&Resolved>) -> Limits {
-    let route = config.limits();
-    resolved.map_or(route.clone(), |r| r.limits.lower(&route))
-}
-
-/// A handler that can't start.
-#[derive(Clone, Debug)]
-pub struct Cold {
-    pub route: Name,
-    /// `owner/name@version`.
-    pub module: Arc<str>,
-    pub reason: String,
-}
-
-/// How long the handlers of a snapshot may take to start; the rest are started by the first request.
-const WARM: Duration = Duration::from_secs(10);
-
-/// Loads the modules that `before` did not have, and starts one VM of each http-wasm handler among them, so that what
-/// is wrong with them is known before a request comes. Gives those that failed.
-pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<Engine>) -> Vec<Cold> {
-    let known: HashSet<usize> = before.into_iter().flat_map(all).map(|(_, h)| Arc::as_ptr(h) as usize).collect();
-    let mut cold = Vec::new();
-    let work = async {
-        for (route, handler) in all(snapshot) {
-            let Some(version) = handler.version().filter(|_| !known.contains(&(Arc::as_ptr(handler) as usize))) else {
-                continue;
-            };
-            let started = if version.abi == Abi::HttpWasm {
-                match handler.http(engine).await {
-                    Ok(http) => http.warm().await,
-                    Err(error) => Err(error),
-                }
-            } else {
-                match handler.module(engine).await {
-                    Ok(_) => handler.assets(engine).await.map(drop),
-                    Err(error) => Err(error),
-                }
-            };
-            match started {
-                Ok(()) => {}
-                // Not the module's fault, and the next one would fare no better.
-                Err(RunError::Busy { .. }) => break,
-                Err(error) => {
-                    let (module, reason) = (handler.label.clone(), rejection_of(error).detail());
-                    cold.push(Cold { route: route.clone(), module, reason });
-                }
-            }
-        }
-    };
-    // Too late is no failure: it only is not known yet.
-    let _ = tokio::time::timeout(WARM, work).await;
-    cold
-}
-
-fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
-    snapshot.states.iter().flat_map(|state| {
-        let route = &snapshot.config.routes[state.index].name;
-        state.every_handler().map(move |handler| (route, handler))
-    })
-}
+use crate::config::HandlerFail;
+use crate::domain::{Phase, Rejection, Reply};
+use crate::engine::{Cancel, Features, HttpExchange, HttpOutcome, PinnedVm, Verdict};
 
 /// A handler that let the request pass, and the VM that waits for the answer.
 struct Waiting {
@@ -233,7 +72,7 @@ pub async fn request_phase(
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
     for handler in handlers {
-        let http = match ready(ctx, shared, handler).await {
+        let http = match handler.ready_http(ctx, shared).await {
             Ok(http) => http,
             Err(rejection) => {
                 tolerate(ctx, handler, rejection)?;
@@ -253,14 +92,14 @@ pub async fn request_phase(
             }
         };
         let HttpOutcome { exchange, result, meter, vm } = outcome;
-        record(ctx, shared, handler, Phase::Request, result.as_ref().err(), &meter);
+        handler.record(ctx, shared, Phase::Request, result.as_ref().err(), &meter);
         let edit = put_back(session, ctx, exchange);
         if let Some(error) = gone {
             return Err(Stop::Broken(error));
         }
         match result {
             Ok(Verdict::Respond(reply)) => {
-                passed(handler);
+                handler.passed();
                 // The reply has what was pending in it.
                 if let Some(chain) = &mut ctx.chain {
                     chain.exchange = None;
@@ -291,17 +130,6 @@ pub async fn request_phase(
         body = Some(body::gather(session, ctx, max_body).await?);
     }
     Ok(Passed::On(body))
-}
-
-/// A handler whose module may run and can be loaded.
-async fn ready<'a>(
-    ctx: &mut Context,
-    shared: &Shared,
-    handler: &'a RouteHandler,
-) -> Result<&'a Arc<HttpHandler>, Rejection> {
-    handler.admit(ctx)?;
-    let loaded = handler.http(&shared.engine).await;
-    loaded.map_err(|error| not_loaded(ctx, shared, handler, error))
 }
 
 /// What a request phase did to the body.
@@ -369,82 +197,6 @@ fn tolerate(ctx: &mut Context, handler: &RouteHandler, rejection: Rejection) -> 
     }
 }
 
-pub fn rejection_of(error: RunError) -> Rejection {
-    match error {
-        RunError::Guest(failure) => Rejection::Guest(failure),
-        // An operator's handler is called by the gateway: a bad call is a module that does not fit.
-        RunError::BadCall(detail) => Rejection::Guest(GuestFailure::NotLoadable(detail)),
-        RunError::Busy { retry_after } => Rejection::Busy { retry_after },
-    }
-}
-
-pub fn record(
-    ctx: &mut Context,
-    shared: &Shared,
-    handler: &RouteHandler,
-    phase: Phase,
-    error: Option<&RunError>,
-    meter: &Meter,
-) {
-    let failure = match error {
-        Some(RunError::Guest(failure)) => Some(failure),
-        _ => None,
-    };
-    if let Some(module) = handler.metrics(&shared.metrics) {
-        shared.metrics.execution(module, phase, failure, meter);
-    }
-    if phase != Phase::Response {
-        ctx.guests.runs += 1;
-        shared.usage.record_runs(&handler.config.owner, &handler.config.module.name, 1);
-    }
-    ctx.guests.meter = ctx.guests.meter.and(*meter);
-    let outcome = ctx.guests.outcome.get_or_insert("ok");
-    if let Some(failure) = failure {
-        *outcome = failure.kind();
-    }
-    match error {
-        Some(RunError::Guest(failure)) if is_crash(failure) => note_crash(ctx, shared, handler, failure),
-        Some(RunError::Busy { .. } | RunError::BadCall(_)) => {}
-        // A request phase that lets the request pass is half of a run.
-        _ if phase == Phase::Request => {}
-        _ => passed(handler),
-    }
-}
-
-fn passed(handler: &RouteHandler) {
-    if handler.breaker.passed() {
-        tracing::info!(handler = %handler.label, "the module runs again");
-    }
-}
-
-/// Counts a failure to load that is the module's own.
-pub fn not_loaded(ctx: &Context, shared: &Shared, handler: &RouteHandler, error: RunError) -> Rejection {
-    if let RunError::Guest(failure) = &error {
-        note_crash(ctx, shared, handler, failure);
-    }
-    rejection_of(error)
-}
-
-fn caller(ctx: &Context) -> Caller {
-    match ctx.principal.as_ref().and_then(Principal::owner) {
-        Some(owner) => Caller::Owner(owner.clone()),
-        None => Caller::Address(network::caller(ctx.client)),
-    }
-}
-
-fn note_crash(ctx: &Context, shared: &Shared, handler: &RouteHandler, failure: &GuestFailure) {
-    let config = &ctx.snapshot.config.engine.breaker;
-    if handler.breaker.failed(Instant::now(), caller(ctx), config) {
-        if let Some(module) = handler.metrics(&shared.metrics) {
-            shared.metrics.breaker_opened(module);
-        }
-        tracing::error!(
-            handler = %handler.label, last = failure.kind(), failures = config.failures,
-            "the module fails again and again: it is refused for a while; activate another version of it"
-        );
-    }
-}
-
 /// An answer on its way back through the handlers that let its request pass.
 struct Answer {
     head: http::response::Parts,
@@ -476,7 +228,7 @@ async fn response_phase(
         }
     };
     let HttpOutcome { exchange: mut lent, result, meter, .. } = outcome;
-    record(ctx, shared, &handler, Phase::Response, result.as_ref().err(), &meter);
+    handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
     return_head(session, &mut lent);
     std::mem::swap(&mut lent.response, &mut answer.head);
     if let Some(written) = lent.response_body_replaced.take() {
@@ -528,7 +280,8 @@ pub async fn respond(
     Ok((answer.head.into(), answer.body.unwrap_or_default()))
 }
 
-/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body.
+/// The response phase over an answer whose body is still to come. Gives the head, and the bytes that precede the body if
+/// there is to be one.
 pub async fn respond_head(
     session: &mut Session,
     ctx: &mut Context,
@@ -551,17 +304,10 @@ pub async fn respond_head(
             return Err(stop);
         }
     }
-    Ok((answer.head.into(), first))
-}
-
-/// Restores the framing that a guest may have written over, for a body that streams through.
-pub fn restore_framing(head: &mut RequestHeader, length: Option<u64>) -> Result<()> {
-    head.remove_header(&TRANSFER_ENCODING);
-    match length {
-        Some(n) => head.insert_header(CONTENT_LENGTH, n),
-        None => {
-            head.remove_header(&CONTENT_LENGTH);
-            Ok(())
-        }
+    if !answer::has_body(&ctx.method, answer.head.status) && !first.is_empty() {
+        // The length would be that of the upstream's body alone.
+        answer.head.headers.remove(CONTENT_LENGTH);
+        return Ok((answer.head.into(), Bytes::new()));
     }
+    Ok((answer.head.into(), first))
 }

@@ -35,6 +35,7 @@ mod pool;
 mod presence;
 mod proxy;
 mod respond;
+mod route_handler;
 pub mod routes;
 pub mod server;
 pub mod service;
@@ -43,10 +44,10 @@ pub mod snapshot;
 mod sys;
 mod upstream;
 
-pub use handlers::{Cold, warm};
 #[cfg(fuzzing)]
 pub use head::check as check_head;
 pub use listener::BindError;
+pub use route_handler::{Cold, warm};
 pub use server::{Running, start};
 pub use service::{ApiBody, ApiService, Caller, Shared};
 pub use snapshot::Snapshot;

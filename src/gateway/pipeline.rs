@@ -112,10 +112,8 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
         match Box::pin(phase).await? {
             Passed::On(body) => held = body,
             Passed::Answered(reply) => {
-                let (head, body) = answer::from_reply(reply)?;
-                let respond = handlers::respond(session, ctx, &gateway.shared, head, body, false);
-                let (head, body) = Box::pin(respond).await?;
-                answer::send(session, ctx, &gateway.shared, head, body).await?;
+                let reply = answer::from_reply(reply)?;
+                Box::pin(answer::deliver(session, ctx, &gateway.shared, reply)).await?;
                 return Ok(Next::Answered);
             }
         }
@@ -127,15 +125,14 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
                 exchange::run(gateway, session, ctx, upstream, held).await?;
                 return Ok(Next::Answered);
             }
-            handlers::restore_framing(session.req_header_mut(), length.filter(|_| !bodyless))?;
+            forward::restore_framing(session.req_header_mut(), length.filter(|_| !bodyless))?;
             return Ok(Next::Stream);
         }
         Action::Guest(handler) => {
             Box::pin(guest::answer(gateway, session, ctx, handler, held, route.max_body_bytes)).await?;
         }
         Action::Api => Box::pin(bridge::tenant_api(gateway, session, ctx, held, route.max_body_bytes)).await?,
-        Action::Health => respond::health(gateway, session, ctx).await?,
-        Action::Redirect | Action::Respond => Box::pin(respond::fixed(gateway, session, ctx, &route.target)).await?,
+        Action::Own => Box::pin(respond::own(gateway, session, ctx, &route.target)).await?,
     }
     Ok(Next::Answered)
 }

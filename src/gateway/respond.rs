@@ -3,19 +3,20 @@
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::answer;
 use super::context::Context;
 use super::forward::Fields;
-use super::handlers;
 use super::pipeline::Stop;
 use super::proxy::Gateway;
 use crate::config::Target;
 use crate::domain::Rejection;
 
-pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &mut Context, target: &Target) -> Result<(), Stop> {
-    let (mut head, body) = match target {
+pub async fn own(gateway: &Gateway, session: &mut Session, ctx: &mut Context, target: &Target) -> Result<(), Stop> {
+    let answer = match target {
+        Target::Health => health(gateway, ctx.uri.path())?,
         Target::Redirect { location, status } => {
             let mut head = answer::head(*status)?;
             // Checked with the configuration.
@@ -27,21 +28,19 @@ pub async fn fixed(gateway: &Gateway, session: &mut Session, ctx: &mut Context, 
             for (name, value) in headers {
                 head.add(name, value.clone())?;
             }
+            if !body.is_empty() && !head.headers.contains_key(CONTENT_TYPE) {
+                head.set(&CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
+            }
             (head, Bytes::copy_from_slice(body.as_bytes()))
         }
         _ => return Err(Rejection::Internal.into()),
     };
-    if !body.is_empty() && !head.headers.contains_key(CONTENT_TYPE) {
-        head.set(&CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    }
-    let (head, body) = handlers::respond(session, ctx, &gateway.shared, head, body, false).await?;
-    Ok(answer::send(session, ctx, &gateway.shared, head, body).await?)
+    Ok(answer::deliver(session, ctx, &gateway.shared, answer).await?)
 }
 
 /// `.../live` and `.../healthz`: the process answers. Anything else: it is ready for traffic. No details here; the
 /// admin listener has them.
-pub async fn health(gateway: &Gateway, session: &mut Session, ctx: &mut Context) -> Result<(), Stop> {
-    let path = ctx.uri.path();
+fn health(gateway: &Gateway, path: &str) -> pingora::Result<(ResponseHeader, Bytes)> {
     let live = ["/live", "/healthz"].iter().any(|suffix| path.ends_with(suffix));
     let (status, text) = match (live, gateway.shared.is_ready()) {
         (true, _) | (_, true) => (200, "ok"),
@@ -50,6 +49,5 @@ pub async fn health(gateway: &Gateway, session: &mut Session, ctx: &mut Context)
     let mut head = answer::head(status)?;
     head.set(&CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
     head.set(&CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    let body = Bytes::from(format!("{{\"status\":\"{text}\"}}"));
-    Ok(answer::send(session, ctx, &gateway.shared, head, body).await?)
+    Ok((head, Bytes::from(format!("{{\"status\":\"{text}\"}}"))))
 }

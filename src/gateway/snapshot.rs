@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 
-use super::handlers::RouteHandler;
+use super::route_handler::RouteHandler;
 use super::routes::Routes;
 use super::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, Target};
@@ -59,9 +59,8 @@ pub(super) enum Action {
     Upstream(Arc<Upstream>),
     Guest(Arc<RouteHandler>),
     Api,
-    Health,
-    Redirect,
-    Respond,
+    /// Health, a redirect or a fixed answer.
+    Own,
 }
 
 /// What a snapshot is made from.
@@ -129,9 +128,7 @@ impl Snapshot {
                 }
                 Target::Handler(config) => Action::Guest(handler(config)),
                 Target::Api => Action::Api,
-                Target::Health => Action::Health,
-                Target::Redirect { .. } => Action::Redirect,
-                Target::Respond { .. } => Action::Respond,
+                Target::Health | Target::Redirect { .. } | Target::Respond { .. } => Action::Own,
             };
             states.push(Arc::new(RouteState {
                 index,
@@ -181,7 +178,7 @@ impl Snapshot {
 
     /// Of each route, in the order of the configuration, the modules that are not stored.
     pub fn not_stored(&self) -> impl Iterator<Item = Vec<String>> {
-        let missing = |h: &&Arc<RouteHandler>| h.version().is_none();
+        let missing = |h: &&Arc<RouteHandler>| !h.is_stored();
         self.states.iter().map(move |s| s.every_handler().filter(missing).map(|h| h.label.to_string()).collect())
     }
 

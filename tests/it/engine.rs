@@ -15,39 +15,30 @@ mod pool;
 mod tiers;
 mod wasix;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use wasmgate::domain::rejection::NotLoadableKind::{self, *};
-use wasmgate::domain::{Abi, GuestFailure, Limits, NotLoadable, OwnerId};
+use wasmgate::domain::{Abi, GuestFailure, Limits, NotLoadable, OwnerId, Tier};
 use wasmgate::engine::{
     Cancel, Compiler, Engine, Finished, Input, InstallError, Job, LoadedModule, RunError, Settings,
 };
 
-use crate::support::eventually_async;
+use crate::support::{DEADLINE, eventually_async};
 
 const MIB: u64 = 1 << 20;
 
-fn config() -> wasmgate::config::Engine {
+/// Nothing of it depends on the machine.
+pub fn config() -> wasmgate::config::Engine {
+    let defaults = wasmgate::config::parse("", "defaults", Path::new("/")).unwrap().engine;
     wasmgate::config::Engine {
         threads: 2,
-        queue: 64,
         queue_timeout: Duration::from_secs(20),
         per_owner: 2,
         memory_budget_bytes: Some(512 * MIB),
-        vms_per_handler: 4,
-        vm_requests: 1_000,
-        artifact_cache_bytes: 64 * MIB,
-        artifact_disk_bytes: 10 << 30,
-        compile: wasmgate::config::Compile {
-            processes: 2,
-            cpu: Duration::from_secs(20),
-            per_mib: Duration::from_secs(2),
-            memory_bytes: 1 << 30,
-        },
-        breaker: wasmgate::config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
+        ..defaults
     }
 }
 
@@ -60,9 +51,7 @@ fn limits() -> Limits {
         output_bytes: MIB,
         log_bytes: 1_000,
         table_elements: 1_000,
-        stack_bytes: Limits::STACK_BYTES,
-        file_bytes: Limits::FILE_BYTES,
-        instances: Limits::INSTANCES,
+        ..Tier::defaults().remove(0).limits
     }
 }
 
@@ -148,7 +137,7 @@ impl Kit {
     }
 }
 
-fn open(data_dir: PathBuf, artifact_key: [u8; 32], config: wasmgate::config::Engine) -> Arc<Engine> {
+pub fn open(data_dir: PathBuf, artifact_key: [u8; 32], config: wasmgate::config::Engine) -> Arc<Engine> {
     let compiler_exe = env!("CARGO_BIN_EXE_wasmgate").into();
     Engine::new(Settings { data_dir, artifact_key, compiler_exe, config }).unwrap()
 }
@@ -195,7 +184,7 @@ fn number(n: u32) -> Input {
 }
 
 /// Written by another process: a descriptor that some fork of this one inherits would make the file busy.
-fn write_executable(path: &std::path::Path, script: &str) {
+fn write_executable(path: &Path, script: &str) {
     let made = std::process::Command::new("sh")
         .args(["-c", r#"printf '%s' "$1" > "$2" && chmod +x "$2""#, "sh", script])
         .arg(path)

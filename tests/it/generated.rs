@@ -15,7 +15,7 @@ use wasmparser::{Parser, Payload};
 
 use crate::support::api::{self, Form};
 use crate::support::toml::{route, tier, upstream};
-use crate::support::{Gateway, Response, Upstream, wat};
+use crate::support::{Gateway, Response, Upstream, smith, wat};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -97,19 +97,9 @@ pub fn module(kind: Kind, seed: u64) -> Vec<u8> {
         disallow_traps: seed.is_multiple_of(2),
         // There is the one that is exported.
         max_memories: 0,
-        max_memory32_bytes: 1 << 20,
-        max_table_elements: 500,
         max_tables: 3,
         max_instructions: 400,
-        exceptions_enabled: false,
-        gc_enabled: false,
-        compact_imports_enabled: false,
-        memory64_enabled: false,
-        relaxed_simd_enabled: false,
-        tail_call_enabled: false,
-        threads_enabled: false,
-        wide_arithmetic_enabled: false,
-        ..wasm_smith::Config::default()
+        ..smith::config()
     };
     let random = random(seed, 16 << 10);
     let module =

@@ -1,7 +1,10 @@
 //! Handlers on routes: modules that answer, and modules that transform what passes.
 
+use std::io::Write;
+
+use crate::support::h2c::H2;
 use crate::support::toml::{route, upstream};
-use crate::support::{Gateway, Upstream, c_guest, wat};
+use crate::support::{Conn, Gateway, Upstream, c_guest, wat};
 
 /// A route at `/<name>` with an http-wasm handler in this mode before the upstream.
 fn filter(mode: &str, more: &str) -> String {
@@ -125,9 +128,10 @@ fn answers_of_the_configuration_pass_handlers_as_well() {
         route(name, format!("match.path_prefix = \"/{name}\"\nauth = \"none\"\n{handler}\n{target}"))
     };
     let routes = target("fixed", r#"target.respond = { status = 200, body = "fixed" }"#)
-        + &target("moved", r#"target.redirect = { location = "/fixed", status = 302 }"#);
+        + &target("moved", r#"target.redirect = { location = "/fixed", status = 302 }"#)
+        + &target("health", "target.health = true");
     let gw = Gateway::with_modules("", &[("acme/http", "http-wasm", &c_guest("http"))], &routes);
-    for (path, status) in [("/fixed", 200), ("/moved", 302)] {
+    for (path, status) in [("/fixed", 200), ("/moved", 302), ("/health/live", 200), ("/health/ready", 200)] {
         let response = gw.get(path).send().expect(status);
         assert_eq!(response.header("x-guest-response"), Some("was here too"), "{path}");
     }
@@ -150,7 +154,7 @@ fn bodies_are_rewritten_and_framed_anew() {
     let response = gw.post("/upper-request", large.clone()).send().expect(200);
     assert_eq!(up.last().body, large.to_ascii_uppercase());
     assert_eq!(response.body.len(), large.len() + 14);
-    let mut chunked = crate::support::Conn::connect(gw.proxy);
+    let mut chunked = Conn::connect(gw.proxy);
     let response = chunked.ask(
         "POST /upper-request HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
     );
@@ -241,6 +245,34 @@ fn handlers_run_in_order_and_responses_in_reverse() {
     let response = gw.get("/").send().expect(200);
     assert_eq!(up.only().all("x-order"), ["a", "b"]);
     assert_eq!(response.all("x-order"), ["b", "a"]);
+}
+
+#[test]
+fn what_a_handler_writes_ahead_precedes_a_body_and_follows_no_head() {
+    let up = Upstream::start(|seen, stream| match seen.method.as_str() {
+        "HEAD" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n").is_ok(),
+        _ => crate::support::upstream::respond(stream, 200, &[], b"behind"),
+    });
+    let ahead = wat(r#"(module
+        (import "http_handler" "write_body" (func $write (param i32 i32 i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "ahead, ")
+        (func (export "handle_request") (result i64)
+          (call $write (i32.const 1) (i32.const 0) (i32.const 7)) (i64.const 1))
+        (func (export "handle_response") (param i32 i32)))"#);
+    let config = upstream("up", up.addr, "") + "[[server.listeners]]\naddress = \"127.0.0.1:0\"\nh2c = true\n";
+    let lines = "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/ahead\" }]";
+    let gw = Gateway::with_modules(&config, &[("acme/ahead", "http-wasm", &ahead)], &route("all", lines));
+    let (mut h1, h2) = (Conn::connect(gw.proxy), H2::connect(gw.proxy));
+    for method in ["GET", "HEAD", "GET"] {
+        let body = if method == "HEAD" { "" } else { "ahead, behind" };
+        h1.send(format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n"));
+        let answer = h1.try_read(method).expect(method).expect(200);
+        assert_eq!(answer.text(), body, "{method}");
+        assert_eq!(answer.header("content-length"), Some("13").filter(|_| method == "GET"), "{method}");
+        let answer = h2.send(method, "http://a/", &[], None);
+        assert_eq!((answer.status.as_u16(), &answer.body[..]), (200, body.as_bytes()), "{method}");
+    }
 }
 
 #[test]

@@ -276,6 +276,11 @@ fn no_more_instances_than_allowed_are_under_way() {
         assert!(refused.header("retry-after").is_some(), "{refused}");
         refused.problem(503, "busy");
         run(&gw, &key, "other", 1).expect(200);
+        // Those under way count, whatever number they began under.
+        limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
+        run(&gw, &key, "loop", 1).problem(503, "busy");
+        limit(&gw, &key, "loop", &json!({"instances": 3})).expect(200);
+        run(&gw, &key, "loop", 1).expect(200);
         for run in runs {
             run.join().expect("no panic").problem(504, "handler-timeout");
         }
@@ -315,9 +320,49 @@ fn limits_that_some_version_could_not_begin_with_do_not_reach_it() {
     run(&gw, &key, "grows", 0).expect(200);
 }
 
+/// Who is refused for a limit knows whose to change.
+#[test]
+fn a_refusal_names_whose_limit_it_is() {
+    let bounds = "quotas = []\nmodule_size = \"1KiB\"\nlimits.input = \"100B\"\nlimits.memory = \"64KiB\"";
+    let gw = Gateway::start(&api::config(&tier("small", bounds)));
+    let (key, small) = (gw.key(), gw.key_of("small"));
+    let large = wat(&format!("(module (memory 1) (data \"{}\") (func (export \"run\")))", "x".repeat(2000)));
+    let wide = wat("(module (memory 2) (func (export \"run\")))");
+    let put = |key: &str, name: &str, wasm: &[u8]| {
+        let request = gw.request("PUT", &format!("/api/wasm/modules/{name}")).key(key);
+        request.header("Content-Type", "application/wasm").body(wasm).send()
+    };
+    put(&key, "large", &large).expect(201);
+    put(&key, "wide", &wide).expect(201);
+    let input = |key: &str, bytes: usize| {
+        let call = json!({"module": "wide", "input": "x".repeat(bytes)});
+        gw.request("POST", "/api/wasm/execute").key(key).json(&call).send()
+    };
+    limit(&gw, &key, "wide", &json!({"input_bytes": 200})).expect(200);
+    let tiers = |setting| ["`small`".to_owned(), format!("`{setting}`")];
+    let own = ["`acme/wide@1`".to_owned(), "`input_bytes`".to_owned()];
+    for (refused, status, slug, says) in [
+        (put(&small, "new", &large), 402, "tier-required", tiers("module_size")),
+        (run(&gw, &small, "large", 0), 402, "tier-required", tiers("module_size")),
+        (put(&small, "new", &wide), 422, "memory-limit", tiers("small")),
+        (run(&gw, &small, "wide", 0), 402, "tier-required", tiers("limits.memory")),
+        (input(&small, 101), 413, "payload-too-large", tiers("limits.input")),
+        (input(&key, 201), 413, "payload-too-large", own),
+        (limit(&gw, &small, "wide", &json!({"input_bytes": 101})), 400, "bad-request", tiers("small")),
+    ] {
+        let doc = refused.problem(status, slug);
+        let detail = doc["detail"].as_str().unwrap_or_default();
+        assert!(says.iter().all(|says| detail.contains(says)), "{says:?}: {detail}");
+    }
+}
+
 #[test]
 fn a_tier_has_no_more_than_its_file_could_give_it() {
     let gw = Gateway::start(&api::config(""));
+    for (name, value) in [("module_bytes", (1 << 30) + 1), ("module_storage_bytes", (1_u64 << 40) + 1)] {
+        let problem = gw.admin("PUT", "/api/tiers/free").json(&json!({name: value})).send().problem(400, "bad-request");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(name)), "{problem}");
+    }
     for (name, value) in [
         ("fuel", u64::MAX),
         ("memory_bytes", 50_000_000_000),

@@ -19,6 +19,7 @@ use crate::engine::host::HostState;
 use crate::engine::memory::GuestMemory;
 
 use super::{HostFn, host_fns};
+pub use fds::{ATIM, ATIM_NOW, MTIM, MTIM_NOW};
 use fds::{
     fd_advise, fd_allocate, fd_close, fd_datasync, fd_fdstat_get, fd_fdstat_set_flags, fd_fdstat_set_rights,
     fd_filestat_get, fd_filestat_set_size, fd_filestat_set_times, fd_pread, fd_prestat_dir_name, fd_prestat_get,
@@ -32,7 +33,7 @@ use paths::{
 pub const MODULE: &str = "wasi_snapshot_preview1";
 
 /// Vectors of one read or write, subscriptions of one poll.
-const MAX_VECTORS: u32 = 1_024;
+pub const MAX_VECTORS: u32 = 1_024;
 /// `random_get` fills memory in pieces, with the deadline looked at between them.
 const RANDOM_PIECE: usize = 64 << 10;
 /// Random bytes for one unit of fuel.
@@ -75,7 +76,7 @@ impl WasiState {
     }
 }
 
-type Env<'a> = FunctionEnvMut<'a, HostState>;
+pub type Env<'a> = FunctionEnvMut<'a, HostState>;
 
 /// What work on files comes to: an error number is an answer.
 fn answer(done: Result<(), Stop>) -> Result<i32, Halt> {
@@ -86,7 +87,8 @@ fn answer(done: Result<(), Stop>) -> Result<i32, Halt> {
     }
 }
 
-fn copied(fuel: &mut Fuel, bytes: u32) -> Result<(), Halt> {
+/// Pays for bytes between the guest and the host.
+pub fn copied(fuel: &mut Fuel, bytes: u32) -> Result<(), Halt> {
     fuel.charge(u64::from(bytes) / COPY_BYTES_PER_UNIT);
     fuel.check()
 }
@@ -157,7 +159,7 @@ fn clock_res_get(mut env: Env<'_>, clock: i32, resolution: i32) -> Result<i32, H
 }
 
 /// Real time in nanoseconds, as the guest could read it.
-fn now(host: &HostState) -> u64 {
+pub fn now(host: &HostState) -> u64 {
     clock_now(host, 0).unwrap_or_default()
 }
 
@@ -191,7 +193,7 @@ fn sched_yield(_env: Env<'_>) -> i32 {
     Errno::SUCCESS
 }
 
-fn proc_exit(_env: Env<'_>, code: i32) -> Result<(), Halt> {
+pub fn proc_exit(_env: Env<'_>, code: i32) -> Result<(), Halt> {
     Err(Halt::Exit(code))
 }
 

@@ -11,14 +11,15 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use wasmer::{FunctionEnvMut, FunctionType, Type};
+use wasmer::{FunctionType, Type};
 
 use crate::domain::Abi;
 use crate::engine::failure::Halt;
-use crate::engine::host::HostState;
+use crate::engine::files::Errno;
 use crate::engine::wasix;
 
-use super::{MakeFn, host_fns, signature, wasi};
+use super::wasi::{self, Env, proc_exit as proc_exit2, proc_exit as thread_exit};
+use super::{MakeFn, host_fns, signature};
 
 pub const MODULE: &str = "wasix_32v1";
 
@@ -126,20 +127,9 @@ const LEAN: [&str; 11] = [
     "sched_yield",
 ];
 
-type Env<'a> = FunctionEnvMut<'a, HostState>;
-
 fn thread_sleep(env: Env<'_>, nanos: i64) -> Result<i32, Halt> {
     env.data().sleep(Duration::from_nanos(nanos as u64))?;
-    Ok(0)
-}
-
-/// The only thread ends, and the run with it.
-fn thread_exit(_env: Env<'_>, code: i32) -> Result<(), Halt> {
-    Err(Halt::Exit(code))
-}
-
-fn proc_exit2(_env: Env<'_>, code: i32) -> Result<(), Halt> {
-    Err(Halt::Exit(code))
+    Ok(Errno::SUCCESS)
 }
 
 /// The C library registers its handler at start; no signal ever comes.
@@ -149,6 +139,7 @@ host_fns! {
     static OURS;
     callback_signal(i32, i32);
     proc_exit2(i32);
+    // The only one.
     thread_exit(i32);
     thread_sleep(i64) -> i32;
 }

@@ -14,6 +14,7 @@ impl Errno {
     pub const ILSEQ: Errno = Errno(25);
     pub const INVAL: Errno = Errno(28);
     pub const ISDIR: Errno = Errno(31);
+    pub const LOOP: Errno = Errno(32);
     pub const MFILE: Errno = Errno(33);
     pub const NAMETOOLONG: Errno = Errno(37);
     pub const NOENT: Errno = Errno(44);
@@ -21,6 +22,7 @@ impl Errno {
     pub const NOSYS: Errno = Errno(52);
     pub const NOTDIR: Errno = Errno(54);
     pub const NOTEMPTY: Errno = Errno(55);
+    pub const NOTSUP: Errno = Errno(58);
     pub const ROFS: Errno = Errno(69);
     pub const SPIPE: Errno = Errno(70);
     pub const NOTCAPABLE: Errno = Errno(76);

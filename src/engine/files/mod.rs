@@ -24,10 +24,10 @@ use tmp::Tmp;
 use tree::{At, Entry, Place, Stat, Tree};
 
 /// `oflags`.
-const CREATE: u16 = 1;
+pub const CREATE: u16 = 1;
 const DIRECTORY: u16 = 2;
-const EXCLUSIVE: u16 = 4;
-const TRUNCATE: u16 = 8;
+pub const EXCLUSIVE: u16 = 4;
+pub const TRUNCATE: u16 = 8;
 const OFLAGS: u16 = 15;
 /// `fdflags`.
 const APPEND: u16 = 1;
@@ -186,16 +186,7 @@ impl Files {
             Offset::At(_) if open.rights & rights::FD_SEEK == 0 => return Err(Errno::NOTCAPABLE.into()),
             Offset::At(at) => at,
         };
-        let read = match open.at {
-            At::Tmp(node) => self.tree.tmp.read(fuel, node, at, to)?,
-            At::Asset(node) => {
-                let content = self.tree.content(node).map_or(&[][..], |content| content);
-                let rest = usize::try_from(at).ok().and_then(|at| content.get(at..)).unwrap_or_default();
-                let there = rest.len().min(to.len());
-                fuel.copy(&mut to[..there], &rest[..there])?;
-                there
-            }
-        };
+        let read = self.tree.read(fuel, open.at, at, to)?;
         if matches!(offset, Offset::Current) && read > 0 {
             self.table.open_mut(fd)?.offset = at + read as u64;
         }

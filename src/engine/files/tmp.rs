@@ -73,6 +73,11 @@ impl Tmp {
         Tmp { cap, reserved, ..Tmp::default() }
     }
 
+    /// For more of the owner's memory, beside what is taken here.
+    pub fn owners(&self) -> Option<Reserved> {
+        self.reserved.as_ref().map(Reserved::none_yet)
+    }
+
     pub fn exists(&self) -> bool {
         self.cap > 0
     }

@@ -26,6 +26,12 @@ pub enum At {
 impl At {
     pub const ROOT: At = At::Asset(assets::ROOT);
     const TMP: At = At::Tmp(tmp::ROOT);
+
+    /// 0 means that there is none.
+    pub fn inode(self) -> u64 {
+        let (At::Asset(node) | At::Tmp(node)) = self;
+        u64::from(node) + 1
+    }
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +80,7 @@ pub struct Stat {
 pub struct Entry<'a> {
     /// The cookie of what comes next.
     pub next: u64,
-    pub inode: u64,
+    pub at: At,
     pub is_folder: bool,
     pub name: &'a str,
 }
@@ -90,6 +96,15 @@ impl Tree {
     /// `None`: a folder.
     pub fn content(&self, node: assets::NodeId) -> Option<&bytes::Bytes> {
         self.assets.as_ref()?.content(node)
+    }
+
+    /// Of a folder.
+    fn parent(&self, folder: At) -> At {
+        match folder {
+            At::TMP => At::ROOT,
+            At::Tmp(node) => At::Tmp(self.tmp.parent(node)),
+            At::Asset(node) => At::Asset(self.assets.as_ref().map_or(assets::ROOT, |assets| assets.parent(node))),
+        }
     }
 
     fn child(&mut self, folder: At, name: &str, now: u64) -> Option<At> {
@@ -150,7 +165,7 @@ impl Tree {
         match at {
             At::Asset(node) => Stat {
                 device: ASSETS,
-                inode: inode(node),
+                inode: at.inode(),
                 is_folder,
                 links: 1,
                 size: self.content(node).map_or(0, |content| content.len() as u64),
@@ -158,7 +173,7 @@ impl Tree {
             },
             At::Tmp(node) => Stat {
                 device: TMP,
-                inode: inode(node),
+                inode: at.inode(),
                 is_folder,
                 links: self.tmp.links(node),
                 size: self.tmp.size(node),
@@ -169,33 +184,39 @@ impl Tree {
 
     /// The first entry of a folder at this cookie or behind it. 0 is `.`, 1 is `..`.
     pub fn entry(&self, folder: At, cookie: u64) -> Option<Entry<'_>> {
-        let dots = |inode, name| Some(Entry { next: cookie + 1, inode, is_folder: true, name });
+        let known = |at, name| Some(Entry { next: cookie + 1, at, is_folder: true, name });
         let Some(place) = cookie.checked_sub(2) else {
-            return match (cookie, folder) {
-                (0, At::Asset(node)) => dots(inode(node), "."),
-                (0, At::Tmp(node)) => dots(inode(node), "."),
-                (_, At::TMP) => dots(inode(assets::ROOT), ".."),
-                (_, At::Tmp(node)) => dots(inode(self.tmp.parent(node)), ".."),
-                (_, At::Asset(node)) => {
-                    dots(inode(self.assets.as_ref().map_or(assets::ROOT, |assets| assets.parent(node))), "..")
-                }
-            };
+            return if cookie == 0 { known(folder, ".") } else { known(self.parent(folder), "..") };
         };
         match folder {
             At::Asset(node) => {
                 let entries = self.assets.as_ref().map_or(0, |assets| assets.entries(node)) as u64;
                 if folder == At::ROOT && place == entries && self.tmp.exists() {
-                    return dots(inode(tmp::ROOT), assets::TMP);
+                    return known(At::TMP, assets::TMP);
                 }
                 let assets = self.assets.as_ref().filter(|_| place < entries)?;
                 let (child, name) = assets.entry(node, usize::try_from(place).ok()?)?;
                 let is_folder = assets.content(child).is_none();
-                Some(Entry { next: cookie + 1, inode: inode(child), is_folder, name })
+                Some(Entry { next: cookie + 1, at: At::Asset(child), is_folder, name })
             }
             At::Tmp(node) => {
                 let (place, child, name) = self.tmp.entry(node, place)?;
                 let is_folder = self.tmp.is_folder(child);
-                Some(Entry { next: place + 3, inode: inode(child), is_folder, name })
+                Some(Entry { next: place + 3, at: At::Tmp(child), is_folder, name })
+            }
+        }
+    }
+
+    /// What a file has from `from` on; 0 at its end.
+    pub fn read(&self, fuel: &Fuel, at: At, from: u64, to: &mut [u8]) -> Result<usize, Stop> {
+        match at {
+            At::Tmp(node) => self.tmp.read(fuel, node, from, to),
+            At::Asset(node) => {
+                let content = self.content(node).map_or(&[][..], |content| content);
+                let rest = usize::try_from(from).ok().and_then(|from| content.get(from..)).unwrap_or_default();
+                let there = rest.len().min(to.len());
+                fuel.copy(&mut to[..there], &rest[..there])?;
+                Ok(there)
             }
         }
     }
@@ -255,9 +276,4 @@ impl Tree {
         }
         self.tmp.rename(fuel, node, Self::writable(new.parent)?, new.name, now)
     }
-}
-
-/// 0 means that there is none.
-fn inode(node: u32) -> u64 {
-    u64::from(node) + 1
 }

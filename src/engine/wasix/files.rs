@@ -47,6 +47,7 @@ pub struct Shared {
     /// Assets that have an inode.
     seen: HashSet<u32>,
     inode_bytes: u64,
+    /// Of the owner's memory, for what wasmer-wasix remembers.
     inodes: Option<Reserved>,
     /// The time of all that happens: when the run began.
     pub(super) now: u64,
@@ -61,17 +62,17 @@ pub struct Files {
 }
 
 impl Files {
-    /// `inodes`: of the owner's memory, for what wasmer-wasix remembers. Without, nothing can be looked up.
-    pub fn new(tree: Tree, inodes: Option<Reserved>, now: Duration) -> Files {
+    /// Of the owner that the tree belongs to. Without one, nothing can be looked up.
+    pub fn new(tree: Tree, now: Duration) -> Files {
         let begun = Instant::now();
         let fuel = Fuel::new(u64::MAX, begun, begun + Duration::from_secs(86_400), Cancel::default());
         let shared = Shared {
+            inodes: tree.tmp.owners(),
             tree,
             links: HashSet::new(),
             nodes: 0,
             seen: HashSet::new(),
             inode_bytes: 0,
-            inodes,
             now: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             fuel,
         };
@@ -105,11 +106,6 @@ fn inside(path: &Path) -> Result<&str> {
         "" => Ok("."),
         path => Ok(path),
     }
-}
-
-/// An inode of the tree is 0 for none.
-fn node_of(inode: u64) -> u32 {
-    u32::try_from(inode.saturating_sub(1)).unwrap_or(u32::MAX)
 }
 
 impl Shared {
@@ -169,13 +165,16 @@ impl Shared {
 
     fn metadata(&self, at: At) -> Metadata {
         let stat = self.tree.stat(at);
-        let ft = match self.link(at) {
-            Some(_) => FileType { symlink: true, ..FileType::default() },
-            None if stat.is_folder => FileType::new_dir(),
-            None => FileType::new_file(),
-        };
         let Times { accessed, modified, changed } = stat.times;
-        Metadata { ft, accessed, created: changed, modified, len: stat.size }
+        Metadata { ft: self.file_type(at), accessed, created: changed, modified, len: stat.size }
+    }
+
+    fn file_type(&self, at: At) -> FileType {
+        match self.link(at) {
+            Some(_) => FileType { symlink: true, ..FileType::default() },
+            None if self.tree.is_folder(at) => FileType::new_dir(),
+            None => FileType::new_file(),
+        }
     }
 
     /// Bytes of the longest path below a node of `/tmp`.
@@ -190,7 +189,7 @@ impl Shared {
                 let len = above + 1 + entry.name.len();
                 longest = longest.max(len);
                 if entry.is_folder {
-                    folders.push((At::Tmp(node_of(entry.inode)), len));
+                    folders.push((entry.at, len));
                 }
             }
         }
@@ -231,14 +230,7 @@ impl FileSystem for Files {
         let mut cookie = 2;
         while let Some(entry) = shared.tree.entry(folder, cookie) {
             cookie = entry.next;
-            let is_link = matches!(folder, At::Tmp(_)) && shared.links.contains(&node_of(entry.inode));
-            let ft = FileType {
-                dir: entry.is_folder,
-                file: !entry.is_folder && !is_link,
-                symlink: is_link,
-                ..FileType::default()
-            };
-            let metadata = Metadata { ft, ..Metadata::default() };
+            let metadata = Metadata { ft: shared.file_type(entry.at), ..Metadata::default() };
             entries.push(DirEntry { path: path.join(entry.name), metadata: Ok(metadata) });
         }
         Ok(ReadDir::new(entries))

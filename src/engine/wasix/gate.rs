@@ -6,26 +6,16 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
-use wasmer::{Function, FunctionEnv, FunctionEnvMut, RuntimeError, Store, Value};
+use wasmer::{Function, FunctionEnv, RuntimeError, Store, Value};
 
+use crate::engine::abi::wasi::{ATIM, ATIM_NOW, Env, MAX_VECTORS, MTIM, MTIM_NOW, copied, now};
 use crate::engine::abi::wasix::{Check, WasixFn};
 use crate::engine::failure::Halt;
+use crate::engine::files::{self, Errno, Stop};
 use crate::engine::host::HostState;
 
 use super::MAX_PATH;
-
-/// Error numbers (preview1, `errno`).
-mod errno {
-    pub const BADF: i32 = 8;
-    pub const EXIST: i32 = 20;
-    pub const INVAL: i32 = 28;
-    pub const LOOP: i32 = 32;
-    pub const MFILE: i32 = 33;
-    pub const NAMETOOLONG: i32 = 37;
-    pub const NOTSUP: i32 = 58;
-}
 
 /// Of `/` as wasmer-wasix begins with it, and of the run's files there.
 const MOUNTS: u32 = 3;
@@ -34,47 +24,20 @@ const ROOT: i32 = 4;
 const DESCRIPTORS: u32 = 256;
 /// Of one read or write; more is done by calling again, as for any file.
 const PIECE: u32 = 1 << 20;
-/// Vectors of one read or write.
-const MAX_VECTORS: u32 = 1_024;
 /// Names in the target of a symbolic link: a chain of links is followed at the price of all of theirs.
 const TARGET_NAMES: usize = 16;
 const TARGET_BYTES: u32 = 256;
 /// Fuel of a call: looking up a path costs some microseconds.
 const CALL_UNITS: u64 = 500;
-/// Bytes read or written for one unit of fuel.
-const BYTES_PER_UNIT: u64 = 64;
-/// Times in a change of a file's times are in whole steps of this, as clocks are.
-const TICK: Duration = Duration::from_millis(1);
-
-/// Flags of a change of times: whether each is given, or now.
-const ATIME: i32 = 1 << 0;
-const ATIME_NOW: i32 = 1 << 1;
-const MTIME: i32 = 1 << 2;
-const MTIME_NOW: i32 = 1 << 3;
-
 /// Flags of looking up a path and of opening.
 const FOLLOW: i32 = 1 << 0;
-const CREATE: i32 = 1 << 0;
-const EXCLUSIVE: i32 = 1 << 2;
-const TRUNCATE: i32 = 1 << 3;
+const CREATE: i32 = files::CREATE as i32;
+const EXCLUSIVE: i32 = files::EXCLUSIVE as i32;
+const TRUNCATE: i32 = files::TRUNCATE as i32;
 
 thread_local! {
     /// In wasmer-wasix for a guest.
     static ASKING: Cell<bool> = const { Cell::new(false) };
-}
-
-type Env<'a> = FunctionEnvMut<'a, HostState>;
-
-/// Why a call ends before wasmer-wasix is asked.
-enum Stop {
-    Errno(i32),
-    Halt(Halt),
-}
-
-impl From<Halt> for Stop {
-    fn from(halt: Halt) -> Self {
-        Stop::Halt(halt)
-    }
 }
 
 fn raise(halt: Halt) -> RuntimeError {
@@ -88,7 +51,7 @@ pub fn refusing(store: &mut Store, host: &FunctionEnv<HostState>, import: &'stat
         fuel.charge(1);
         fuel.check().map_err(raise)?;
         match import.ty.results() {
-            [wasmer::Type::I32] => Ok(vec![Value::I32(errno::NOTSUP)]),
+            [wasmer::Type::I32] => Ok(vec![Value::I32(Errno::NOTSUP.code())]),
             _ => Err(raise(Halt::Trap(format!("`{}` can't be called here", import.name)))),
         }
     };
@@ -122,7 +85,8 @@ pub fn checked(
     let call = move |mut env: Env<'_>, args: &[Value]| match Call::prepare(env.data_mut(), checks, args)
         .and_then(|call| call.make(&mut env, import, &theirs, &close))
     {
-        Ok(errno) | Err(Stop::Errno(errno)) => Ok(vec![Value::I32(errno)]),
+        Ok(errno) => Ok(vec![Value::I32(errno)]),
+        Err(Stop::Errno(errno)) => Ok(vec![Value::I32(errno.code())]),
         Err(Stop::Halt(halt)) => Err(raise(halt)),
     };
     Function::new_with_env(store, host, import.ty.clone(), call)
@@ -168,18 +132,18 @@ impl Call {
                 }
                 Ok(())
             }
-            Check::Path(at) if self.int(at + 1) as usize > MAX_PATH => Err(Stop::Errno(errno::NAMETOOLONG)),
+            Check::Path(at) if self.int(at + 1) as usize > MAX_PATH => Err(Errno::NAMETOOLONG.into()),
             Check::Path(_) => Ok(()),
             Check::Target(at) => {
                 let len = self.int(at + 1);
                 if len > TARGET_BYTES {
-                    return Err(Stop::Errno(errno::NAMETOOLONG));
+                    return Err(Errno::NAMETOOLONG.into());
                 }
                 let names = host.memory.slice(self.int(at), len)?.split(|b| *b == b'/');
-                if names.count() > TARGET_NAMES { Err(Stop::Errno(errno::NAMETOOLONG)) } else { Ok(()) }
+                if names.count() > TARGET_NAMES { Err(Errno::NAMETOOLONG.into()) } else { Ok(()) }
             }
             Check::Vectors(at) => self.shorten(host, at),
-            Check::Descriptor(at) if self.int(at) >= DESCRIPTORS => Err(Stop::Errno(errno::BADF)),
+            Check::Descriptor(at) if self.int(at) >= DESCRIPTORS => Err(Errno::BADF.into()),
             Check::Descriptor(_) => Ok(()),
             Check::NewDescriptor(at) => {
                 self.new_descriptor = Some(self.int(at));
@@ -203,7 +167,7 @@ impl Call {
     fn shorten(&mut self, host: &mut HostState, at: usize) -> Result<(), Stop> {
         let (vectors, count) = (self.int(at), self.int(at + 1));
         if count > MAX_VECTORS {
-            return Err(Stop::Errno(errno::INVAL));
+            return Err(Errno::INVAL.into());
         }
         let mut left = PIECE;
         for n in 0..count {
@@ -218,16 +182,14 @@ impl Call {
             }
             left -= bytes;
         }
-        host.fuel.charge(u64::from(PIECE - left) / BYTES_PER_UNIT);
-        Ok(())
+        Ok(copied(&mut host.fuel, PIECE - left)?)
     }
 
     /// Wasmer-wasix would read the system's clock for what is to be now, and to the nanosecond.
     fn give_times(&mut self, host: &HostState, at: usize, flags: usize) {
-        let now = host.clock.started_at() + host.clock.elapsed(TICK);
-        let now = Value::I64(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
+        let now = Value::I64(now(host) as i64);
         let mut given = self.int(flags) as i32;
-        for (n, set, set_now) in [(0, ATIME, ATIME_NOW), (1, MTIME, MTIME_NOW)] {
+        for (n, set, set_now) in [(0, ATIM, ATIM_NOW), (1, MTIM, MTIM_NOW)] {
             if given & set_now != 0 && given & set == 0 {
                 given = given & !set_now | set;
                 self.args[at + n] = now.clone();
@@ -250,14 +212,15 @@ impl Call {
         let mut look = self.args.clone();
         look[lookup] = Value::I32(self.int(lookup) as i32 & !FOLLOW);
         look[open] = Value::I32(flags & !(CREATE | EXCLUSIVE | TRUNCATE));
-        match ask(env, import, theirs, &look)? {
-            0 => {
-                let descriptor = env.data().memory.read_u32(at)?;
-                ask(env, import, close, &[Value::I32(descriptor as i32)])?;
+        let found = ask(env, import, theirs, &look)?;
+        if found == Errno::SUCCESS {
+            let descriptor = env.data().memory.read_u32(at)?;
+            ask(env, import, close, &[Value::I32(descriptor as i32)])?;
+        } else if found == Errno::LOOP.code() {
+            if flags & EXCLUSIVE != 0 {
+                return Err(Errno::EXIST.into());
             }
-            errno::LOOP if flags & EXCLUSIVE != 0 => return Err(Stop::Errno(errno::EXIST)),
-            errno::LOOP => self.args[open] = Value::I32(flags & !CREATE),
-            _ => {}
+            self.args[open] = Value::I32(flags & !CREATE);
         }
         Ok(())
     }
@@ -277,11 +240,11 @@ impl Call {
         }
         let errno = result?;
         env.data_mut().take_output()?;
-        if let Some(at) = self.new_descriptor.filter(|_| errno == 0) {
+        if let Some(at) = self.new_descriptor.filter(|_| errno == Errno::SUCCESS) {
             let descriptor = env.data().memory.read_u32(at)?;
             if descriptor >= DESCRIPTORS {
                 ask(env, import, close, &[Value::I32(descriptor as i32)])?;
-                return Ok(errno::MFILE);
+                return Err(Errno::MFILE.into());
             }
         }
         Ok(errno)

@@ -25,7 +25,6 @@ use wasmer_wasix::{
 };
 
 use super::abi::wasix::{MODULE, Served, WasixFn};
-use super::budget::Reserved;
 use super::failure::Halt;
 use super::files::tree::Tree;
 use super::host::HostState;
@@ -49,11 +48,11 @@ pub struct Wasix {
 }
 
 impl Wasix {
-    /// Takes the run's input and files. `reserved`: of the owner's memory, for what it remembers of files.
-    pub fn begin(store: &mut Store, host: &FunctionEnv<HostState>, reserved: Reserved) -> Result<Wasix, String> {
+    /// Takes the run's input and files.
+    pub fn begin(store: &mut Store, host: &FunctionEnv<HostState>) -> Result<Wasix, String> {
         let state = host.as_mut(store);
         let tree = std::mem::take(&mut state.wasi.files).into_tree();
-        let files = Files::new(tree, Some(reserved), state.clock.started_at());
+        let files = Files::new(tree, state.clock.started_at());
         state.wasix = WasixState { streams: Streams::new(std::mem::take(&mut state.wasi.stdin)), ready: false };
         let streams = state.wasix.streams.clone();
         let env = gate::unlogged(|| environment(store, files, &streams).map_err(|e| e.to_string()))?;
@@ -98,7 +97,7 @@ impl Wasix {
 pub fn functions() -> HashMap<String, FunctionType> {
     let mut store = Store::new(Engine::headless());
     let streams = Streams::default();
-    let Ok(env) = environment(&mut store, Files::new(Tree::default(), None, Duration::ZERO), &streams) else {
+    let Ok(env) = environment(&mut store, Files::new(Tree::default(), Duration::ZERO), &streams) else {
         return HashMap::new();
     };
     let functions = generate_import_object_from_env(&mut store, &env.env, WasiVersion::Wasix32v1);

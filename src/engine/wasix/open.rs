@@ -44,21 +44,9 @@ impl AsyncRead for Open {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let files = self.files.clone();
         let shared = files.shared.lock();
-        let read = match self.node {
-            At::Asset(node) => {
-                let content = shared.tree.content(node).map_or(&[][..], |content| content);
-                let rest = usize::try_from(self.at).ok().and_then(|at| content.get(at..)).unwrap_or_default();
-                let there = rest.len().min(buffer.remaining());
-                buffer.put_slice(&rest[..there]);
-                there
-            }
-            At::Tmp(node) => {
-                let to = buffer.initialize_unfilled();
-                let read = shared.tree.tmp.read(&shared.fuel, node, self.at, to).map_err(stopped)?;
-                buffer.advance(read);
-                read
-            }
-        };
+        let to = buffer.initialize_unfilled();
+        let read = shared.tree.read(&shared.fuel, self.node, self.at, to).map_err(stopped)?;
+        buffer.advance(read);
         self.at += read as u64;
         Poll::Ready(Ok(()))
     }

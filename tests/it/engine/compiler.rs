@@ -38,7 +38,7 @@ async fn a_compile_waits_for_a_process_in_bounds_and_dies_with_its_caller() {
     let begun = Instant::now();
     assert!(matches!(install(SPIN).await, Err(InstallError::Busy)));
     let waited = begun.elapsed();
-    assert!((Duration::from_secs(5)..Duration::from_secs(8)).contains(&waited), "{waited:?}");
+    assert!((Duration::from_secs(5)..DEADLINE).contains(&waited), "{waited:?}");
 
     hanging.abort();
     eventually_async("the compiler ends with its upload", || !process.exists()).await;

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use wasmgate::config;
 use wasmgate::domain::{Limits, Reply};
 use wasmgate::engine::{
-    Cancel, Compiler, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Settings,
-    Verdict,
+    Cancel, Compiler, Engine, HttpExchange, HttpHandler, HttpOutcome, LoadedModule, PinnedVm, RunError, Verdict,
 };
 
 /// One for all tests: it holds no state of theirs.
@@ -24,31 +23,14 @@ pub fn engine() -> &'static Arc<Engine> {
 
 pub fn engine_with(dir: &std::path::Path, edit: impl FnOnce(&mut config::Engine)) -> Arc<Engine> {
     let mut config = config::Engine {
-        threads: 2,
-        queue: 64,
-        queue_timeout: Duration::from_secs(20),
         per_owner: 64,
         memory_budget_bytes: Some(1 << 30),
         vms_per_handler: 1,
         vm_requests: 1_000_000,
-        artifact_cache_bytes: 64 << 20,
-        artifact_disk_bytes: 10 << 30,
-        compile: config::Compile {
-            processes: 2,
-            cpu: Duration::from_secs(20),
-            per_mib: Duration::from_secs(2),
-            memory_bytes: 1 << 30,
-        },
-        breaker: config::Breaker { failures: 0, window: Duration::ZERO, cool_down: Duration::ZERO },
+        ..crate::engine::config()
     };
     edit(&mut config);
-    let settings = Settings {
-        data_dir: dir.to_owned(),
-        artifact_key: [7; 32],
-        compiler_exe: env!("CARGO_BIN_EXE_wasmgate").into(),
-        config,
-    };
-    Engine::new(settings).expect("the engine starts")
+    crate::engine::open(dir.to_owned(), [7; 32], config)
 }
 
 const CALLS: &str = r#"
@@ -104,18 +86,7 @@ impl Guest<'_> {
 }
 
 pub fn limits() -> Limits {
-    Limits {
-        fuel: u64::MAX / 2,
-        memory_bytes: 64 << 20,
-        wall_ms: Duration::from_secs(5),
-        input_bytes: 1 << 20,
-        output_bytes: 1 << 20,
-        log_bytes: 64 << 10,
-        table_elements: 10_000,
-        stack_bytes: Limits::STACK_BYTES,
-        file_bytes: Limits::FILE_BYTES,
-        instances: Limits::INSTANCES,
-    }
+    handler_config().limits()
 }
 
 /// With optimised code from the beginning: no living VM is replaced by itself.

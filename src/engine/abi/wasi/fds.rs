@@ -3,8 +3,6 @@
 //! Invariant: work is paid by the byte before the next piece of it begins, and only addresses inside the guest's memory
 //! are read or written.
 
-use wasmer::FunctionEnvMut;
-
 use super::{Env, MAX_VECTORS, Stdout, answer, copied, now};
 use crate::engine::failure::Halt;
 use crate::engine::files::table::{Descriptor, Open, Stream, rights};
@@ -26,10 +24,11 @@ const VECTOR_UNITS: u64 = 8;
 /// The last kind of advice.
 const NOREUSE: i32 = 5;
 
-const ATIM: i32 = 1;
-const ATIM_NOW: i32 = 2;
-const MTIM: i32 = 4;
-const MTIM_NOW: i32 = 8;
+/// `fstflags`: whether each time is given, or now.
+pub const ATIM: i32 = 1;
+pub const ATIM_NOW: i32 = 2;
+pub const MTIM: i32 = 4;
+pub const MTIM_NOW: i32 = 8;
 
 fn descriptor(host: &HostState, fd: i32) -> Result<Descriptor, Errno> {
     host.wasi.files.table.get(fd)
@@ -339,14 +338,7 @@ pub fn fd_prestat_dir_name(mut env: Env<'_>, fd: i32, path: i32, len: i32) -> Re
 }
 
 /// Fills the buffer; the last entry is cut where it ends. Less than the buffer: that was all.
-pub fn fd_readdir(
-    mut env: FunctionEnvMut<'_, HostState>,
-    fd: i32,
-    buffer: i32,
-    len: i32,
-    cookie: i64,
-    used: i32,
-) -> Result<i32, Halt> {
+pub fn fd_readdir(mut env: Env<'_>, fd: i32, buffer: i32, len: i32, cookie: i64, used: i32) -> Result<i32, Halt> {
     files(&mut env, |host| {
         let HostState { memory, fuel, wasi, .. } = host;
         let mut room = memory.slice_mut(buffer as u32, len as u32)?;
@@ -356,7 +348,7 @@ pub fn fd_readdir(
             let name = entry.name.as_bytes();
             let mut head = [0u8; DIRENT];
             head[..8].copy_from_slice(&entry.next.to_le_bytes());
-            head[8..16].copy_from_slice(&entry.inode.to_le_bytes());
+            head[8..16].copy_from_slice(&entry.at.inode().to_le_bytes());
             head[16..20].copy_from_slice(&(name.len() as u32).to_le_bytes());
             head[20] = filetype(entry.is_folder);
             for part in [&head[..], name] {

@@ -2,18 +2,14 @@
 //!
 //! Invariant: a path is bounded and UTF-8 before anybody looks along it.
 
-use wasmer::FunctionEnvMut;
-
 use super::fds::{new_times, write_stat};
-use super::{answer, now};
+use super::{Env, answer, now};
 use crate::engine::failure::Halt;
 use crate::engine::files::tree::MAX_PATH;
 use crate::engine::files::{Errno, Files, Opening, Stop};
 use crate::engine::fuel::Fuel;
 use crate::engine::host::HostState;
 use crate::engine::memory::GuestMemory;
-
-type Env<'a> = FunctionEnvMut<'a, HostState>;
 
 /// Fuel of a call by path, and of its bytes: following it and making or removing a file.
 const CALL_UNITS: u64 = 64;

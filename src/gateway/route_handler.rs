@@ -1,0 +1,261 @@
+//! A handler of a route: its module, loaded once; whether it may run now; and what its runs are counted in.
+//!
+//! Invariant: every run is told to the breaker, the metrics and the usage in [`RouteHandler::record`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OnceCell;
+
+use super::breaker::{Breaker, Caller, is_crash};
+use super::context::Context;
+use super::service::Shared;
+use super::snapshot::{Resolved, Snapshot};
+use crate::config;
+use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection};
+use crate::engine::{Assets, Engine, HttpHandler, LoadedModule, RunError};
+use crate::limit::network;
+use crate::telemetry::{Metrics, ModuleMetrics};
+
+/// A handler on a route, or the module that answers one. Its VMs live as long as it does.
+pub struct RouteHandler {
+    pub config: config::Handler,
+    version: Option<ModuleVersion>,
+    /// The route's under the module's own.
+    pub limits: Limits,
+    /// `owner/name@version`; of what is not stored, as the configuration names it.
+    pub label: Arc<str>,
+    pub breaker: Arc<Breaker>,
+    metrics: OnceLock<Arc<ModuleMetrics>>,
+    module: OnceCell<Arc<LoadedModule>>,
+    assets: OnceCell<Assets>,
+    http: OnceCell<Arc<HttpHandler>>,
+}
+
+impl RouteHandler {
+    /// `breakers`: those of module versions in use, by label.
+    pub fn new(
+        config: config::Handler,
+        resolved: Option<Resolved>,
+        breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
+    ) -> Self {
+        let limits = limits(&config, resolved.as_ref());
+        let version = resolved.map(|r| r.version);
+        let label: Arc<str> = match &version {
+            Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
+            None => config.reference().to_string().into(),
+        };
+        // What is not stored has no breaker to pass on to the version that will be.
+        let breaker = match &version {
+            Some(_) => breakers.entry(label.clone()).or_default().clone(),
+            None => Arc::default(),
+        };
+        Self {
+            config,
+            version,
+            limits,
+            label,
+            breaker,
+            metrics: OnceLock::new(),
+            module: OnceCell::new(),
+            assets: OnceCell::new(),
+            http: OnceCell::new(),
+        }
+    }
+
+    pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
+        self.config == *config
+            && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
+            && self.limits == limits(config, resolved)
+    }
+
+    pub fn is_stored(&self) -> bool {
+        self.version.is_some()
+    }
+
+    pub fn is_http_wasm(&self) -> bool {
+        self.version.as_ref().is_some_and(|version| version.abi == Abi::HttpWasm)
+    }
+
+    /// What one run of it needs, if it may run now.
+    pub async fn ready(
+        &self,
+        ctx: &Context,
+        shared: &Shared,
+    ) -> Result<(&Arc<LoadedModule>, Option<&Assets>), Rejection> {
+        self.admit(ctx)?;
+        self.load(&shared.engine).await.map_err(|error| self.not_loaded(ctx, shared, error))
+    }
+
+    /// Of an http-wasm module its VMs, as [`Self::ready`].
+    pub async fn ready_http(&self, ctx: &Context, shared: &Shared) -> Result<&Arc<HttpHandler>, Rejection> {
+        self.admit(ctx)?;
+        self.load_http(&shared.engine).await.map_err(|error| self.not_loaded(ctx, shared, error))
+    }
+
+    /// Refuses at once while its module does nothing but fail.
+    fn admit(&self, ctx: &Context) -> Result<(), Rejection> {
+        let admitted = self.breaker.admit(Instant::now(), || caller(ctx));
+        admitted.map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
+    }
+
+    /// Its module and its files, loaded by the first request that needs them; further ones wait for the same load.
+    async fn load(&self, engine: &Arc<Engine>) -> Result<(&Arc<LoadedModule>, Option<&Assets>), RunError> {
+        let Some(version) = &self.version else {
+            let reason = format!("`{}` is not stored", self.config.module);
+            return Err(GuestFailure::NotLoadable(reason).into());
+        };
+        let load = || engine.load(Some(&self.config.owner), version.digest, version.abi, &version.shape);
+        let module = self.module.get_or_try_init(load).await?;
+        let Some(bundle) = &version.assets else { return Ok((module, None)) };
+        let assets = self.assets.get_or_try_init(|| engine.assets(bundle)).await?;
+        Ok((module, Some(assets)))
+    }
+
+    async fn load_http(&self, engine: &Arc<Engine>) -> Result<&Arc<HttpHandler>, RunError> {
+        let make = || async {
+            let (module, assets) = self.load(engine).await?;
+            let (module, assets, label) = (module.clone(), assets.cloned(), self.label.clone());
+            Ok(HttpHandler::new(engine, module, assets, label, &self.config, self.limits.clone()))
+        };
+        self.http.get_or_try_init(make).await
+    }
+
+    /// Loads what the first request would, and starts one VM of an http-wasm module.
+    async fn warm(&self, engine: &Arc<Engine>) -> Result<(), RunError> {
+        if self.is_http_wasm() {
+            return self.load_http(engine).await?.warm().await;
+        }
+        self.load(engine).await.map(drop)
+    }
+
+    /// Counts a run, or one phase of it.
+    pub fn record(&self, ctx: &mut Context, shared: &Shared, phase: Phase, error: Option<&RunError>, meter: &Meter) {
+        let failure = match error {
+            Some(RunError::Guest(failure)) => Some(failure),
+            _ => None,
+        };
+        if let Some(module) = self.metrics(&shared.metrics) {
+            shared.metrics.execution(module, phase, failure, meter);
+        }
+        if phase != Phase::Response {
+            ctx.guests.runs += 1;
+            shared.usage.record_runs(&self.config.owner, &self.config.module.name, 1);
+        }
+        ctx.guests.meter = ctx.guests.meter.and(*meter);
+        let outcome = ctx.guests.outcome.get_or_insert("ok");
+        if let Some(failure) = failure {
+            *outcome = failure.kind();
+        }
+        match error {
+            Some(RunError::Guest(failure)) if is_crash(failure) => self.note_crash(ctx, shared, failure),
+            Some(RunError::Busy { .. } | RunError::BadCall(_)) => {}
+            // A request phase that lets the request pass is half of a run.
+            _ if phase == Phase::Request => {}
+            _ => self.passed(),
+        }
+    }
+
+    /// A run ended well.
+    pub fn passed(&self) {
+        if self.breaker.passed() {
+            tracing::info!(handler = %self.label, "the module runs again");
+        }
+    }
+
+    /// Counts a failure to load that is the module's own.
+    fn not_loaded(&self, ctx: &Context, shared: &Shared, error: RunError) -> Rejection {
+        if let RunError::Guest(failure) = &error {
+            self.note_crash(ctx, shared, failure);
+        }
+        rejection_of(error)
+    }
+
+    fn note_crash(&self, ctx: &Context, shared: &Shared, failure: &GuestFailure) {
+        let config = &ctx.snapshot.config.engine.breaker;
+        if self.breaker.failed(Instant::now(), caller(ctx), config) {
+            if let Some(module) = self.metrics(&shared.metrics) {
+                shared.metrics.breaker_opened(module);
+            }
+            tracing::error!(
+                handler = %self.label, last = failure.kind(), failures = config.failures,
+                "the module fails again and again: it is refused for a while; activate another version of it"
+            );
+        }
+    }
+
+    fn metrics(&self, metrics: &Metrics) -> Option<&ModuleMetrics> {
+        let abi = self.version.as_ref()?.abi;
+        Some(self.metrics.get_or_init(|| metrics.module(&self.label, abi)))
+    }
+}
+
+fn limits(config: &config::Handler, resolved: Option<&Resolved>) -> Limits {
+    let route = config.limits();
+    match resolved {
+        Some(resolved) => resolved.limits.lower(&route),
+        None => route,
+    }
+}
+
+fn caller(ctx: &Context) -> Caller {
+    match ctx.principal.as_ref().and_then(Principal::owner) {
+        Some(owner) => Caller::Owner(owner.clone()),
+        None => Caller::Address(network::caller(ctx.client)),
+    }
+}
+
+pub fn rejection_of(error: RunError) -> Rejection {
+    match error {
+        RunError::Guest(failure) => Rejection::Guest(failure),
+        // An operator's handler is called by the gateway: a bad call is a module that does not fit.
+        RunError::BadCall(detail) => Rejection::Guest(GuestFailure::NotLoadable(detail)),
+        RunError::Busy { retry_after } => Rejection::Busy { retry_after },
+    }
+}
+
+/// A handler that can't start.
+#[derive(Clone, Debug)]
+pub struct Cold {
+    pub route: Name,
+    /// `owner/name@version`.
+    pub module: Arc<str>,
+    pub reason: String,
+}
+
+/// How long the handlers of a snapshot may take to start; the rest are started by the first request.
+const WARM: Duration = Duration::from_secs(10);
+
+/// Warms the handlers that `before` did not have, so that what is wrong with them is known before a request comes. Gives
+/// those that failed.
+pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<Engine>) -> Vec<Cold> {
+    let known: HashSet<usize> = before.into_iter().flat_map(all).map(|(_, h)| Arc::as_ptr(h).addr()).collect();
+    let mut cold = Vec::new();
+    let work = async {
+        for (route, handler) in all(snapshot) {
+            if !handler.is_stored() || known.contains(&Arc::as_ptr(handler).addr()) {
+                continue;
+            }
+            match handler.warm(engine).await {
+                Ok(()) => {}
+                // Not the module's fault, and the next one would fare no better.
+                Err(RunError::Busy { .. }) => break,
+                Err(error) => {
+                    let (module, reason) = (handler.label.clone(), rejection_of(error).detail());
+                    cold.push(Cold { route: route.clone(), module, reason });
+                }
+            }
+        }
+    };
+    // Too late is no failure: it only is not known yet.
+    let _ = tokio::time::timeout(WARM, work).await;
+    cold
+}
+
+fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
+    snapshot.states.iter().flat_map(|state| {
+        let route = &snapshot.config.routes[state.index].name;
+        state.every_handler().map(move |handler| (route, handler))
+    })
+}
