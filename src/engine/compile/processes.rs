@@ -1,7 +1,7 @@
 //! The compiler's processes: how one is started, and one that is started ahead.
 //!
-//! Starting a program of this size and meeting its pages for the first time makes a small module's compile take a quarter
-//! longer. So after a compile the next process is started, which waits for its job where it has everything at hand.
+//! Starting a program of this size and meeting its pages for the first time makes a small module's compile take a tenth to a
+//! quarter longer. So after a compile the next process is started, which waits for its job where it has everything at hand.
 //!
 //! Invariant: a process does one job and ends; at most one waits, and it has seen nothing of anybody's.
 
