@@ -6,7 +6,6 @@
 mod bad;
 mod bodies;
 mod calls;
-mod grpc;
 mod headers;
 mod life;
 mod pointers;
