@@ -29,7 +29,7 @@ impl Buffer {
             6 => Buffer::VmConfig,
             7 => Buffer::PluginConfig,
             // Connections, messages of gRPC and arguments of foreign functions: known, and never there.
-            0..=LAST => return Err(Status::NOT_FOUND.into()),
+            2 | 3 | 5 | LAST => return Err(Status::NOT_FOUND.into()),
             _ => return Err(Status::BAD_ARGUMENT.into()),
         })
     }
