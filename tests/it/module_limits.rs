@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::admin::NewKey;
 use crate::support::api::{self, Form};
 use crate::support::toml::{route, tier, upstream};
-use crate::support::{Gateway, Request, Response, Upstream, c_guest, eventually, wat};
+use crate::support::{Conn, Gateway, Request, Response, Upstream, c_guest, eventually, wat};
 
 /// Calls itself so many times.
 const RECURSE: &str = r#"(module (func $f (export "run") (param i32) (result i32)
@@ -257,35 +257,38 @@ fn routes_follow_their_modules_limits_at_once() {
 fn no_more_instances_than_allowed_are_under_way() {
     let up = Upstream::echo();
     let config =
-        "[engine]\nqueue_timeout = \"100ms\"\nper_owner = 8\n".to_owned() + &api::config(&upstream("up", up.addr, ""));
+        "[engine]\nqueue_timeout = \"1s\"\nper_owner = 8\n".to_owned() + &api::config(&upstream("up", up.addr, ""));
     let routes = route(
         "http",
-        "match.path_prefix = \"/http\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/http\", config = \"spin\", wall = \"3s\" }]",
+        "match.path_prefix = \"/http\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/http\", config = \"spin\", wall = \"8s\" }]",
     );
     let gw = Gateway::with_modules(&config, &[("acme/http", "http-wasm", &c_guest("http"))], &routes);
     let key = gw.key();
     gw.upload("acme/loop", "core", &wat(LONG_LOOP));
     gw.upload("acme/other", "core", &wat(GROW));
     let engine = |figure: &str| gw.admin("GET", "/api/state").send().expect(200).json()["engine"][figure].as_u64();
-    limit(&gw, &key, "loop", &json!({"instances": 2, "wall_ms": 3_000})).expect(200);
-    let forever = i64::MAX.unsigned_abs();
-    std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..2).map(|_| scope.spawn(|| run(&gw, &key, "loop", forever))).collect();
-        eventually("two run", || engine("guests_running") == Some(2));
-        let refused = run(&gw, &key, "loop", 1);
-        assert!(refused.header("retry-after").is_some(), "{refused}");
-        refused.problem(503, "busy");
-        run(&gw, &key, "other", 1).expect(200);
-        // Those under way count, whatever number they began under.
-        limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
-        run(&gw, &key, "loop", 1).problem(503, "busy");
-        limit(&gw, &key, "loop", &json!({"instances": 3})).expect(200);
-        run(&gw, &key, "loop", 1).expect(200);
-        for run in runs {
-            run.join().expect("no panic").problem(504, "handler-timeout");
-        }
-        run(&gw, &key, "loop", 1).expect(200);
+    limit(&gw, &key, "loop", &json!({"instances": 2})).expect(200);
+    let endless = json!({"module": "loop", "args": [i64::MAX]});
+    let endless = gw.request("POST", "/api/wasm/execute").key(&key).json(&endless).bytes();
+    let runs = [(); 2].map(|()| {
+        let mut conn = Conn::connect(gw.proxy);
+        conn.send(&endless);
+        conn
     });
+    eventually("two run", || engine("guests_running") == Some(2));
+    let refused = run(&gw, &key, "loop", 1);
+    assert!(refused.header("retry-after").is_some(), "{refused}");
+    refused.problem(503, "busy");
+    eventually("another module runs", || run(&gw, &key, "other", 1).status == 200);
+    // Those under way count, whatever number they began under.
+    limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
+    run(&gw, &key, "loop", 1).problem(503, "busy");
+    limit(&gw, &key, "loop", &json!({"instances": 3})).expect(200);
+    eventually("a third runs", || run(&gw, &key, "loop", 1).status == 200);
+    // Their clients leave, and they end.
+    drop(runs);
+    limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
+    eventually("there is room", || run(&gw, &key, "loop", 1).status == 200);
     limit(&gw, &key, "http", &json!({"instances": 1})).expect(200);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| gw.get("/http").send());

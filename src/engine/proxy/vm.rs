@@ -272,12 +272,12 @@ impl Vm {
         end: bool,
         (exchange, more): (Option<Box<HttpExchange>>, Bytes),
     ) -> Result<Step, GuestFailure> {
-        if !self.state().streams.contains_key(&context) {
-            self.state().streams.insert(context, Stream::default());
-            self.lend(context, event, exchange);
+        let streams = &mut self.state().streams;
+        let is_new = !streams.contains_key(&context);
+        streams.entry(context).or_default();
+        self.lend(context, event, exchange);
+        if is_new {
             self.create(context, ROOT).map_err(Ended::into_failure)?;
-        } else {
-            self.lend(context, event, exchange);
         }
         if !more.is_empty()
             && let Some(exchange) = self.state().streams.get_mut(&context).and_then(|s| s.exchange.as_deref_mut())

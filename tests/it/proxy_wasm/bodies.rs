@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::Conn;
+use crate::support::h2c::H2;
 use crate::support::upstream::respond;
 
 /// Waits for the whole body, then runs this once on it.
@@ -213,4 +214,24 @@ fn compressed_and_empty_answers_stay_what_they_are() {
 
 fn empty(stream: &mut std::net::TcpStream, status: u16) -> bool {
     std::io::Write::write_all(stream, format!("HTTP/1.1 {status} Scripted\r\n\r\n").as_bytes()).is_ok()
+}
+
+#[test]
+fn http2_clients_pass_the_same_filters() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, "[[server.listeners]]\naddress = \"127.0.0.1:0\"\nh2c = true\n", &filter("run", "", ""));
+    let client = H2::connect(gw.proxy);
+    let uri = format!("http://{}/run", gw.proxy);
+    let splices = at_end("request_body", "set_buffer_bytes 0 -1 0 s:-more") + &at_end("response_body", "upper 1");
+    let response = client.send("POST", &uri, &[("x-run", &splices)], Some(b"body"));
+    assert_eq!((response.status.as_u16(), &response.body[..]), (200, &b"ANSWER"[..]));
+    assert_eq!(up.last().body, b"body-more");
+    let protocol =
+        "request_headers: get_property s:request%00protocol b; request_headers: get_header_map_value 0 s::authority b";
+    let response = client.get(&uri, &[("x-run", protocol)]);
+    let told = response.headers["x-results"].to_str().expect("text");
+    assert_eq!(results(told), ["get_property=0 [HTTP/2]".to_owned(), format!("get_header_map_value=0 [{}]", gw.proxy)]);
+    let local = "request_body: send_local_response 403 0 0 s:no 0 0 -1";
+    let response = client.send("POST", &uri, &[("x-run", local)], Some(&[b'x'; 100_000]));
+    assert_eq!((response.status.as_u16(), &response.body[..]), (403, &b"no"[..]));
 }

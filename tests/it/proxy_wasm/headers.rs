@@ -250,6 +250,33 @@ fn filters_see_requests_in_order_and_answers_in_reverse() {
     assert_eq!(response.all("x-order"), ["c", "b", "a"]);
 }
 
+/// Handlers of any ABI stand in one list.
+#[test]
+fn filters_stand_among_handlers_of_other_abis() {
+    let up = Upstream::text("answer");
+    let mark = |letter: char| {
+        let script = format!(
+            "request_headers: add_header_map_value 0 s:x-guest s:{letter}; response_headers: add_header_map_value 2 s:x-guest-response s:{letter}"
+        );
+        entry(&script, "")
+    };
+    let other = "{ module = \"acme/http\", config = \"transform\" }".to_owned();
+    let modules =
+        [("acme/proxy", "proxy-wasm", &c_guest("proxy")[..]), ("acme/http", "http-wasm", &c_guest("http")[..])];
+    let routes = chain("chain", &[mark('a'), other, mark('b')]);
+    let gw = Gateway::with_modules(&upstream("up", up.addr, ""), &modules, &routes);
+    for _ in 0..3 {
+        let response = gw.post("/chain", "body").header("X-Remove-Me", "1").send().expect(200);
+        let seen = up.last();
+        // The one in the middle sets the header, which replaces what the first added.
+        assert_eq!((seen.all("x-guest"), seen.header("x-remove-me")), (vec!["was here", "b"], None));
+        assert_eq!(seen.body, b"body");
+        let marks = response.all("x-guest-response");
+        assert!(marks.contains(&"was here too") && marks.ends_with(&["b", "a"]), "{response}");
+        assert_eq!(response.text(), "answer");
+    }
+}
+
 #[test]
 fn header_bytes_that_are_no_text_follow_the_handlers_policy() {
     let up = Upstream::text("answer");

@@ -32,7 +32,7 @@ impl Buffer {
             6 => Buffer::VmConfig,
             7 => Buffer::PluginConfig,
             // Connections and arguments of foreign functions: known, and never there.
-            0..=LAST => return Err(Status::NOT_FOUND.into()),
+            2 | 3 | LAST => return Err(Status::NOT_FOUND.into()),
             _ => return Err(Status::BAD_ARGUMENT.into()),
         })
     }
