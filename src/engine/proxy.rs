@@ -12,11 +12,14 @@ mod restarts;
 mod rpcs;
 mod vm;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{self, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::AbortHandle;
@@ -146,7 +149,11 @@ impl ProxyHandler {
 
     /// The filter wants to see bodies of answers.
     pub fn wants_response_body(&self) -> bool {
-        self.exports("proxy_on_response_body") || self.exports("proxy_on_response_trailers")
+        self.exports("proxy_on_response_body") || self.wants_response_trailers()
+    }
+
+    pub fn wants_response_trailers(&self) -> bool {
+        self.exports("proxy_on_response_trailers")
     }
 
     fn exports(&self, name: &str) -> bool {
@@ -552,6 +559,41 @@ impl ProxyStream {
             _ => None,
         };
         self.told(exchange, more, (event, end), end, cancel).await
+    }
+
+    /// What follows the answer's body, for a filter that may have some of that since a pause. A further pause is waited
+    /// for.
+    pub async fn trailers(&mut self, exchange: Option<Box<HttpExchange>>, fields: HeaderMap, cancel: &Cancel) -> Told {
+        let held = match self.paused.take() {
+            Some(mut receiver) => match receiver.try_recv() {
+                Ok(Woken { exchange, result: Ok(Verdict::Continue) }) => Some(exchange),
+                Ok(Woken { exchange, result }) => {
+                    return Told { exchange: Some(exchange), result, meter: Meter::default() };
+                }
+                Err(_) => self.take_back(receiver).await,
+            },
+            None => None,
+        };
+        let Some(mut exchange) = exchange.or(held) else {
+            return Told { exchange: None, result: Err(gone()), meter: Meter::default() };
+        };
+        exchange.response_trailers = Some(fields);
+        self.tell(Some(exchange), (Event::ResponseTrailers, true), true, cancel).await
+    }
+
+    /// Whether a pause that was not waited for has ended, and how.
+    pub fn poll_woken(&mut self, cx: &mut task::Context<'_>) -> Poll<Told> {
+        let Some(receiver) = &mut self.paused else { return Poll::Pending };
+        let woken = ready!(Pin::new(receiver).poll(cx));
+        self.paused = None;
+        Poll::Ready(match woken {
+            Ok(Woken { exchange, result }) => Told { exchange: Some(exchange), result, meter: Meter::default() },
+            Err(_) => {
+                // Its VM is gone, with what it held.
+                self.ended = true;
+                Told { exchange: None, result: Err(gone()), meter: Meter::default() }
+            }
+        })
     }
 
     async fn told(
