@@ -12,11 +12,13 @@ use pingora::{Error, ErrorType};
 
 use super::exchange::{MAX_INTERIM, send};
 use super::forward::{self, frame_request};
+use super::guest_grpc;
 use super::pool::{Client, Pool};
 use super::service::Shared;
 use super::upstream::Tried;
 use crate::domain::Name;
-use crate::engine::outbound::{Answering, Outbound};
+use crate::engine::grpc::{GrpcCall, GrpcStatus};
+use crate::engine::outbound::{Answering, Calling, Outbound};
 
 pub struct GuestCalls {
     shared: Weak<Shared>,
@@ -45,6 +47,17 @@ impl Outbound for GuestCalls {
                     upstream.failed(&lease.endpoint, &error);
                     Err(error.to_string())
                 }
+            }
+        })
+    }
+
+    fn grpc(&self, call: GrpcCall) -> Calling {
+        let (shared, pool) = (self.shared.clone(), self.pool.clone());
+        Box::pin(async move {
+            let upstream = shared.upgrade().and_then(|shared| shared.snapshot.load().upstream(&call.upstream));
+            match upstream {
+                Some(upstream) => guest_grpc::run(&pool, &upstream, call).await,
+                None => call.end(GrpcStatus::unavailable("it is no upstream")).await,
             }
         })
     }
