@@ -18,7 +18,7 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{keys, modules, records, retired};
+use super::{keys, modules, records, retired, values};
 use crate::store::{Result, StoreError};
 
 /// redb's page cache; its default is 1 GiB.
@@ -37,6 +37,7 @@ const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
         records::create(tx)
     },
     retired::create,
+    values::create,
 ];
 
 pub struct Db {
