@@ -7,7 +7,6 @@
 //! Invariant: no stream waits for a VM that is gone, and nothing that guests do keeps one here for longer than its
 //! pause may last.
 
-pub mod outbound;
 mod restarts;
 mod vm;
 
@@ -24,9 +23,9 @@ use super::abi::proxy_wasm::{Call, CallAnswer, Plugin, Woken};
 use super::budget::Account;
 use super::cancel::Cancel;
 use super::guest::Allowance;
-use super::guest_log::GuestLog;
 use super::http::{HttpExchange, Verdict};
 use super::lane::{self, Lane, took};
+use super::outside::Reach;
 use super::scope::Listener;
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
@@ -54,7 +53,7 @@ pub struct ProxyHandler {
     cap: usize,
     slots: Mutex<Vec<Arc<Slot>>>,
     lane: Lane,
-    log: GuestLog,
+    reach: Arc<Reach>,
     restarts: Mutex<Restarts>,
 }
 
@@ -119,11 +118,11 @@ impl ProxyHandler {
             account: engine.account(&handler.owner),
             plugin: Arc::new(plugin),
             cap: cores.min(engine.config().vms_per_handler).min(own).max(1),
+            reach: engine.reach_of(label, handler, limits.input_bytes),
             limits,
             pause: proxy.pause,
             slots: Mutex::default(),
             lane: Lane::new(),
-            log: GuestLog::new(label),
             restarts: Mutex::default(),
         })
     }
@@ -204,7 +203,7 @@ impl ProxyHandler {
         memory: super::budget::Reserved,
     ) -> Result<Guard, RunError> {
         self.restarts.lock().admit(Instant::now())?;
-        let made = Vm::start(&self.module, &self.limits, memory, (&self.plugin, self.assets.clone()), &self.log);
+        let made = Vm::start(&self.module, &self.limits, memory, (&self.plugin, self.assets.clone()), &self.reach);
         match made {
             Ok((vm, asked)) => {
                 *guard = Some(vm);
@@ -221,7 +220,7 @@ impl ProxyHandler {
     /// A callback's limits from now on.
     fn turn(&self, inline: bool, cancel: &Cancel) -> Turn<'_> {
         let limits = if inline { lane::inline(&self.limits, INLINE_FUEL) } else { self.limits.clone() };
-        Turn { allowance: Allowance::from_now(limits, cancel.clone()), may_block: !inline, log: &self.log }
+        Turn { allowance: Allowance::from_now(limits, cancel.clone()), may_block: !inline, log: &self.reach.log }
     }
 
     /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
@@ -239,6 +238,7 @@ impl ProxyHandler {
             Err(busy) => return Outcome::NotRun(input, busy),
         };
         if self.lane.is_inline()
+            && !self.module.needs_pool()
             && let Some(vm) = guard.as_mut()
         {
             let turn = self.turn(true, cancel);
@@ -345,8 +345,8 @@ impl ProxyHandler {
         self.engine.spawn(async move {
             let Call { id, upstream, request, timeout } = call;
             let limit = handler.limits.input_bytes;
-            let answer = match handler.engine.outbound() {
-                Some(outbound) => tokio::time::timeout(timeout, outbound.call(upstream, request, limit)).await,
+            let answer = match handler.engine.outside() {
+                Some(outside) => tokio::time::timeout(timeout, outside.call(upstream, request, limit)).await,
                 None => Ok(Err("there are no upstreams here".to_owned())),
             };
             let answer = match answer {
@@ -355,7 +355,7 @@ impl ProxyHandler {
                     CallAnswer { id, status: Some(head.status), headers: head.headers, body, ..CallAnswer::default() }
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(handler = handler.log.handler(), error, "a guest's call failed");
+                    tracing::debug!(handler = handler.reach.log.handler(), error, "a guest's call failed");
                     CallAnswer { id, ..CallAnswer::default() }
                 }
                 Err(_) => CallAnswer { id, ..CallAnswer::default() },
@@ -375,14 +375,14 @@ impl ProxyHandler {
             Outcome::Ran((), _) => {}
             Outcome::NotRun(_, error) => {
                 tracing::debug!(
-                    handler = self.log.handler(),
+                    handler = self.reach.log.handler(),
                     error = error_text(&error),
                     "an event of a filter is lost"
                 );
             }
             Outcome::Failed(_, error, _) => {
                 tracing::warn!(
-                    handler = self.log.handler(),
+                    handler = self.reach.log.handler(),
                     error = error_text(&error),
                     "a filter failed beside requests"
                 );

@@ -22,6 +22,7 @@ use crate::engine::guest::{Allowance, Guest};
 use crate::engine::guest_log::GuestLog;
 use crate::engine::host::HostState;
 use crate::engine::http::{HttpExchange, Verdict};
+use crate::engine::outside::Reach;
 use crate::engine::vms::{Turn, start_failure};
 use crate::engine::{Assets, Compiler, LoadedModule, RunError};
 
@@ -130,7 +131,7 @@ impl Vm {
         limits: &Limits,
         reserved: Reserved,
         (plugin, assets): (&Arc<Plugin>, Option<Assets>),
-        log: &GuestLog,
+        reach: &Arc<Reach>,
     ) -> Result<(Box<Vm>, Asked), RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
@@ -139,10 +140,11 @@ impl Vm {
         let files = Files::new(assets, 0, reserved.none_yet());
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
             host.proxy = Some(Box::new(ProxyState::new(plugin.clone())));
+            host.reaching.reach = Some(reach.clone());
             host.wasi.files = files;
         });
         let mut guest = made.map_err(|e| {
-            log.printed("", &e.log);
+            reach.log.printed("", &e.log);
             start_failure(e.ended)
         })?;
         let allocate = ALLOCATORS.iter().find_map(|name| guest.function::<i32, i32>(name));
@@ -160,7 +162,7 @@ impl Vm {
             failed: 0,
         });
         let started = vm.configure(plugin);
-        log.flush("", vm.guest.get().host());
+        reach.log.flush("", vm.guest.get().host());
         started.map_err(start_failure)?;
         let asked = vm.asked();
         Ok((vm, asked))

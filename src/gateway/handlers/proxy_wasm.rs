@@ -2,8 +2,7 @@
 //!
 //! Invariant: a filter that fails leaves heads as they were, where its policy lets the request go on.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use pingora::proxy::Session;
@@ -11,7 +10,7 @@ use pingora::proxy::Session;
 use super::{Ended, Place};
 use crate::config::{HandlerFail, HeaderBytes};
 use crate::domain::{GuestFailure, Rejection};
-use crate::engine::{Event, HttpExchange, ProxyHandler, ProxyStream, RequestInfo, TlsInfo, Told, Verdict};
+use crate::engine::{Event, HttpExchange, ProxyHandler, ProxyStream, Told, Verdict};
 use crate::gateway::context::Context;
 use crate::gateway::pipeline::Stop;
 use crate::gateway::presence::while_here;
@@ -46,9 +45,6 @@ pub async fn request(
 ) -> Result<Ended, Stop> {
     if !readable(&mut exchange.request.headers, handler.config.proxy.header_bytes) {
         return Err(Rejection::BadRequest("a header value is not UTF-8".into()).into());
-    }
-    if exchange.info.is_none() {
-        exchange.info = Some(Arc::new(info(session, ctx)));
     }
     let shown = proxy.wants_request_body() && exchange.request_body.as_ref().is_some_and(|body| !body.is_empty());
     let holds_head = shown && handler.config.proxy.hold_headers;
@@ -137,21 +133,4 @@ fn readable(fields: &mut HeaderMap, policy: HeaderBytes) -> bool {
         }
     }
     true
-}
-
-fn info(session: &Session, ctx: &Context) -> RequestInfo {
-    static CONNECTIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let local = session.server_addr().and_then(|address| address.as_inet()).copied();
-    let tls = session.digest().and_then(|digest| digest.ssl_digest.as_ref());
-    RequestInfo {
-        route: ctx.route().map_or_else(String::new, |route| route.name.to_string()),
-        began: ctx.start.mono,
-        wall: ctx.start.wall,
-        local,
-        // Both ends of a connection are its alone while it lives.
-        connection: CONNECTIONS.hash_one((ctx.peer, local)),
-        tls: tls.map(|tls| TlsInfo { version: tls.version.to_string(), server_name: None }),
-        principal: ctx.principal.clone(),
-        params: ctx.params.clone(),
-    }
 }
