@@ -98,3 +98,49 @@ fn bad_pointers_end_the_guest_and_nothing_else() {
     }
     assert_eq!(run(&gw, "/other", "kv_get k"), ["kv_get=-1"]);
 }
+
+/// `examples/kv-counter` does what its README says.
+#[test]
+fn the_counter_counts_each_caller() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kv-counter/counter.c");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let wasm = folder.path().join("counter.wasm");
+    let mut clang = std::process::Command::new("clang");
+    clang.args([
+        "--target=wasm32",
+        "-nostdlib",
+        "-O2",
+        "-s",
+        "-Wl,--no-entry",
+        "-Wall",
+        "-Werror",
+        "-I",
+        "../sdk/c",
+        "-o",
+    ]);
+    let folder = source.parent().expect("it is in a folder");
+    let output =
+        clang.arg(&wasm).arg(&source).current_dir(folder).output().expect("`clang` runs; ./scripts/test installs it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let wasm = std::fs::read(&wasm).expect("it was just built");
+    let up = Upstream::text("answer");
+    let counted = |name: &str, auth: &str| {
+        let lines = format!(
+            "match.path_prefix = \"/{name}\"\ntarget.upstream = \"up\"\nauth = \"{auth}\"\nhandlers = [{{ module = \"acme/counter\", config = \"3\" }}]"
+        );
+        route(name, lines)
+    };
+    let routes = counted("open", "none") + &counted("keyed", "key");
+    let gw = Gateway::with_modules(&upstream("up", up.addr, ""), &[("acme/counter", "http-wasm", &wasm)], &routes);
+    let key = gw.key();
+    for visit in ["1", "2", "3"] {
+        for request in [gw.get("/open"), gw.get("/keyed").key(&key)] {
+            let response = request.send().expect(200);
+            assert_eq!((response.header("x-visits"), response.text().as_str()), (Some(visit), "answer"));
+            assert_eq!(up.last().all("x-visits"), [visit]);
+        }
+    }
+    for request in [gw.get("/open"), gw.get("/keyed").key(&key)] {
+        assert_eq!(request.send().expect(429).header("x-visits"), Some("4"));
+    }
+}
