@@ -245,7 +245,9 @@ pub(super) async fn run(
     if uses_host_api(ready.module.shape()) {
         let owner = ready.stored.as_ref().map_or(&ready.owner, |(owner, _)| owner).clone();
         input.reach = Some(api.app.shared.engine.reach_alone(owner));
-        input.info = Some(Arc::new(RequestInfo::of_execution(actor.principal().cloned())));
+        // A module of others does not learn who runs it.
+        let principal = actor.principal().filter(|_| ready.own).cloned();
+        input.info = Some(Arc::new(RequestInfo::of_execution(principal)));
     }
     let job = Job {
         module: ready.module,

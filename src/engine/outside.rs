@@ -158,6 +158,13 @@ pub struct Reaching {
     pub answer: Option<Answer>,
 }
 
+impl Reaching {
+    /// A handler's on a route; an execution has no log and no metrics, and is not to charge who runs it.
+    pub fn of_handler(&self) -> bool {
+        self.reach.as_ref().is_some_and(|reach| reach.metrics.is_some())
+    }
+}
+
 pub struct Answer {
     /// `name: value` lines.
     pub head: Vec<u8>,
@@ -267,7 +274,8 @@ impl HostState {
 
     /// Charges a quota of the caller's tier; how long to wait where that is over.
     pub fn charge(&mut self, quota: &[u8], cost: u64) -> Result<Option<Duration>, Refusal> {
-        let (_, outside) = self.outside().ok_or(Refusal::Denied)?;
+        let outside = self.outside().filter(|_| self.reaching.of_handler());
+        let (_, outside) = outside.ok_or(Refusal::Denied)?;
         let quota = std::str::from_utf8(quota).map_err(|_| Refusal::NotFound)?;
         let principal = self.info().and_then(|info| info.principal.as_ref()).ok_or(Refusal::NotFound)?;
         match outside.charge(principal, quota, cost) {

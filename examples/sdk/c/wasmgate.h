@@ -55,7 +55,7 @@ WG_IMPORT(kv_delete) int32_t wg_kv_delete(const char *key, uint32_t key_len);
 
 // Charges a quota of the caller's tier, by its name, `cost` requests beside the one that the request itself counts as.
 // WG_OK: there was room. Positive: the seconds until there is; nothing was charged. WG_NOT_FOUND: the caller has no
-// such quota. WG_BAD_ARGUMENT: more than it ever admits.
+// such quota. WG_BAD_ARGUMENT: more than it ever admits. WG_DENIED in executions.
 WG_IMPORT(rate_check) int32_t wg_rate_check(const char *quota, uint32_t quota_len, int32_t cost);
 
 // A request to an upstream that the handler's `upstreams` name; WG_DENIED for any other, and in executions. `head` is

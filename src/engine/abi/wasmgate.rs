@@ -73,11 +73,24 @@ fn answer(done: Result<(), Refusal>) -> i32 {
     done.map_or_else(number, |()| 0)
 }
 
-/// Bytes of the guest, charged, as a copy: the host works on while the guest's memory may not be looked at.
-fn given(state: &mut HostState, at: i32, len: i32) -> Result<Vec<u8>, Halt> {
-    let bytes = state.memory.slice(at as u32, len as u32)?;
-    state.fuel.spend(bytes.len())?;
-    Ok(bytes.to_vec())
+/// Of a name, a key, a value or a head. No function takes more.
+const MAX_TEXT: u64 = 64 << 10;
+
+/// Bytes of the guest, charged, as a copy; `None`: they are more than `most`.
+fn up_to(state: &mut HostState, most: u64, at: i32, len: i32) -> Result<Option<Vec<u8>>, Halt> {
+    let HostState { memory, fuel, .. } = state;
+    let bytes = memory.slice(at as u32, len as u32)?;
+    if bytes.len() as u64 > most {
+        return fuel.spend(0).map(|()| None);
+    }
+    fuel.spend(bytes.len())?;
+    let mut copy = Vec::with_capacity(bytes.len());
+    fuel.append(&mut copy, bytes)?;
+    Ok(Some(copy))
+}
+
+fn given(state: &mut HostState, at: i32, len: i32) -> Result<Option<Vec<u8>>, Halt> {
+    up_to(state, MAX_TEXT, at, len)
 }
 
 /// As a `len` result. Longer than what one can say is nothing that the host has.
@@ -104,7 +117,7 @@ pub fn log(mut env: Env<'_>, level: i32, message: i32, len: i32) -> Result<(), H
     let text = memory.slice(message as u32, len as u32)?;
     let Some(level) = guest_log::level(level) else { return fuel.spend(0) };
     fuel.spend(text.len())?;
-    if reaching.reach.as_ref().is_none_or(|reach| reach.metrics.is_none()) {
+    if !reaching.of_handler() {
         let name = level.as_str().to_ascii_lowercase();
         [name.as_bytes(), b": ", text, b"\n"].into_iter().for_each(|part| log.write(part));
     } else if guest_log::is_enabled(level) {
@@ -115,7 +128,7 @@ pub fn log(mut env: Env<'_>, level: i32, message: i32, len: i32) -> Result<(), H
 
 pub fn principal(mut env: Env<'_>, field: i32, field_len: i32, buf: i32, cap: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let field = given(state, field, field_len)?;
+    let Some(field) = given(state, field, field_len)? else { return Ok(number(Refusal::NotFound)) };
     match state.info().and_then(|info| info.field(&field)).map(str::to_owned) {
         Some(value) => give(state, value.as_bytes(), buf, cap),
         None => Ok(number(Refusal::NotFound)),
@@ -124,7 +137,7 @@ pub fn principal(mut env: Env<'_>, field: i32, field_len: i32, buf: i32, cap: i3
 
 pub fn value_get(mut env: Env<'_>, name: i32, name_len: i32, buf: i32, cap: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let name = given(state, name, name_len)?;
+    let Some(name) = given(state, name, name_len)? else { return Ok(number(Refusal::NotFound)) };
     match state.handed_on().get(&name).cloned() {
         Some(value) => give(state, &value, buf, cap),
         None => Ok(number(Refusal::NotFound)),
@@ -133,14 +146,16 @@ pub fn value_get(mut env: Env<'_>, name: i32, name_len: i32, buf: i32, cap: i32)
 
 pub fn value_set(mut env: Env<'_>, name: i32, name_len: i32, value: i32, value_len: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let (name, value) = (given(state, name, name_len)?, given(state, value, value_len)?);
+    let (Some(name), Some(value)) = (given(state, name, name_len)?, given(state, value, value_len)?) else {
+        return Ok(number(Refusal::Full));
+    };
     Ok(if http::hand_on(state.hand_on(), &name, &value) { 0 } else { number(Refusal::Full) })
 }
 
-/// `version`: where to write the value's number, 8 bytes, if it fits with the value; 0 for nowhere.
+/// `version`: where to write the value's number, 8 bytes; 0 for nowhere.
 pub fn kv_get(mut env: Env<'_>, key: i32, key_len: i32, buf: i32, cap: i32, version: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let key = given(state, key, key_len)?;
+    let Some(key) = given(state, key, key_len)? else { return Ok(number(Refusal::BadArgument)) };
     match state.keep(key, Keep::Get)? {
         Ok(Kept::Value(found)) => {
             if version != 0 {
@@ -171,7 +186,9 @@ pub fn kv_cas(
 
 fn write(mut env: Env<'_>, key: (i32, i32), value: (i32, i32), ttl: i64, expected: Option<u64>) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let (key, value) = (given(state, key.0, key.1)?, given(state, value.0, value.1)?);
+    let (Some(key), Some(value)) = (given(state, key.0, key.1)?, given(state, value.0, value.1)?) else {
+        return Ok(number(Refusal::BadArgument));
+    };
     let Some(ttl) = lifetime(ttl) else { return Ok(number(Refusal::BadArgument)) };
     Ok(answer(state.keep(key, Keep::Set { value, ttl, expected })?.map(drop)))
 }
@@ -179,7 +196,7 @@ fn write(mut env: Env<'_>, key: (i32, i32), value: (i32, i32), ttl: i64, expecte
 /// `sum`: where to write it, 8 bytes.
 pub fn kv_incr(mut env: Env<'_>, key: i32, key_len: i32, by: i64, ttl: i64, sum: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let key = given(state, key, key_len)?;
+    let Some(key) = given(state, key, key_len)? else { return Ok(number(Refusal::BadArgument)) };
     state.memory.slice(sum as u32, 8)?;
     let Some(ttl) = lifetime(ttl) else { return Ok(number(Refusal::BadArgument)) };
     match state.keep(key, Keep::Add { by, ttl })? {
@@ -191,7 +208,7 @@ pub fn kv_incr(mut env: Env<'_>, key: i32, key_len: i32, by: i64, ttl: i64, sum:
 
 pub fn kv_delete(mut env: Env<'_>, key: i32, key_len: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let key = given(state, key, key_len)?;
+    let Some(key) = given(state, key, key_len)? else { return Ok(number(Refusal::BadArgument)) };
     Ok(answer(state.keep(key, Keep::Delete)?.map(drop)))
 }
 
@@ -199,8 +216,8 @@ pub fn kv_delete(mut env: Env<'_>, key: i32, key_len: i32) -> Result<i32, Halt> 
 pub fn rate_check(mut env: Env<'_>, quota: i32, quota_len: i32, cost: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
     let quota = given(state, quota, quota_len)?;
-    let charged = match u64::try_from(cost) {
-        Ok(cost) if cost > 0 => state.charge(&quota, cost),
+    let charged = match (quota, u64::try_from(cost)) {
+        (Some(quota), Ok(cost)) if cost > 0 => state.charge(&quota, cost),
         _ => Err(Refusal::BadArgument),
     };
     Ok(match charged {
@@ -223,9 +240,12 @@ pub fn http_call(
     timeout_ms: i32,
 ) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let upstream = given(state, upstream, upstream_len)?;
-    let (head, body) = (given(state, head, head_len)?, given(state, body, body_len)?);
-    let Some(request) = parse(&upstream, &head).and_then(|fields| wire::request(&fields, &body)) else {
+    let (upstream, head) = (given(state, upstream, upstream_len)?, given(state, head, head_len)?);
+    let body = up_to(state, state.output_limit, body, body_len)?;
+    let (Some(upstream), Some(head), Some(body)) = (upstream, head, body) else {
+        return Ok(number(Refusal::BadArgument));
+    };
+    let Some(request) = parse(&upstream, &head).and_then(|fields| wire::request(&fields, body.into())) else {
         return Ok(number(Refusal::BadArgument));
     };
     let timeout = Duration::from_millis(u64::from(timeout_ms as u32));
@@ -264,13 +284,17 @@ pub fn http_answer_body(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Hal
     let HostState { memory, fuel, reaching, .. } = env.data_mut();
     let Some(answer) = &reaching.answer else { return Ok(number(Refusal::NotFound)) };
     fuel.spend(answer.body.len())?;
-    output::len(memory, &answer.body, buf, cap)
+    let length = u32::try_from(answer.body.len()).map_err(|_| Halt::OutputTooLarge)?;
+    if length <= cap as u32 && length > 0 {
+        fuel.copy(memory.slice_mut(buf as u32, length)?, &answer.body)?;
+    }
+    Ok(length as i32)
 }
 
 /// Counter 0, gauge 1, histogram 2. Its number, from 1.
 pub fn metric_define(mut env: Env<'_>, kind: i32, name: i32, name_len: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
-    let name = given(state, name, name_len)?;
+    let Some(name) = given(state, name, name_len)? else { return Ok(number(Refusal::BadArgument)) };
     let kind = match kind {
         0 => Kind::Counter,
         1 => Kind::Gauge,

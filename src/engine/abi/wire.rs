@@ -54,7 +54,7 @@ pub fn status(code: u16) -> Option<StatusCode> {
 }
 
 /// A guest's request to an upstream: fields with `:method`, `:path` and `:authority` among them, which it needs.
-pub fn request(given: &[(&[u8], &[u8])], body: &[u8]) -> Option<Request<Bytes>> {
+pub fn request(given: &[(&[u8], &[u8])], body: Bytes) -> Option<Request<Bytes>> {
     if given.len() > FIELDS {
         return None;
     }
@@ -77,7 +77,7 @@ pub fn request(given: &[(&[u8], &[u8])], body: &[u8]) -> Option<Request<Bytes>> 
         }
     }
     fields.insert(HOST, host?);
-    let mut request = Request::new(Bytes::copy_from_slice(body));
+    let mut request = Request::new(body);
     *request.method_mut() = to?;
     *request.uri_mut() = path?.into();
     *request.headers_mut() = fields;

@@ -136,6 +136,9 @@ fn an_answer_is_bounded() {
         let results =
             run(&gw, &format!("/{abi}"), "http_call near 20000 GET /65536; http_call near 20000 GET /65537; body");
         assert_eq!(results, ["http_call=200", "http_call=-7", "body=-1"], "{abi}");
+        let results =
+            run(&gw, &format!("/{abi}"), "http_call near 20000 POST /1 *65536; http_call near 20000 POST /1 *65537");
+        assert_eq!(results, ["http_call=200", "http_call=-3"], "{abi}: a request's too");
     }
 }
 

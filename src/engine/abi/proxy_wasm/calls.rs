@@ -66,10 +66,11 @@ pub fn proxy_http_call(
         pairs::decode(bytes(memory, trailers, trailers_len)?)?;
         bytes(memory, id, 4)?;
         fuel.spend(headers.len() + body.len())?;
-        let request = wire::request(&pairs::decode(headers)?, body).ok_or(Status::BAD_ARGUMENT)?;
+        let mut request = wire::request(&pairs::decode(headers)?, Bytes::new()).ok_or(Status::BAD_ARGUMENT)?;
         if proxy.open_calls >= MAX_OPEN || body.len() as u64 > limit {
             return Err(Status::INTERNAL_FAILURE.into());
         }
+        *request.body_mut() = Bytes::copy_from_slice(body);
         let timeout = Duration::from_millis(u64::from(timeout as u32));
         let timeout = if timeout.is_zero() { MAX_CALL } else { timeout.min(MAX_CALL) };
         // Never zero, and not one that is under way: those are far fewer than numbers.
