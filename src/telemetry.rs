@@ -3,6 +3,8 @@
 //! Invariant: every label has a bounded set of values (routes and tiers come from configuration, modules are cut at
 //! [`MAX_MODULE_LABELS`]); a key, a path or an address is never a label.
 
+mod guests;
+
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,6 +17,7 @@ use prometheus::{
 
 use crate::config;
 use crate::domain::{Abi, GuestFailure, Meter, Phase};
+use crate::engine::guest_metrics::GuestMetrics;
 
 /// Modules with a label of their own; the rest are counted as `other`.
 pub const MAX_MODULE_LABELS: usize = 200;
@@ -297,9 +300,11 @@ impl Metrics {
     }
 
     /// Prometheus text format 0.0.4.
-    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+    /// `guests`: what guests count themselves.
+    pub fn render(&self, guests: &GuestMetrics) -> Result<Vec<u8>, prometheus::Error> {
         let mut out = Vec::with_capacity(16 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        out.extend_from_slice(guests::render(&guests.snapshot()).as_bytes());
         Ok(out)
     }
 }

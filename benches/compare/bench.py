@@ -91,6 +91,13 @@ class Bench:
         self.idle_rss = self.memory()
         for name, abi in (("http", "http-wasm"), ("cgi", "cgi"), ("upper", "command"), ("command", "command"), ("grow", "core")):
             self.ask_admin("PUT", f"/api/wasm/modules/{name}?owner=bench&abi={abi}", self.guest(name), "application/wasm")
+        # A filter of the Rust SDK.
+        filter = ROOT / "target/guests/proxy_wasm_headers.wasm"
+        self.filter = filter.exists()
+        if self.filter:
+            self.ask_admin("PUT", "/api/wasm/modules/filter?owner=bench&abi=proxy-wasm", filter.read_bytes(), "application/wasm")
+        else:
+            print("without the proxy-wasm filter: `./scripts/test --sdk sdk::` builds it")
         config.write_text(self.config(handlers=True))
         self.ask_admin("POST", "/api/config/reload")
         made = {"owner": "bench", "tier": "bench", "scopes": ["proxy", "execute", "modules"]}
@@ -134,6 +141,8 @@ class Bench:
         if handlers:
             http = lambda mode: f'{{ module = "bench/http", config = "{mode}" }}'
             text += route("header", up + f'auth = "key"\nhandlers = [{http("header")}]')
+            if self.filter:
+                text += route("filter", up + 'auth = "key"\nhandlers = [{ module = "bench/filter" }]')
             text += route("held", up + f'auth = "key"\nhandlers = [{http("transform")}]')
             text += route("answer", f'target.handler = {http("answer")}\nauth = "none"')
             text += route("cgi", 'target.handler = { module = "bench/cgi" }\nauth = "none"')

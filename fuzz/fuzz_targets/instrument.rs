@@ -15,7 +15,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if engine::inspect(&wasm).is_err() {
         return;
     }
-    let instrumented = wasmgate::engine::fuzzing::instrument(&wasm).expect("what is valid takes fuel");
+    let instrumented = wasmgate::engine::fuzzing::instrument(&wasm, wasmgate::engine::Compiler::Fast).expect("what is valid takes fuel");
     wasmparser::Validator::new().validate_all(&instrumented).expect("it is valid with fuel");
 });
 

@@ -72,9 +72,7 @@ pub(super) async fn batch(
         return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `application/json`".into()));
     }
     let tier = actor.tier(&api)?;
-    let limit = call::json_limit(&tier);
-    let over = |_| Rejection::PayloadTooLarge { limit };
-    let bytes = body::gather(&api, &parts.headers, body, limit, over).await?;
+    let bytes = call::json_body(&api, &tier, &parts, body).await?;
     let BoundedVec(requests) = parse_json::<BoundedVec<ExecuteRequest, MAX_ITEMS>>(&bytes)?;
     drop(bytes);
     if requests.is_empty() {

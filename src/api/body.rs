@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Json, Query, Request};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::StreamExt as _;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
@@ -87,22 +87,11 @@ pub(super) async fn gather(
     if declared.is_some_and(|n| n > limit) {
         return Err(over(declared));
     }
-    read_up_to(api.bodies.buffer(), body.into_data_stream(), limit, || over(declared)).await
-}
-
-async fn read_up_to<E>(
-    mut buffer: Buffer,
-    mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin,
-    limit: u64,
-    over: impl Fn() -> Rejection,
-) -> Result<Bytes, Rejection>
-where
-    E: std::error::Error + 'static,
-{
+    let (mut buffer, mut chunks) = (api.bodies.buffer(), body.into_data_stream());
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|e| read_failed(&e, limit))?;
+        let chunk = chunk.map_err(|_| cut_short())?;
         if buffer.len() + chunk.len() as u64 > limit {
-            return Err(over());
+            return Err(over(declared));
         }
         buffer.push(&chunk)?;
     }
@@ -113,19 +102,8 @@ pub(super) fn content_length(headers: &http::HeaderMap) -> Option<u64> {
     headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Why a body could not be read: the gateway's own time and size limits show as I/O errors of those kinds.
-pub(super) fn read_failed(error: &(dyn std::error::Error + 'static), limit: u64) -> Rejection {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return match io.kind() {
-                std::io::ErrorKind::TimedOut => Rejection::RequestTimeout,
-                std::io::ErrorKind::FileTooLarge => Rejection::PayloadTooLarge { limit },
-                _ => Rejection::BadRequest("the body ended before its end".into()),
-            };
-        }
-        source = error.source();
-    }
+/// Whatever the gateway knows of it, such as that it came too late, it tells the client itself.
+pub(super) fn cut_short() -> Rejection {
     Rejection::BadRequest("the body ended before its end".into())
 }
 
@@ -133,6 +111,20 @@ pub(super) fn read_failed(error: &(dyn std::error::Error + 'static), limit: u64)
 pub(super) fn media_type(headers: &http::HeaderMap) -> String {
     let value = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// A refusal that names the field.
+pub(super) fn bad(field: &str, why: impl std::fmt::Display) -> Rejection {
+    Rejection::BadRequest(format!("`{field}`: {why}"))
+}
+
+pub(super) fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
+    match text.as_deref() {
+        None => Ok(None),
+        Some("true" | "1") => Ok(Some(true)),
+        Some("false" | "0") => Ok(Some(false)),
+        Some(_) => Err(bad(field, "use `true` or `false`")),
+    }
 }
 
 /// JSON with the path of the field in every message.

@@ -9,11 +9,11 @@ use http::request::Parts;
 use serde::Deserialize;
 
 use super::access::Actor;
-use super::body::{self, parse_json, parse_object};
+use super::body::{self, bad, parse_json, parse_object};
 use super::bounded::{BoundedMap, BoundedVec, Word};
 use super::multipart::{self, Field};
 use super::openapi::{Binary, Wasm};
-use super::{Api, upload};
+use super::{Api, incoming};
 use crate::domain::{Abi, ModuleRef, Rejection, Tier};
 
 /// Arguments and environment of one run: how many of each, and how many bytes together.
@@ -161,13 +161,11 @@ pub(super) async fn read(
     match media.as_str() {
         "multipart/form-data" => from_form(api, &tier, parts, body).await,
         "application/json" => {
-            let limit = json_limit(&tier);
-            let over = |_| Rejection::PayloadTooLarge { limit };
-            let bytes = body::gather(api, &parts.headers, body, limit, over).await?;
+            let bytes = json_body(api, &tier, parts, body).await?;
             parse_object::<ExecuteRequest>(&bytes)?.into_call(api, &tier)
         }
         "application/wasm" => {
-            let over = |size| upload::module_too_large(api, &tier, size);
+            let over = |size| incoming::module_too_large(api, &tier, size);
             let wasm = body::gather(api, &parts.headers, body, tier.module_bytes, over).await?;
             query.into_call(wasm, &tier)
         }
@@ -177,14 +175,26 @@ pub(super) async fn read(
     }
 }
 
-/// Base64 makes four bytes of three.
-pub(super) fn json_limit(tier: &Tier) -> u64 {
-    (tier.module_bytes + tier.limits.input_bytes) / 3 * 4 + 2 * TEXT
+/// A JSON body of as much as a module and an input in base64 have, which makes four bytes of three.
+pub(super) async fn json_body(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<Bytes, Rejection> {
+    let limit = (tier.module_bytes + tier.limits.input_bytes) / 3 * 4 + 2 * TEXT;
+    let over = |_| {
+        Rejection::TooLarge(format!(
+            "the body is over the {limit} bytes that the tier `{}` allows (by `module_size` and `limits.input`)",
+            tier.name
+        ))
+    };
+    body::gather(api, &parts.headers, body, limit, over).await
+}
+
+fn input_too_large(tier: &Tier) -> Rejection {
+    let (limit, name) = (tier.limits.input_bytes, &tier.name);
+    Rejection::TooLarge(format!("`input`: is over the {limit} bytes that the tier `{name}` allows (`limits.input`)"))
 }
 
 async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<Call, Rejection> {
     let fields = [
-        Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
+        incoming::wasm_field(tier),
         Field { name: "input", alias: Some("input_data"), limit: tier.limits.input_bytes },
         Field::text("module", 256),
         Field::text("args", TEXT),
@@ -194,19 +204,19 @@ async fn from_form(api: &Api, tier: &Tier, parts: &Parts, body: Body) -> Result<
         Field::text("abi", 32),
     ];
     let over = |name, limit| match name {
-        "wasm" => upload::module_too_large(api, tier, body::content_length(&parts.headers)),
-        _ => Rejection::PayloadTooLarge { limit },
+        "wasm" => incoming::module_too_large(api, tier, body::content_length(&parts.headers)),
+        "input" => input_too_large(tier),
+        name => Rejection::TooLarge(format!("`{name}`: is longer than {limit} bytes")),
     };
     let mut form = multipart::read(api, &parts.headers, body, &fields, over).await?;
-    let module = form.text("module")?.map(|m| m.parse::<ModuleRef>()).transpose().map_err(|e| bad("module", e))?;
-    let source = source(module, form.take("wasm"), "wasm")?;
+    let source = source(form.parsed("module")?, form.take("wasm"), "wasm")?;
     let call = Call {
         source,
         input: form.take("input").unwrap_or_default(),
         args: form.text("args")?.map_or(Ok(Vec::new()), |text| words(&text))?,
         env: form.text("env")?.map_or(Ok(Vec::new()), |text| variables(&text))?,
         function: one_name(form.text("function")?, form.text("entry")?)?,
-        abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e: String| bad("abi", e))?,
+        abi: form.parsed("abi")?,
     };
     call.checked()
 }
@@ -229,7 +239,7 @@ impl ExecuteRequest {
     pub(super) fn into_call(self, api: &Api, tier: &Tier) -> Result<Call, Rejection> {
         let wasm = self.wasm_base64.map(|text| from_base64("wasm_base64", &text)).transpose()?;
         if wasm.as_ref().is_some_and(|w| w.len() as u64 > tier.module_bytes) {
-            return Err(upload::module_too_large(api, tier, wasm.map(|w| w.len() as u64)));
+            return Err(incoming::module_too_large(api, tier, wasm.map(|w| w.len() as u64)));
         }
         let call = Call {
             source: source(self.module, wasm, "wasm_base64")?,
@@ -267,10 +277,6 @@ impl Call {
     }
 }
 
-fn bad(field: &str, message: impl std::fmt::Display) -> Rejection {
-    Rejection::BadRequest(format!("`{field}`: {message}"))
-}
-
 fn source(module: Option<ModuleRef>, wasm: Option<Bytes>, field: &str) -> Result<Source, Rejection> {
     match (module, wasm) {
         (Some(_), Some(_)) => Err(Rejection::BadRequest(format!("`module`, `{field}`: give one of them"))),
@@ -288,8 +294,7 @@ fn input(text: Option<String>, base64: Option<String>, tier: &Tier) -> Result<By
         (None, Some(text)) => from_base64("input_base64", &text)?,
         (None, None) => Bytes::new(),
     };
-    let limit = tier.limits.input_bytes;
-    if input.len() as u64 > limit { Err(Rejection::PayloadTooLarge { limit }) } else { Ok(input) }
+    if input.len() as u64 > tier.limits.input_bytes { Err(input_too_large(tier)) } else { Ok(input) }
 }
 
 fn from_base64(field: &str, text: &str) -> Result<Bytes, Rejection> {

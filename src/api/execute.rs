@@ -13,11 +13,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use super::access::Actor;
-use super::body::Params;
+use super::body::{Params, flag};
 use super::call::{self, Call, ExecuteForm, ExecuteQuery, ExecuteRequest, Source};
 use super::edge::Members;
+use super::incoming::{self, Incoming};
 use super::openapi::{Binary, Wasm, json};
-use super::{Api, modules, upload};
+use super::{Api, modules};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, UsageRecord};
 use crate::engine::outside::uses_host_api;
 use crate::engine::{Assets, Cancel, Input, Job, LoadedModule, Output, RequestInfo, RunError};
@@ -117,7 +118,7 @@ pub(super) async fn execute(
 ) -> Result<Response, Failure> {
     actor.need(Scope::Execute, Role::Operator)?;
     let (parts, body) = request.into_parts();
-    let trace = upload::flag("trace", query.trace.clone())?.unwrap_or(false);
+    let trace = flag("trace", query.trace.clone())?.unwrap_or(false);
     let owner = query.owner.clone();
     let call = call::read(&api, &actor, &parts, query, body).await?;
     let limits = actor.tier(&api)?.limits.clone();
@@ -230,7 +231,12 @@ pub(super) async fn run(
     }
     let limits = ready.limits;
     if call.input.len() as u64 > limits.input_bytes {
-        return Err(Rejection::PayloadTooLarge { limit: limits.input_bytes }.into());
+        // A tier's limit was met when the call was read: this is the module's own.
+        return Err(Rejection::TooLarge(format!(
+            "`input`: is over the {} bytes that `{}` allows by its own limit (`input_bytes`)",
+            limits.input_bytes, ready.label
+        ))
+        .into());
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
     let mut input = Input {
@@ -324,13 +330,18 @@ async fn stored(
     }
     let tier = actor.tier(api)?;
     if version.total_bytes() > tier.module_bytes {
-        return Err(upload::module_too_large(api, &tier, Some(version.total_bytes())).into());
+        return Err(incoming::module_too_large(api, &tier, Some(version.total_bytes())).into());
     }
     let declared = version.shape.memory_min_bytes;
     if declared > limits.memory_bytes
         && let Some(needs) = api.lowest_tier(&tier, |t| t.limits.memory_bytes >= declared)
     {
-        return Err(Rejection::TierRequired { needs }.into());
+        let detail = format!(
+            "`{owner}/{}` begins with {declared} bytes of memory, over the {} of the tier `{}` (`limits.memory`): \
+             use the tier `{needs}`",
+            module.name, limits.memory_bytes, tier.name
+        );
+        return Err(Rejection::OverTier { needs, detail }.into());
     }
     let label = format!("{owner}/{}@{}", module.name, version.version).into();
     let engine = &api.app.shared.engine;
@@ -365,10 +376,11 @@ async fn inline(
     gone: &Cancel,
 ) -> Result<Ready, Failure> {
     let tier = actor.tier(api)?;
-    let inspected = upload::inspect(api, wasm.clone(), abi, &tier).await?;
     let owner = actor.owner(None)?;
-    let load = api.app.shared.engine.load_inline(wasm, &inspected, Some(&owner));
-    let module = upload::compiled(gone, load).await?;
+    let incoming = Incoming { wasm, assets: None, abi };
+    let (inspected, _) = incoming.look(api, &owner, &tier).await?;
+    let load = api.app.shared.engine.load_inline(incoming.wasm, &inspected, Some(&owner));
+    let module = incoming::compiled(gone, load).await?;
     Ok(Ready { module, assets: None, owner, label: "inline".into(), own: true, stored: None, limits })
 }
 

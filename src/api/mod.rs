@@ -7,7 +7,6 @@
 
 mod access;
 mod admin;
-mod assets;
 mod batch;
 mod body;
 mod bounded;
@@ -15,6 +14,7 @@ mod call;
 mod edge;
 mod execute;
 mod health;
+mod incoming;
 mod keys;
 mod modules;
 mod multipart;
@@ -27,10 +27,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::app::{App, AppError};
 use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp};
+use crate::engine::Turns;
 use crate::gateway::ApiService;
 use crate::store::StoreError;
 
@@ -38,8 +37,10 @@ pub use edge::Probe;
 
 /// Request bodies in memory at once, over all requests.
 const BODY_BUDGET: u64 = 512 << 20;
-/// Inspections of uploaded bytes at once (each keeps a thread busy), and how long one may wait for its turn.
+/// Inspections of uploaded bytes at once (each keeps a thread busy), half of them of one owner; how many
+/// may wait for their turn, and how long.
 const INSPECTIONS: usize = 2;
+const INSPECTION_QUEUE: usize = 1024;
 const INSPECTION_WAIT: Duration = Duration::from_secs(5);
 /// Modules whose records are kept in memory, and for how long; a change made here is seen at once.
 const RESOLVED: u64 = 10_000;
@@ -57,7 +58,7 @@ pub struct Services {
 pub fn services(app: Arc<App>) -> Services {
     let api = Arc::new(Api {
         bodies: body::Budget::new(BODY_BUDGET),
-        inspections: Semaphore::new(INSPECTIONS),
+        inspections: Turns::new(INSPECTIONS, INSPECTION_QUEUE),
         resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
         changes: AtomicU64::new(0),
         started: Timestamp::now(),
@@ -73,7 +74,7 @@ pub fn services(app: Arc<App>) -> Services {
 struct Api {
     app: Arc<App>,
     bodies: Arc<body::Budget>,
-    inspections: Semaphore,
+    inspections: Turns,
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,
@@ -146,11 +147,8 @@ impl Api {
 
 /// A store error as the client sees it; what it does not see is logged.
 fn refused(error: StoreError) -> Rejection {
-    match &error {
-        StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Limit(_) => {}
-        StoreError::Full | StoreError::Unavailable(_) | StoreError::Corrupt(_) | StoreError::Newer { .. } => {
-            tracing::error!(%error, "the store failed");
-        }
+    if !error.is_refusal() {
+        tracing::error!(%error, "the store failed");
     }
     Rejection::from(error)
 }

@@ -17,8 +17,8 @@ use super::upload::OwnerQuery;
 use super::{Api, refused};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{
-    Abi, Bundle, Digest, Limits, LimitsChange, Module, ModuleRef, ModuleShape, ModuleVersion, Name, OwnerId, Rejection,
-    Scope, Selector, Timestamp,
+    Abi, Bundle, Digest, LimitsChange, Module, ModuleRef, ModuleShape, ModuleVersion, Name, OwnerId, Rejection, Scope,
+    Selector, Tier, Timestamp,
 };
 use crate::store::Role;
 
@@ -364,7 +364,8 @@ pub(super) async fn change(
         return Err(Rejection::BadRequest("limits are those of all versions: leave out the version".into()));
     }
     let active = version(&before, Selector::Active)?;
-    allowed(&body.limits, &actor.tier(&api)?.limits, &active.shape)?;
+    let tier = actor.tier(&api)?;
+    allowed(&body.limits, &tier, &active.shape)?;
     let module = api.app.store.set_limits(&before.owner, &before.name, &body.limits).await.map_err(refused)?;
     api.module_changed(&module.owner, &module.name).await?;
     let shown = |limits: &LimitsChange| serde_json::json!(limits);
@@ -374,12 +375,12 @@ pub(super) async fn change(
 }
 
 /// A module's own limits are those that a run could have and still begin, within the tier of who sets them.
-pub(super) fn allowed(own: &LimitsChange, tier: &Limits, shape: &ModuleShape) -> Result<(), Rejection> {
+pub(super) fn allowed(own: &LimitsChange, tier: &Tier, shape: &ModuleShape) -> Result<(), Rejection> {
     let bad = |field: &str, why: String| Err(Rejection::BadRequest(format!("`limits.{field}`: {why}")));
-    if let Some((field, most)) = own.exceeds(tier) {
-        return bad(field, format!("is over the tier's {most}"));
+    if let Some((field, most)) = own.exceeds(&tier.limits) {
+        return bad(field, format!("is over the {most} of the tier `{}`", tier.name));
     }
-    if let Err((field, why)) = own.apply(tier).check() {
+    if let Err((field, why)) = own.apply(&tier.limits).check() {
         return bad(field, why);
     }
     begins(own, shape)

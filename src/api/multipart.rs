@@ -4,7 +4,9 @@
 //! are bounded before the form has been read.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -14,7 +16,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::HeaderMap;
 
-use super::{Api, body};
+use super::Api;
+use super::body::{self, bad};
 use crate::domain::Rejection;
 
 /// Bytes that may come between two parts' contents: `multer` has no bound of its own for a part's head, and searches
@@ -49,8 +52,12 @@ impl Form {
         let Some(bytes) = self.0.remove(name) else { return Ok(None) };
         match std::str::from_utf8(&bytes) {
             Ok(text) => Ok(Some(text.to_owned())),
-            Err(_) => Err(Rejection::BadRequest(format!("`{name}`: is not UTF-8 text"))),
+            Err(_) => Err(bad(name, "is not UTF-8 text")),
         }
+    }
+
+    pub(super) fn parsed<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, Rejection> {
+        self.text(name)?.map(|text| text.parse().map_err(|why| bad(name, why))).transpose()
     }
 }
 
@@ -106,7 +113,7 @@ fn broken(error: &multer::Error, place: &str) -> Rejection {
     match error {
         multer::Error::StreamReadFailed(inner) => match inner.downcast_ref::<HeadTooLarge>() {
             Some(_) => Rejection::BadRequest("a part of the form has an endless head".into()),
-            None => body::read_failed(&**inner, 0),
+            None => body::cut_short(),
         },
         multer::Error::IncompleteFieldData { .. } => Rejection::BadRequest(format!("`{place}`: has no end")),
         multer::Error::IncompleteStream | multer::Error::IncompleteHeaders => {

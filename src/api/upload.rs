@@ -1,4 +1,4 @@
-//! Uploads: checked, compiled, stored.
+//! Uploads: stored as a version of a module.
 //!
 //! Invariant: bytes are stored only for a module that its owner may keep, so refused uploads leave nothing behind.
 
@@ -12,18 +12,18 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::access::Actor;
-use super::body::{self, Params};
-use super::multipart::{self, Field};
+use super::body::{self, Params, bad, flag};
+use super::incoming::{Incoming, compiled, not_installed};
+use super::multipart::Field;
 use super::openapi::{Binary, Wasm, json};
-use super::{Api, INSPECTION_WAIT, assets, modules, refused};
-use crate::domain::module::{Identity, Selector};
+use super::{Api, modules, refused};
+use crate::domain::module::Selector;
 use crate::domain::{
-    Abi, Bundle, GuestFailure, LimitsChange, Module, ModuleVersion, Name, NotLoadable, OwnerId, Rejection, Scope, Tier,
-    Timestamp,
+    Abi, Bundle, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, Tier, Timestamp,
 };
-use crate::engine::{Cancel, Compiled, Compiler, Inspected, InstallError};
+use crate::engine::{Cancel, Compiled, Compiler};
 use crate::gateway::Caller;
-use crate::store::{MAX_VERSIONS, NewVersion, Role, StoreError};
+use crate::store::{NewVersion, NoRoom, Role, StoreError};
 
 const MAX_DESCRIPTION: u64 = 1024;
 const MAX_LIMITS: u64 = 1024;
@@ -113,7 +113,7 @@ pub(super) struct Uploaded {
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
         (status = 402, description = "over the caller's tier"),
-        (status = 409, description = "no more modules or versions"),
+        (status = 409, description = "no more modules, versions or storage"),
         (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn upload(
@@ -129,33 +129,24 @@ pub(super) async fn upload(
     if body::media_type(&parts.headers) != "multipart/form-data" {
         return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `multipart/form-data`".into()));
     }
-    let fields = [
-        Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
-        Field::text("assets", tier.module_bytes),
+    let more = [
         Field::text("name", 63),
         Field::text("description", MAX_DESCRIPTION),
         Field::text("public", 5),
-        Field::text("abi", 32),
         Field::text("activate", 5),
         Field::text("limits", MAX_LIMITS),
     ];
-    let over = |name, limit| match name {
-        "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
-        name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
-    };
-    let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
-    let missing = |name: &str| Rejection::BadRequest(format!("`{name}`: is missing"));
-    let name = form.text("name")?.ok_or_else(|| missing("name"))?;
-    let files = Files { wasm: form.take("wasm").ok_or_else(|| missing("wasm"))?, assets: form.take("assets") };
+    let (incoming, mut form) = Incoming::of_form(&api, &tier, &parts, body, more).await?;
+    let name = form.text("name")?.ok_or_else(|| bad("name", "is missing"))?;
     let extra = UploadQuery {
         owner: query.owner,
         description: form.text("description")?,
         public: flag("public", form.text("public")?)?,
-        abi: form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?,
+        abi: incoming.abi,
         activate: flag("activate", form.text("activate")?)?,
         limits: form.text("limits")?,
     };
-    store(&api, &actor, &tier, &name, files, extra, &caller.gone).await
+    store(&api, &actor, &tier, &name, incoming, extra, &caller.gone).await
 }
 
 /// Stores a module from a raw body, without files beside it.
@@ -166,6 +157,7 @@ pub(super) async fn upload(
         (status = 201, description = "a new version", body = Uploaded),
         (status = 200, description = "these bytes are a version already", body = Uploaded),
         (status = 402, description = "over the caller's tier"),
+        (status = 409, description = "no more modules, versions or storage"),
         (status = 422, description = "the module can't be loaded"),
     ))]
 pub(super) async fn put(
@@ -178,85 +170,8 @@ pub(super) async fn put(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
-    let files = Files { wasm: raw_wasm(&api, &tier, request).await?, assets: None };
-    store(&api, &actor, &tier, &name, files, query, &caller.gone).await
-}
-
-pub(super) async fn raw_wasm(api: &Api, tier: &Tier, request: Request) -> Result<Bytes, Rejection> {
-    let (parts, body) = request.into_parts();
-    if !matches!(body::media_type(&parts.headers).as_str(), "application/wasm" | "application/octet-stream") {
-        return Err(Rejection::UnsupportedMediaType("`Content-Type`: use `application/wasm`".into()));
-    }
-    let over = |size| module_too_large(api, tier, size);
-    let wasm = body::gather(api, &parts.headers, body, tier.module_bytes, over).await?;
-    if wasm.is_empty() { Err(Rejection::BadRequest("the body is empty".into())) } else { Ok(wasm) }
-}
-
-pub(super) fn bad(field: &str, message: String) -> Rejection {
-    Rejection::BadRequest(format!("`{field}`: {message}"))
-}
-
-pub(super) fn flag(field: &str, text: Option<String>) -> Result<Option<bool>, Rejection> {
-    match text.as_deref() {
-        None => Ok(None),
-        Some("true" | "1") => Ok(Some(true)),
-        Some("false" | "0") => Ok(Some(false)),
-        Some(_) => Err(bad(field, "use `true` or `false`".into())),
-    }
-}
-
-/// 402 where a higher tier takes it, else 413. `size` is what is known of it.
-pub(super) fn module_too_large(api: &Api, tier: &Tier, size: Option<u64>) -> Rejection {
-    let fits = |t: &Tier| t.module_bytes > tier.module_bytes && size.is_none_or(|s| s <= t.module_bytes);
-    match api.lowest_tier(tier, fits) {
-        Some(needs) => Rejection::TierRequired { needs },
-        None => Rejection::PayloadTooLarge { limit: tier.module_bytes },
-    }
-}
-
-/// The checks that need no compiler, off the async workers.
-pub(super) async fn inspect(
-    api: &Arc<Api>,
-    wasm: Bytes,
-    abi: Option<Abi>,
-    tier: &Arc<Tier>,
-) -> Result<Inspected, Rejection> {
-    let busy = |_| Rejection::CompilerBusy { retry_after: INSPECTION_WAIT };
-    let turn = tokio::time::timeout(INSPECTION_WAIT, api.inspections.acquire()).await.map_err(busy)?;
-    let _turn = turn.map_err(|_| Rejection::Draining)?;
-    let (engine, tier) = (api.app.shared.engine.clone(), tier.clone());
-    let inspected =
-        tokio::task::spawn_blocking(move || engine.inspect(&wasm, abi, tier.module_bytes, &tier.limits)).await;
-    inspected.map_err(|_| Rejection::Internal)?.map_err(Rejection::NotLoadable)
-}
-
-fn not_installed(error: InstallError) -> Rejection {
-    match error {
-        InstallError::NotLoadable(NotLoadable { kind, detail }) => Rejection::NotLoadable(NotLoadable { kind, detail }),
-        InstallError::Busy => Rejection::CompilerBusy { retry_after: INSPECTION_WAIT },
-        InstallError::StorageFull => Rejection::StorageFull,
-        InstallError::Io(reason) => {
-            tracing::error!(reason, "a module could not be stored");
-            Rejection::Internal
-        }
-    }
-}
-
-/// What the compiler makes, unless the client goes first: then the compile ends, and nobody reads the refusal.
-pub(super) async fn compiled<T>(
-    gone: &Cancel,
-    compile: impl Future<Output = Result<T, InstallError>>,
-) -> Result<T, Rejection> {
-    match gone.or_cancelled(compile).await {
-        Some(done) => done.map_err(not_installed),
-        None => Err(Rejection::Guest(GuestFailure::Cancelled)),
-    }
-}
-
-/// What is to be stored.
-struct Files {
-    wasm: Bytes,
-    assets: Option<Bytes>,
+    let incoming = Incoming::of_body(&api, &tier, request, query.abi).await?;
+    store(&api, &actor, &tier, &name, incoming, query, &caller.gone).await
 }
 
 async fn store(
@@ -264,36 +179,33 @@ async fn store(
     actor: &Actor,
     tier: &Arc<Tier>,
     name: &str,
-    Files { wasm, assets }: Files,
+    incoming: Incoming,
     extra: UploadQuery,
     gone: &Cancel,
 ) -> Result<Response, Rejection> {
-    let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e.to_string()))?;
-    if wasm.is_empty() {
-        return Err(Rejection::BadRequest("`wasm`: is empty".into()));
-    }
+    let name: Name = name.parse().map_err(|e: crate::domain::InvalidName| bad("name", e))?;
     if extra.description.as_ref().is_some_and(|d| d.len() as u64 > MAX_DESCRIPTION) {
         return Err(bad("description", format!("is longer than {MAX_DESCRIPTION} bytes")));
     }
     let owner = actor.owner(extra.owner.as_ref())?;
     let limits: Option<LimitsChange> = match &extra.limits {
-        Some(json) => Some(serde_json::from_str(json).map_err(|e| bad("limits", e.to_string()))?),
+        Some(json) => Some(serde_json::from_str(json).map_err(|e| bad("limits", e))?),
         None => None,
     };
-    let max_modules = actor.principal().map(|_| tier.modules);
-    let inspected = inspect(api, wasm.clone(), extra.abi, tier).await?;
+    // An operator stores what it wants.
+    let within = actor.principal().map(|principal| principal.tier.clone());
+    let (inspected, assets) = incoming.look(api, &owner, tier).await?;
     let before = api.app.store.module(&owner, &name).await.map_err(refused)?;
     if let Some(limits) = &limits {
-        modules::allowed(limits, &tier.limits, &inspected.shape)?;
+        modules::allowed(limits, tier, &inspected.shape)?;
         // They are the module's, so they are at once those of the version that is active.
         if let Some(active) = before.as_ref().and_then(|module| module.select(Selector::Active)) {
             modules::begins(limits, &active.shape)?;
         }
-    } else if let Some(module) = before.filter(|_| extra.activate == Some(true)) {
+    } else if let Some(module) = before.as_ref().filter(|_| extra.activate == Some(true)) {
         modules::begins(&module.limits, &inspected.shape)?;
     }
-    let size_bytes = wasm.len() as u64;
-    let assets = assets::read(api, assets, size_bytes, tier).await?;
+    let size_bytes = incoming.wasm.len() as u64;
     let version = ModuleVersion {
         version: 0,
         digest: inspected.digest,
@@ -301,15 +213,15 @@ async fn store(
         size_bytes,
         uploaded_at: Timestamp::now(),
         shape: inspected.shape.clone(),
-        assets: assets.as_ref().map(|assets| assets.bundle),
+        assets,
     };
-    may_keep(api, &owner, &name, version.identity(), max_modules, tier).await?;
-    let engine = &api.app.shared.engine;
-    let compiled = compiled(gone, engine.compile(wasm, &inspected, Compiler::Fast, Some(&owner))).await?;
-    let (digests, activate) = (version.digests().collect(), extra.activate.unwrap_or(false));
-    let (description, public) = (extra.description, extra.public);
+    let (description, public, activate) = (extra.description, extra.public, extra.activate.unwrap_or(false));
     let new = NewVersion { owner, name, description, public, limits, version, activate };
-    let kept = keep(api, tier, new, compiled, assets, max_modules).await;
+    may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
+    let engine = &api.app.shared.engine;
+    let compiled = compiled(gone, engine.compile(incoming.wasm, &inspected, Compiler::Fast, Some(&new.owner))).await?;
+    let digests = new.version.digests().collect();
+    let kept = keep(api, new, compiled, incoming.assets, within).await;
     if kept.is_err() {
         let _alone = api.app.catalogue.write().await;
         if let Err(error) = api.app.remove_unused(digests).await {
@@ -328,23 +240,23 @@ async fn store(
 /// Writes the files, then the record that refers to them.
 async fn keep(
     api: &Api,
-    tier: &Tier,
     new: NewVersion,
     compiled: Compiled,
-    assets: Option<assets::Uploaded>,
-    max_modules: Option<u32>,
+    archive: Option<Bytes>,
+    within: Option<Arc<Tier>>,
 ) -> Result<(Module, u32, bool), Rejection> {
     // From here to the record no delete may take the files away; compiling is too long to hold deletes up for.
     let _shared = api.app.catalogue.read().await;
-    may_keep(api, &new.owner, &new.name, new.version.identity(), max_modules, tier).await?;
+    let before = api.app.store.module(&new.owner, &new.name).await.map_err(refused)?;
+    may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
     let engine = &api.app.shared.engine;
     engine.store(compiled).await.map_err(not_installed)?;
-    if let Some(assets::Uploaded { archive, bundle }) = assets {
+    if let (Some(bundle), Some(archive)) = (new.version.assets, archive) {
         engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
     }
     api.fits(&new.owner, &new.name, &new.version, new.activate).await?;
-    match api.app.store.add_version(new, max_modules).await {
-        Err(StoreError::Limit(detail)) => Err(over_cap(api, tier, detail)),
+    match api.app.store.add_version(new, within.clone()).await {
+        Err(StoreError::NoRoom(why)) => Err(no_room(api, within.as_deref(), why)),
         other => other.map_err(refused),
     }
 }
@@ -369,39 +281,31 @@ impl Uploaded {
     }
 }
 
-/// Refuses before anything is written what the store would refuse after it.
+/// Refuses before anything is written what the store would refuse after it; `module`: as it is without the version.
 async fn may_keep(
     api: &Api,
-    owner: &OwnerId,
-    name: &Name,
-    identity: Identity,
-    max_modules: Option<u32>,
-    tier: &Tier,
+    module: Option<&Module>,
+    new: &NewVersion,
+    within: Option<&Tier>,
 ) -> Result<(), Rejection> {
-    match api.app.store.module(owner, name).await.map_err(refused)? {
-        Some(module) => {
-            let is_there = module.versions.iter().any(|v| v.identity() == identity);
-            if !is_there && module.versions.len() >= MAX_VERSIONS as usize {
-                Err(Rejection::Conflict(format!("`{name}` has {MAX_VERSIONS} versions: delete one")))
-            } else {
-                Ok(())
-            }
-        }
-        None => {
-            let Some(max) = max_modules else { return Ok(()) };
-            let kept = api.app.store.modules(Some(owner), false, 0, 1).await.map_err(refused)?.total;
-            if kept >= u64::from(max) {
-                Err(over_cap(api, tier, format!("{owner} has {max} modules, the tier's limit")))
-            } else {
-                Ok(())
-            }
-        }
+    if module.is_some_and(|module| module.versions.iter().any(|v| v.identity() == new.version.identity())) {
+        return Ok(());
     }
+    let versions = module.map(|module| module.versions.len() as u32);
+    let stored = api.app.store.stored(&new.owner).await.map_err(refused)?;
+    new.room(versions, stored, within).map_err(|why| no_room(api, within, why))
 }
 
-fn over_cap(api: &Api, tier: &Tier, detail: String) -> Rejection {
-    match api.lowest_tier(tier, |t| t.modules > tier.modules) {
-        Some(needs) => Rejection::TierRequired { needs },
-        None => Rejection::Conflict(detail),
+/// 402 where another tier has the room.
+fn no_room(api: &Api, within: Option<&Tier>, why: NoRoom) -> Rejection {
+    let roomy = |fits: &dyn Fn(&Tier) -> bool| api.lowest_tier(within?, fits);
+    let needs = match why {
+        NoRoom::Versions { .. } => None,
+        NoRoom::Modules { held, .. } => roomy(&|t| u64::from(t.modules) > held),
+        NoRoom::Bytes { needs, .. } => roomy(&|t| t.module_storage_bytes >= needs),
+    };
+    match needs {
+        Some(needs) => Rejection::OverTier { detail: format!("{why}, or use the tier `{needs}`"), needs },
+        None => refused(why.into()),
     }
 }

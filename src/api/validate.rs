@@ -8,12 +8,11 @@ use axum::response::Response;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
+use super::Api;
 use super::access::Actor;
 use super::body::{self, Params};
-use super::multipart::{self, Field};
+use super::incoming::{self, Incoming};
 use super::openapi::{Binary, Wasm, json};
-use super::upload::{bad, compiled, inspect, module_too_large, raw_wasm};
-use super::{Api, assets};
 use crate::domain::module::{ExportShape, ImportShape};
 use crate::domain::{Abi, Bundle, Rejection, Scope};
 use crate::gateway::Caller;
@@ -72,29 +71,18 @@ pub(super) async fn validate(
 ) -> Result<Response, Rejection> {
     actor.need(Scope::Modules, Role::Operator)?;
     let tier = actor.tier(&api)?;
-    let (abi, wasm, archive) = if body::media_type(request.headers()) == "multipart/form-data" {
+    let incoming = if body::media_type(request.headers()) == "multipart/form-data" {
         let (parts, body) = request.into_parts();
-        let fields = [
-            Field { name: "wasm", alias: Some("wasm_file"), limit: tier.module_bytes },
-            Field::text("assets", tier.module_bytes),
-            Field::text("abi", 32),
-        ];
-        let over = |name, limit| match name {
-            "wasm" | "assets" => module_too_large(&api, &tier, body::content_length(&parts.headers)),
-            name => Rejection::BadRequest(format!("`{name}`: is longer than {limit} bytes")),
-        };
-        let mut form = multipart::read(&api, &parts.headers, body, &fields, over).await?;
-        let wasm = form.take("wasm").ok_or_else(|| Rejection::BadRequest("`wasm`: is missing".into()))?;
-        let archive = form.take("assets");
-        (form.text("abi")?.map(|a| a.parse()).transpose().map_err(|e| bad("abi", e))?, wasm, archive)
+        Incoming::of_form(&api, &tier, &parts, body, []).await?.0
     } else {
-        (query.abi, raw_wasm(&api, &tier, request).await?, None)
+        Incoming::of_body(&api, &tier, request, query.abi).await?
     };
-    let inspected = inspect(&api, wasm.clone(), abi, &tier).await?;
-    let size_bytes = wasm.len() as u64;
-    let assets = assets::read(&api, archive, size_bytes, &tier).await?.map(|assets| assets.bundle);
+    let owner = actor.owner(None)?;
+    let (inspected, assets) = incoming.look(&api, &owner, &tier).await?;
+    let size_bytes = incoming.wasm.len() as u64;
     // That it compiles within its bounds is one of the checks.
-    compiled(&caller.gone, api.app.shared.engine.load_inline(wasm, &inspected, actor.own())).await?;
+    let load = api.app.shared.engine.load_inline(incoming.wasm, &inspected, Some(&owner));
+    incoming::compiled(&caller.gone, load).await?;
     let shape = inspected.shape;
     let found = Validated {
         digest: inspected.digest,

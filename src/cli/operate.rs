@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::Subcommand;
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -135,6 +136,8 @@ pub(super) struct TierArgs {
 enum TierVerb {
     /// List the tiers in force.
     List,
+    /// Show all that a tier allows.
+    Show { name: Name },
     /// Change a tier for all its keys at once; what isn't named stays.
     Set(Box<TierChange>),
     /// Go back to a tier as the configuration file has it.
@@ -157,6 +160,9 @@ struct TierChange {
     concurrent: Option<u32>,
     #[arg(long)]
     module_bytes: Option<u64>,
+    /// Of all versions of an owner's modules together, archives of their files included.
+    #[arg(long)]
+    module_storage_bytes: Option<u64>,
     #[arg(long)]
     modules: Option<u32>,
     #[arg(long)]
@@ -214,6 +220,7 @@ impl TierChange {
         put(&mut body, "fuel_per_day", self.fuel_per_day);
         put(&mut body, "concurrent", self.concurrent.map(u64::from));
         put(&mut body, "module_bytes", self.module_bytes);
+        put(&mut body, "module_storage_bytes", self.module_storage_bytes);
         put(&mut body, "modules", self.modules.map(u64::from));
         put(&mut body, "keys", self.keys.map(u64::from));
         put(&mut limits, "fuel", self.fuel);
@@ -242,6 +249,15 @@ pub(super) fn tier(args: TierArgs, as_json: bool) -> Outcome {
             let tiers = list["tiers"].as_array().map(Vec::as_slice).unwrap_or_default();
             show_tiers(tiers)
         }),
+        TierVerb::Show { name } => {
+            let list = args.connect.client()?.get("/api/tiers", &[])?;
+            let tiers = list["tiers"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let Some(tier) = tiers.iter().find(|tier| tier["name"] == name.as_str()) else {
+                let names: Vec<_> = tiers.iter().map(|tier| format!("`{}`", output::cell(tier, "/name"))).collect();
+                return Err(anyhow!("there is no tier of this name; use {}", names.join(", ")).into());
+            };
+            print(tier, as_json, show_tier)
+        }
         TierVerb::Set(change) => {
             let body = change.body();
             if body.as_object().is_none_or(Map::is_empty) {
@@ -249,12 +265,12 @@ pub(super) fn tier(args: TierArgs, as_json: bool) -> Outcome {
             }
             let path = format!("/api/tiers/{}", change.name);
             let tier = args.connect.client()?.call(Method::PUT, &path, &[], Body::Json(body))?;
-            print(&tier, as_json, |tier| show_tiers(std::slice::from_ref(tier)))
+            print(&tier, as_json, show_tier)
         }
         TierVerb::Reset { name } => {
             let path = format!("/api/tiers/{name}");
             let tier = args.connect.client()?.call(Method::DELETE, &path, &[], Body::None)?;
-            print(&tier, as_json, |tier| show_tiers(std::slice::from_ref(tier)))
+            print(&tier, as_json, show_tier)
         }
     }
 }
@@ -273,6 +289,30 @@ fn show_tiers(tiers: &[Value]) -> std::io::Result<()> {
         cells
     };
     output::table(&head, &tiers.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Every member by itself, those of a run's limits under `limits.`.
+fn show_tier(tier: &Value) -> std::io::Result<()> {
+    let mut rows = Vec::new();
+    for (name, value) in tier.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(limits) => {
+                rows.extend(
+                    limits.iter().map(|(limit, value)| vec![format!("{name}.{limit}"), output::cell(value, "")]),
+                );
+            }
+            // As `set --quota` takes them, one a row.
+            Value::Array(quotas) if quotas.is_empty() => rows.push(vec![name.clone(), "none".into()]),
+            Value::Array(quotas) => rows.extend(quotas.iter().map(|quota| {
+                let [quota_name, requests, window] =
+                    ["/name", "/requests", "/window"].map(|at| output::cell(quota, at));
+                let burst = quota["burst"].as_u64().map_or_else(String::new, |burst| format!(":{burst}"));
+                vec![name.clone(), format!("{quota_name}={requests}/{window}{burst}")]
+            })),
+            value => rows.push(vec![name.clone(), output::cell(value, "")]),
+        }
+    }
+    output::table(&["SETTING", "VALUE"], &rows)
 }
 
 #[derive(clap::Args)]

@@ -393,6 +393,8 @@ pub struct ProxyWasm {
     pub vm_config: Vec<u8>,
     /// A pause in a headers phase holds the head alone: the body is shown to the filter meanwhile.
     pub hold_headers: bool,
+    /// Writing the head of a request that has gone on is an error for the guest, not merely in vain.
+    pub strict: bool,
     pub header_bytes: HeaderBytes,
     /// How long a request or its answer may stay paused.
     pub pause: Duration,
@@ -406,6 +408,7 @@ impl Default for ProxyWasm {
             vm_id: String::new(),
             vm_config: Vec::new(),
             hold_headers: false,
+            strict: false,
             header_bytes: HeaderBytes::Reject,
             pause: Duration::from_secs(30),
         }

@@ -258,6 +258,7 @@ fn proxy_wasm(t: &Table<'_>) -> ProxyWasm {
         vm_id: t.opt("vm_id", text).unwrap_or(defaults.vm_id),
         vm_config: t.opt("vm_config", text).map_or(defaults.vm_config, String::into_bytes),
         hold_headers: t.get("hold_headers", defaults.hold_headers, flag),
+        strict: t.get("strict", defaults.strict, flag),
         header_bytes: t.get("header_bytes", defaults.header_bytes, choice(&bytes)),
         pause: t.get("pause", defaults.pause, duration(millis(1)..=secs(3600))),
     }

@@ -230,7 +230,9 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
     t.survey_below("quotas", "[]", read_quota);
     tier.fuel_per_day = t.opt("fuel_per_day", int(1..=MANY)).or(tier.fuel_per_day);
     tier.concurrent = t.get("concurrent", tier.concurrent, int(1..=1_000_000));
-    tier.module_bytes = t.get("module_size", tier.module_bytes, size(0..=GIB));
+    tier.module_bytes = t.get("module_size", tier.module_bytes, size(0..=Tier::MOST_MODULE_BYTES));
+    let usual = Tier::usual_storage(tier.module_bytes);
+    tier.module_storage_bytes = t.get("module_storage", usual, size(0..=Tier::MOST_STORAGE_BYTES));
     tier.modules = t.get("modules", tier.modules, int(0..=1_000_000));
     tier.keys = t.get("keys", tier.keys, int(0..=1_000_000));
     let fail = [("share", FailMode::Share), ("open", FailMode::Open), ("closed", FailMode::Closed)];

@@ -128,6 +128,9 @@ pub struct Bundle {
     /// Of the files, unpacked.
     pub bytes: u64,
     pub files: u64,
+    /// Of the archive; 0 in records of earlier releases.
+    #[serde(default)]
+    pub archive_bytes: u64,
 }
 
 /// One immutable version of a module.
@@ -153,9 +156,14 @@ impl ModuleVersion {
         (self.digest, self.abi, self.assets.map(|bundle| bundle.digest))
     }
 
-    /// What counts for a tier's limit.
+    /// What counts for a tier's size of a module.
     pub fn total_bytes(&self) -> u64 {
         self.size_bytes.saturating_add(self.assets.map_or(0, |bundle| bundle.bytes))
+    }
+
+    /// What counts for a tier's storage.
+    pub fn stored_bytes(&self) -> u64 {
+        self.size_bytes.saturating_add(self.assets.map_or(0, |bundle| bundle.archive_bytes))
     }
 
     /// Everything that is stored for it.

@@ -18,7 +18,9 @@ impl Rejection {
         });
         match self {
             Rejection::QuotaExceeded { policies, .. } => problem["violated-policies"] = serde_json::json!(policies),
-            Rejection::TierRequired { needs } => problem["needs_tier"] = serde_json::json!(needs),
+            Rejection::TierRequired { needs } | Rejection::OverTier { needs, .. } => {
+                problem["needs_tier"] = serde_json::json!(needs);
+            }
             _ => {}
         }
         problem

@@ -45,6 +45,8 @@ pub enum Rejection {
     Unauthorized,
     /// 402.
     TierRequired { needs: Name },
+    /// 402: over a bound of the caller's tier that another one has higher.
+    OverTier { needs: Name, detail: String },
     /// 403.
     ScopeRequired(Scope),
     /// 403.
@@ -59,6 +61,8 @@ pub enum Rejection {
     Conflict(String),
     /// 413, with the limit in bytes.
     PayloadTooLarge { limit: u64 },
+    /// 413. The detail names the limit and whose it is.
+    TooLarge(String),
     /// 415.
     UnsupportedMediaType(String),
     /// 421.
@@ -105,13 +109,13 @@ impl Rejection {
         match self {
             BadRequest(_) | AmbiguousPath | ConflictingCredentials => 400,
             Unauthorized => 401,
-            TierRequired { .. } => 402,
+            TierRequired { .. } | OverTier { .. } => 402,
             ScopeRequired(_) | Forbidden(_) => 403,
             NotFound(_) => 404,
             MethodNotAllowed(_) => 405,
             RequestTimeout => 408,
             Conflict(_) => 409,
-            PayloadTooLarge { .. } => 413,
+            PayloadTooLarge { .. } | TooLarge(_) => 413,
             UnsupportedMediaType(_) => 415,
             MisdirectedRequest => 421,
             NotLoadable(_) => 422,
@@ -134,14 +138,14 @@ impl Rejection {
             AmbiguousPath => "ambiguous-path",
             ConflictingCredentials => "conflicting-credentials",
             Unauthorized => "unauthorized",
-            TierRequired { .. } => "tier-required",
+            TierRequired { .. } | OverTier { .. } => "tier-required",
             ScopeRequired(_) => "scope-required",
             Forbidden(_) => "forbidden",
             NotFound(_) => "not-found",
             MethodNotAllowed(_) => "method-not-allowed",
             RequestTimeout => "request-timeout",
             Conflict(_) => "conflict",
-            PayloadTooLarge { .. } => "payload-too-large",
+            PayloadTooLarge { .. } | TooLarge(_) => "payload-too-large",
             UnsupportedMediaType(_) => "unsupported-media-type",
             MisdirectedRequest => "misdirected-request",
             NotLoadable(e) => match e.kind {
@@ -177,12 +181,15 @@ impl Rejection {
     pub fn detail(&self) -> String {
         use Rejection::*;
         match self {
-            BadRequest(d) | Forbidden(d) | NotFound(d) | Conflict(d) | UnsupportedMediaType(d) => d.clone(),
+            BadRequest(d) | Forbidden(d) | NotFound(d) | Conflict(d) | TooLarge(d) | UnsupportedMediaType(d) => {
+                d.clone()
+            }
             AmbiguousPath => {
                 "the path has empty or dot segments, or encoded control characters; send it normalised".into()
             }
             ConflictingCredentials => "`Authorization` and `X-Api-Key` hold different keys; send one".into(),
             Unauthorized => "send a valid API key in `X-Api-Key` or `Authorization: Bearer`".into(),
+            OverTier { detail, .. } => detail.clone(),
             TierRequired { needs } => format!("this needs the tier `{needs}` or a higher one"),
             ScopeRequired(scope) => format!("this key lacks the scope `{}`", scope.as_str()),
             MethodNotAllowed(allowed) => format!("use {allowed}"),
@@ -194,7 +201,9 @@ impl Rejection {
                 let names: Vec<_> = policies.iter().map(|p| format!("`{p}`")).collect();
                 format!("over the limit of the policy {}", names.join(", "))
             }
-            TooManyConcurrent { limit } => format!("more than {limit} requests at once"),
+            TooManyConcurrent { limit } => {
+                format!("more than the {limit} requests at once that the tier allows (`concurrent`)")
+            }
             TooManyFailures { .. } => "too many requests with invalid credentials from this address".into(),
             HeadersTooLarge => "the request head is over its limit of bytes or fields".into(),
             Internal => "the gateway failed; the request id finds the reason in its log".into(),

@@ -93,6 +93,8 @@ pub struct Tier {
     pub concurrent: u32,
     /// 0: no uploads.
     pub module_bytes: u64,
+    /// What the versions of an owner's modules may take together, archives of their files included.
+    pub module_storage_bytes: u64,
     /// Modules an owner may keep.
     pub modules: u32,
     /// Keys an owner may have that are neither revoked nor expired.
@@ -105,6 +107,15 @@ const MIB: u64 = 1 << 20;
 
 impl Tier {
     pub const ANONYMOUS: &str = "anonymous";
+
+    /// No tier has more.
+    pub const MOST_MODULE_BYTES: u64 = 1 << 30;
+    pub const MOST_STORAGE_BYTES: u64 = 1 << 40;
+
+    /// Bound of what an owner stores where none is set: twenty modules of the largest size.
+    pub fn usual_storage(module_bytes: u64) -> u64 {
+        module_bytes.saturating_mul(20)
+    }
 
     /// The tiers that exist when the configuration names none.
     pub fn defaults() -> Vec<Tier> {
@@ -138,6 +149,7 @@ impl Tier {
                 fuel_per_day: None,
                 concurrent,
                 module_bytes: module * MIB,
+                module_storage_bytes: Self::usual_storage(module * MIB),
                 modules: if module == 0 { 0 } else { 100 * rank as u32 },
                 keys: 10 * rank as u32,
                 limits: Limits {

@@ -25,7 +25,7 @@ use super::Compiler;
 
 const MAC_BYTES: usize = 32;
 /// Of this file's format and of the instrumentation inside: a change of either makes artifacts anew.
-const FORMAT: &[u8] = b"wasmgate artifact 3";
+const FORMAT: &[u8] = b"wasmgate artifact 4";
 const WASMER: &[u8] = b"wasmer 7.4.2";
 
 pub struct Artifacts {

@@ -1,4 +1,4 @@
-//! Compiling in a child process of the same binary: instrument, compile, serialise.
+//! Compiling in a child process of the same binary: who gets one when, what goes in and what comes back.
 //!
 //! A compiler is a large program fed with a stranger's input. The child has none of our environment, no descriptors but
 //! its three, limits of CPU time and address space, and dies at a deadline; all that comes back is an artifact or a
@@ -6,39 +6,37 @@
 //!
 //! Invariant: the serving process never compiles.
 
-use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::num::NonZero;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use wasmer::sys::{CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, NativeEngineExt};
-use wasmer_types::Features;
 
 use crate::domain::rejection::NotLoadableKind;
-use crate::domain::{Digest, Limits, NotLoadable, OwnerId};
+use crate::domain::{Digest, NotLoadable, OwnerId};
 
-use super::counted::Counted;
-use super::instrument::instrument;
-use super::pace::Pace;
 use super::progress::{Listed, Progress};
-use super::tunables::GuestTunables;
-use super::{Compiler, InstallError, sys};
+use super::turns::Turns;
+use super::{Compiler, InstallError};
+
+use processes::{Processes, Start};
+
+mod child;
+mod processes;
+
+pub use child::child_main;
 
 /// The hidden verb.
 pub const VERB: &str = "__compile";
 const MAGIC: [u8; 4] = *b"WGC1";
 /// Magic, compiler, CPU seconds, CPU nanoseconds for a MiB of code (0: unbounded), address space bytes, module bytes.
 const HEADER: usize = 4 + 1 + 8 + 8 + 8 + 8;
+/// Verdict, bytes of what follows.
+const ANSWER: usize = 1 + 8;
 /// Why a module is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
@@ -65,21 +63,15 @@ const QUEUE_PER_PROCESS: usize = 16;
 const MAX_ARTIFACT: u64 = 1 << 30;
 /// A child that sleeps or is starved: this much wall time for each second of CPU time.
 const WALL_PER_CPU: u32 = 3;
-const MAX_MESSAGE: usize = 512;
-/// Address space that the child's allocator takes at once.
-const ARENA_KIB: &str = "65536";
 
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 
 /// Starts children, so many at once.
 pub struct Compilers {
-    exe: PathBuf,
+    processes: Arc<Processes>,
     config: crate::config::Compile,
-    permits: Semaphore,
-    waiting: AtomicUsize,
-    /// One owner's turns: it is in the queue with half as many compiles as there are processes. Holds those with one.
-    owners: Mutex<HashMap<OwnerId, Weak<Semaphore>>>,
+    turns: Turns,
     pub(super) progress: Progress,
     observer: OnceLock<Observer>,
     /// One process beside the others, for what nobody waits for.
@@ -91,13 +83,11 @@ pub type Observer = Box<dyn Fn(Compiler, Duration) + Send + Sync>;
 
 impl Compilers {
     pub fn new(exe: PathBuf, config: crate::config::Compile) -> Arc<Compilers> {
-        let permits = Semaphore::new(config.processes.max(1));
+        let turns = Turns::new(config.processes, config.processes.max(1) * QUEUE_PER_PROCESS);
         Arc::new(Compilers {
-            exe,
+            processes: Processes::new(exe),
             config,
-            permits,
-            waiting: AtomicUsize::new(0),
-            owners: Mutex::default(),
+            turns,
             progress: Progress::default(),
             observer: OnceLock::new(),
             background: Semaphore::new(1),
@@ -119,15 +109,7 @@ impl Compilers {
         why: Why,
     ) -> Result<Bytes, InstallError> {
         let listed = self.progress.waits(digest, owner, compiler, wasm.len());
-        let until = tokio::time::Instant::now() + why.wait();
-        let turns = owner.map(|owner| self.turns_of(owner));
-        let _turn = match &turns {
-            Some(turns) => Some(in_time(until, turns.acquire()).await?),
-            None => None,
-        };
-        let _place = Counted::enter(&self.waiting, self.config.processes.max(1) * (QUEUE_PER_PROCESS + 1))
-            .ok_or(InstallError::Busy)?;
-        let _permit = in_time(until, self.permits.acquire()).await?;
+        let _turn = self.turns.take(owner, why.wait()).await.ok_or(InstallError::Busy)?;
         self.observed(&listed, wasm, compiler, why == Why::New && owner.is_some()).await
     }
 
@@ -156,62 +138,25 @@ impl Compilers {
         if let Some(observe) = self.observer.get() {
             observe(compiler, began.elapsed());
         }
+        if compiled.is_ok() {
+            self.processes.prepare();
+        }
         compiled
     }
 
-    fn turns_of(&self, owner: &OwnerId) -> Arc<Semaphore> {
-        let mut owners = self.owners.lock();
-        if let Some(turns) = owners.get(owner).and_then(Weak::upgrade) {
-            return turns;
-        }
-        owners.retain(|_, turns| turns.strong_count() > 0);
-        let turns = Arc::new(Semaphore::new((self.config.processes / 2).max(1)));
-        owners.insert(owner.clone(), Arc::downgrade(&turns));
-        turns
-    }
-
     async fn child(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Result<Bytes, InstallError> {
-        let io = |what: &str, e: std::io::Error| InstallError::Io(format!("{what} the compiler process: {e}"));
-        let mut child = Command::new(&self.exe)
-            .arg(VERB)
-            .env_clear()
-            // mimalloc would begin with a gigabyte of address space, which the child's limit is about.
-            .env("MIMALLOC_ARENA_RESERVE", ARENA_KIB)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|e| io("can't start", e))?;
-        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(InstallError::Io("the compiler process has no pipes".into()));
-        };
         let header = self.header(wasm, compiler, paced);
-        let send = async move {
-            // A child that dies early closes the pipe; its exit says why.
-            let _ = stdin.write_all(&header).await;
-            let _ = stdin.write_all(wasm).await;
-        };
-        let receive = async {
-            let mut stdout = stdout.take(MAX_ARTIFACT);
-            // Apart from the body: Wasmer wants artifacts aligned as allocations are.
-            let verdict = stdout.read_u8().await.ok();
-            let mut body = Vec::new();
-            stdout.read_to_end(&mut body).await.map(|_| (verdict, body))
-        };
-        let ((), answer) = tokio::join!(send, receive);
-        let (verdict, body) = answer.map_err(|e| io("can't read from", e))?;
-        let status = child.wait().await.map_err(|e| io("can't wait for", e))?;
-        match verdict {
-            Some(DONE) if status.success() => Ok(body.into()),
-            Some(REFUSED) if status.success() => Err(too_much(&String::from_utf8_lossy(&body)).into()),
-            // The time that code of its size takes is over; see `pace.rs`.
-            _ if status.signal() == Some(libc::SIGPROF) => {
-                Err(too_much("it takes longer than its size explains (`engine.compile.per_mib`)").into())
+        // Nobody waits for better code.
+        let waiting = if compiler == Compiler::Fast { self.processes.take() } else { None };
+        if let Some(child) = waiting {
+            match work(child, &header, wasm).await {
+                // It can't be talked to, as when the runtime that started it has ended.
+                Err(InstallError::Io(_)) => {}
+                other => return other,
             }
-            _ => Err(too_much(&format!("the compiler ended with {status}, out of time or memory")).into()),
         }
+        let child = self.processes.start(Start::WithItsJob).await.map_err(|e| io("can't start", &e))?;
+        work(child, &header, wasm).await
     }
 
     fn header(&self, wasm: &[u8], compiler: Compiler, paced: bool) -> Vec<u8> {
@@ -231,11 +176,53 @@ impl Compilers {
     }
 }
 
-async fn in_time<T>(
-    until: tokio::time::Instant,
-    permit: impl Future<Output = Result<T, tokio::sync::AcquireError>>,
-) -> Result<T, InstallError> {
-    tokio::time::timeout_at(until, permit).await.ok().and_then(Result::ok).ok_or(InstallError::Busy)
+/// Gives a process its job.
+async fn work(mut child: Child, header: &[u8], wasm: &[u8]) -> Result<Bytes, InstallError> {
+    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(InstallError::Io("the compiler process has no pipes".into()));
+    };
+    let send = async move {
+        // A child that dies early closes the pipe; its exit says why.
+        let _ = stdin.write_all(header).await;
+        let _ = stdin.write_all(wasm).await;
+    };
+    let ((), answer) = tokio::join!(send, receive(stdout));
+    if let Some((verdict, body)) = answer.map_err(|e| io("can't read from", &e))? {
+        // What the process does after its answer is nobody's business: it is killed as `child` is dropped.
+        return match verdict {
+            DONE => Ok(body.into()),
+            _ => Err(too_much(&String::from_utf8_lossy(&body)).into()),
+        };
+    }
+    let status = child.wait().await.map_err(|e| io("can't wait for", &e))?;
+    // The time that code of its size takes is over; see `pace.rs`.
+    Err(if status.signal() == Some(libc::SIGPROF) {
+        too_much("it takes longer than its size explains (`engine.compile.per_mib`)").into()
+    } else {
+        too_much(&format!("the compiler ended with {status}, out of time or memory")).into()
+    })
+}
+
+/// A verdict and what it is about; `None`: the process ended before it was through.
+async fn receive(mut from: ChildStdout) -> std::io::Result<Option<(u8, Vec<u8>)>> {
+    let mut header = [0; ANSWER];
+    match from.read_exact(&mut header).await {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    };
+    let [verdict, len @ ..] = header;
+    let len = u64::from_le_bytes(len);
+    if len > MAX_ARTIFACT {
+        return Ok(None);
+    }
+    // Apart from the header: Wasmer wants artifacts aligned as allocations are.
+    let mut body = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+    let read = from.take(len).read_to_end(&mut body).await?;
+    Ok((read as u64 == len).then_some((verdict, body)))
+}
+
+fn io(what: &str, error: &std::io::Error) -> InstallError {
+    InstallError::Io(format!("{what} the compiler process: {error}"))
 }
 
 fn too_much(why: &str) -> NotLoadable {
@@ -254,98 +241,4 @@ impl Background<'_> {
         let listed = compilers.progress.waits(digest, None, Compiler::Optimising, wasm.len());
         compilers.observed(&listed, wasm, Compiler::Optimising, false).await
     }
-}
-
-/// What the hidden verb runs: one request from standard input, one answer to standard output. Gives the exit code.
-pub fn child_main() -> i32 {
-    sys::close_inherited();
-    let answer = match read_request() {
-        Ok(Request { compiler, per_mib, wasm }) => {
-            let compiled = std::panic::catch_unwind(|| compile(&wasm, compiler, per_mib));
-            compiled.unwrap_or_else(|_| Err("the compiler panicked".into()))
-        }
-        Err(e) => {
-            let _ = writeln!(std::io::stderr(), "{e}");
-            return 2;
-        }
-    };
-    let (status, body) = match answer {
-        Ok(artifact) => (DONE, artifact),
-        Err(why) => (REFUSED, why.bytes().take(MAX_MESSAGE).collect()),
-    };
-    let mut out = std::io::stdout().lock();
-    match out.write_all(&[status]).and_then(|()| out.write_all(&body)).and_then(|()| out.flush()) {
-        Ok(()) => 0,
-        Err(_) => 1,
-    }
-}
-
-struct Request {
-    compiler: Compiler,
-    /// CPU time for a MiB of code.
-    per_mib: Duration,
-    wasm: Vec<u8>,
-}
-
-fn read_request() -> std::io::Result<Request> {
-    let bad = || std::io::Error::new(std::io::ErrorKind::InvalidData, "this verb is the gateway's own");
-    let mut input = std::io::stdin().lock();
-    let mut header = [0u8; HEADER];
-    input.read_exact(&mut header)?;
-    let number = |at: usize| header[at..at + 8].try_into().map(u64::from_le_bytes).map_err(|_| bad());
-    let compiler = match (header.starts_with(&MAGIC), header[4]) {
-        (true, 0) => Compiler::Fast,
-        (true, 1) => Compiler::Optimising,
-        _ => return Err(bad()),
-    };
-    let (cpu, per_mib, memory, len) = (number(5)?, number(13)?, number(21)?, number(29)?);
-    // Before the first byte of the module: nothing of it is looked at without limits.
-    sys::set_limit(libc::RLIMIT_CPU, cpu)?;
-    // On top of what the program itself occupies.
-    sys::set_limit(libc::RLIMIT_AS, memory.saturating_add(sys::address_space()?))?;
-    sys::set_limit(libc::RLIMIT_CORE, 0)?;
-    sys::nice_this_thread(match compiler {
-        // As guests: somebody waits for it.
-        Compiler::Fast => 5,
-        Compiler::Optimising => 19,
-    });
-    let mut wasm = Vec::new();
-    input.take(len).read_to_end(&mut wasm)?;
-    if wasm.len() as u64 != len {
-        return Err(bad());
-    }
-    Ok(Request { compiler, per_mib: Duration::from_nanos(per_mib), wasm })
-}
-
-fn compile(wasm: &[u8], compiler: Compiler, per_mib: Duration) -> Result<Vec<u8>, String> {
-    let instrumented = instrument(wasm).map_err(|e| e.to_string())?;
-    let mut cranelift = Cranelift::new();
-    cranelift.opt_level(match compiler {
-        Compiler::Fast => CraneliftOptLevel::None,
-        Compiler::Optimising => CraneliftOptLevel::Speed,
-    });
-    cranelift.num_threads(match compiler {
-        // How many compile at once is the parent's choice; but somebody waits for this one.
-        Compiler::Fast => const { NonZero::new(2).unwrap() },
-        Compiler::Optimising => NonZero::<usize>::MIN,
-    });
-    if compiler == Compiler::Fast && !per_mib.is_zero() {
-        cranelift.push_middleware(Arc::new(Pace::of(wasm, per_mib).map_err(|e| e.to_string())?));
-    }
-    let config: Box<dyn CompilerConfig> = Box::new(cranelift);
-    let mut engine: wasmer::Engine = EngineBuilder::new(config).set_features(Some(features())).engine().into();
-    engine.set_tunables(GuestTunables::new(Limits::STACK_BYTES));
-    let module = wasmer::Module::new(&engine, instrumented).map_err(|e| e.to_string())?;
-    module.serialize().map(|bytes| bytes.to_vec()).map_err(|e| e.to_string())
-}
-
-/// The same allow-list as inspection's; Wasmer has no switches for the rest of it.
-fn features() -> Features {
-    let mut features = Features::none();
-    features.bulk_memory = true;
-    features.multi_value = true;
-    features.reference_types = true;
-    features.simd = true;
-    features.extended_const = true;
-    features
 }

@@ -20,7 +20,7 @@ use super::budget::Reserved;
 use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
-use super::host::{BoundedLog, HostState, RunClock};
+use super::host::{BoundedLog, HostState};
 use super::loaded::{Code, Link};
 use super::memory::{Grant, GuestMemory, with_grant};
 use super::tunables::GuestTunables;
@@ -129,7 +129,7 @@ impl Guest {
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone());
-        state.clock = RunClock::since(self.started.wall);
+        state.clock.begin(self.started.wall);
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;
         state.log = BoundedLog::new(allowance.limits.log_bytes);

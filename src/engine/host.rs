@@ -50,9 +50,14 @@ impl BoundedLog {
     }
 }
 
+/// Time goes in steps of this: too coarse to measure a neighbour's cache by.
+pub const TICK: Duration = Duration::from_millis(1);
+
 /// The time of one run: a reading of the wall clock at its start, and what has passed since.
 #[derive(Clone, Debug)]
 pub struct RunClock {
+    /// When the guest was made: what living VMs measure by.
+    born: Instant,
     started: Instant,
     /// Read when it is first asked for, set back to the start: most runs never ask.
     started_at: Cell<Option<Duration>>,
@@ -60,7 +65,12 @@ pub struct RunClock {
 
 impl RunClock {
     pub fn since(started: Instant) -> RunClock {
-        RunClock { started, started_at: Cell::new(None) }
+        RunClock { born: started, started, started_at: Cell::new(None) }
+    }
+
+    /// Another run of the same guest.
+    pub fn begin(&mut self, started: Instant) {
+        *self = RunClock { born: self.born, ..RunClock::since(started) };
     }
 
     /// Since 1970-01-01 UTC, in whole milliseconds.
@@ -75,21 +85,21 @@ impl RunClock {
         at
     }
 
-    /// Since 1970-01-01 UTC, going in ticks.
+    /// Since 1970-01-01 UTC.
     pub fn now(&self) -> Duration {
-        self.started_at() + self.elapsed(TICK)
+        self.started_at() + in_ticks(self.started.elapsed())
     }
 
-    /// In whole ticks.
-    pub fn elapsed(&self, tick: Duration) -> Duration {
-        let tick = u64::try_from(tick.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let nanos = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos(nanos - nanos % tick)
+    /// Since before the guest was made, over all of its runs. Never zero, which Go takes for a broken clock.
+    pub fn monotonic(&self) -> Duration {
+        TICK + in_ticks(self.born.elapsed())
     }
 }
 
-/// Time goes in steps of this: too coarse to measure a neighbour's cache by.
-pub const TICK: Duration = Duration::from_millis(1);
+fn in_ticks(time: Duration) -> Duration {
+    let (nanos, tick) = (u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), TICK.as_nanos() as u64);
+    Duration::from_nanos(nanos - nanos % tick)
+}
 
 /// Where guests' random bytes come from.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use parking_lot::Mutex;
 
@@ -43,6 +43,8 @@ pub struct HttpExchange {
     pub request_body: Option<Bytes>,
     /// Body written by a guest in place of the client's; the gateway fixes the framing headers.
     pub request_body_replaced: Option<Vec<u8>>,
+    /// Of the body as it came, where it was gathered.
+    pub request_size: u64,
     /// The guest read the body without buffering it, so the upstream gets none (ABI section 3).
     pub request_body_consumed: bool,
     /// In REQ: what guests set ahead of time (merged with the upstream's answer: single-valued fields: the
@@ -79,6 +81,7 @@ impl HttpExchange {
             request,
             request_body: None,
             request_body_replaced: None,
+            request_size: 0,
             request_body_consumed: false,
             response: http::Response::new(()).into_parts().0,
             response_status_set: false,
@@ -95,6 +98,28 @@ impl HttpExchange {
             values: BTreeMap::new(),
             cancel: Cancel::default(),
         }
+    }
+
+    /// The body of one direction as guests have left it.
+    pub fn take_body(&mut self, of_request: bool) -> Bytes {
+        let (written, given) = match of_request {
+            true => (self.request_body_replaced.take(), self.request_body.take()),
+            false => (self.response_body_replaced.take(), self.response_body.take()),
+        };
+        written.map(Bytes::from).or(given).unwrap_or_default()
+    }
+
+    /// What has come behind it.
+    pub fn append(&mut self, of_request: bool, more: Bytes) {
+        let before = self.take_body(of_request);
+        let all = if before.is_empty() {
+            more
+        } else {
+            let mut all = before.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            all.extend_from_slice(&more);
+            all.freeze()
+        };
+        *(if of_request { &mut self.request_body } else { &mut self.response_body }) = Some(all);
     }
 }
 

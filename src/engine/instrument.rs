@@ -2,9 +2,9 @@
 //!
 //! A private counter (a mutable i64 global) goes down at charge points: function entries, loop headers, and inside
 //! long functions at further places. Below zero, the code calls an imported function that gives a new slice or traps.
-//! A function keeps the counter in a local as well and reads the global only behind calls, so that a loop does not wait
-//! for what it has just stored; every charge is stored, so that a trap finds the exact count. Loops look at it from
-//! outside: see `open_loop`.
+//! In optimised code a function keeps the counter in a local as well and reads the global only behind calls, so that a loop
+//! does not wait for what it has just stored; every charge is stored, so that a trap finds the exact count. Loops look at it
+//! from outside: see `open_loop`. In code that is to be compiled fast it is in the global alone.
 //! Bulk memory instructions go through functions of ours that work in pieces, each charged by its length, so that one
 //! instruction over a gigabyte can't outrun the clock. The counter begins below zero by what making an instance copies.
 //!
@@ -21,12 +21,15 @@ use wasmparser::{DataKind, ElementItems, ElementKind, FunctionBody, KnownCustom,
 
 mod bulk;
 mod counter;
+mod parcels;
 mod plan;
 
+use super::Compiler;
 use super::guest::{FUEL_EXPIRE, FUEL_GLOBAL, FUEL_MODULE};
 
 use bulk::{BULK_BYTES_SHIFT, Bulk, Helpers, bulk_function};
 use counter::{Counter, Labels, by_length, close, constant, open_loop};
+use parcels::Parcels;
 use plan::Plan;
 
 /// Table elements for one unit, as a shift.
@@ -56,6 +59,8 @@ impl From<wasmparser::Error> for InstrumentError {
 struct Indices {
     imported_functions: u32,
     fuel_global: u32,
+    counts_in_locals: bool,
+    parcels: Option<Parcels>,
 }
 
 impl Indices {
@@ -98,14 +103,21 @@ struct Counts {
     globals: u32,
     params: Vec<u32>,
     types_of_functions: Vec<u32>,
+    /// Bytes of all functions.
+    code: u32,
     /// What the segments weigh that are copied when an instance is made.
     segments: u64,
 }
 
-/// The module with fuel. The input must be valid under the features that `inspect` allows.
-pub fn instrument(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+/// The module with fuel, for this compiler. The input must be valid under the features that `inspect` allows.
+pub fn instrument(wasm: &[u8], compiler: Compiler) -> Result<Vec<u8>, InstrumentError> {
     let counts = count(wasm)?;
-    let mut indices = Indices { imported_functions: counts.imported_functions, fuel_global: counts.globals };
+    let mut indices = Indices {
+        imported_functions: counts.imported_functions,
+        fuel_global: counts.globals,
+        counts_in_locals: compiler == Compiler::Optimising,
+        parcels: (compiler == Compiler::Fast).then(|| Parcels::of(counts.code)).flatten(),
+    };
     let mut sections = Sections::default();
     let first_helper = counts.imported_functions + 1 + counts.defined_functions;
     let mut helpers = Helpers { first: first_helper, made: Vec::new() };
@@ -148,6 +160,7 @@ fn count(wasm: &[u8]) -> Result<Counts, InstrumentError> {
                     counts.types_of_functions.push(ty?);
                 }
             }
+            Payload::CodeSectionStart { size, .. } => counts.code = size,
             Payload::GlobalSection(section) => counts.globals = section.count(),
             Payload::ElementSection(section) => {
                 for element in section {
@@ -283,12 +296,19 @@ fn instrument_body(
         own += n;
         locals.push((n, indices.val_type(ty)?));
     }
-    locals.push((1, ValType::I64));
-    let (counter, scratch) = (Counter::of(indices, own), own + 1);
+    let counter = Counter::of(indices, own);
+    if indices.counts_in_locals {
+        locals.push((1, ValType::I64));
+        own += 1;
+    }
+    let scratch = own;
     if plan.table_ops {
         locals.push((1, ValType::I32));
     }
     let mut f = Function::new(locals);
+    if let Some(parcels) = &indices.parcels {
+        parcels.pad(&mut f, body.as_bytes().len());
+    }
     counter.read(&mut f);
     let mut labels = Labels::of_function();
     let mut points = plan.points.iter().peekable();

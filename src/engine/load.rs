@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -20,6 +21,8 @@ use super::counted::Counted;
 use super::loaded::Trusted;
 use super::{Compiler, Engine, Inspected, InstallError, LoadedModule, RunError, compile};
 
+/// Better code is begun with when the answer to an upload is out, and perhaps the first one of the module itself.
+const AFTER_THE_ANSWER: Duration = Duration::from_millis(100);
 /// Modules that may wait for better code; beyond, they are offered again when they are next loaded.
 const MAX_BEGUN: usize = 10_000;
 /// Modules remembered as having none, those told of last.
@@ -134,6 +137,7 @@ impl Engine {
         }
         let engine = self.clone();
         tokio::spawn(async move {
+            tokio::time::sleep(AFTER_THE_ANSWER).await;
             let result = engine.optimise_stored(digest).await;
             if let Err(error) = &result {
                 tracing::warn!(%digest, %error, "a module keeps the code that was compiled fast");

@@ -45,6 +45,7 @@ mod stack;
 mod sys;
 mod tend;
 mod tunables;
+mod turns;
 mod vms;
 mod wasix;
 
@@ -76,6 +77,7 @@ pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
 pub use proxy::{Event, ProxyHandler, ProxyStream, Told};
+pub use turns::Turns;
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]
@@ -275,14 +277,15 @@ impl Engine {
     pub async fn store(self: &Arc<Self>, compiled: Compiled) -> Result<(), InstallError> {
         let Compiled { digest, bytes, compiler, artifact } = compiled;
         let _turn = self.modules.turn(digest).await;
-        self.blocking(move |artifacts| {
-            artifacts.keep(Upload::Module, digest, &bytes)?;
-            match artifacts.read_artifact(digest, compiler)? {
-                Stored::Good(_) => Ok(()),
-                Stored::Missing | Stored::Rejected => artifacts.write_artifact(digest, compiler, &artifact),
-            }
-        })
-        .await?;
+        // Side by side: each waits for the disk. An artifact without its module is nothing to anybody, and goes with the
+        // upload's failure.
+        let kept = self.blocking(move |artifacts| artifacts.keep(Upload::Module, digest, &bytes));
+        let written = self.blocking(move |artifacts| match artifacts.read_artifact(digest, compiler)? {
+            Stored::Good(_) => Ok(()),
+            Stored::Missing | Stored::Rejected => artifacts.write_artifact(digest, compiler, &artifact),
+        });
+        let (kept, written) = tokio::join!(kept, written);
+        kept.and(written)?;
         self.make_room().await;
         if compiler == Compiler::Fast {
             self.optimise(digest);

@@ -85,6 +85,8 @@ pub enum Charged {
 /// Of keys and values.
 const MAX_KEY: usize = 512;
 const MAX_VALUE: usize = 64 << 10;
+/// What a look-up is charged, in bytes moved: it takes some microseconds.
+const LOOK_UP: usize = 16 << 10;
 /// The longest that a call may take; also where the guest sets no time.
 pub const MAX_CALL: Duration = Duration::from_secs(60);
 
@@ -230,6 +232,7 @@ impl HostState {
             return Ok(Err(Refusal::BadArgument));
         }
         let Some((reach, outside)) = self.outside() else { return Ok(Err(Refusal::Denied)) };
+        self.fuel.spend(LOOK_UP)?;
         let mut work = outside.keep(reach.owner.clone(), key, operation);
         // A read is over at once.
         let done = match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

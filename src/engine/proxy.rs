@@ -33,11 +33,14 @@ use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 
 pub use super::abi::proxy_wasm::Event;
 use restarts::Restarts;
-use vm::{Asked, Step, Vm};
+use vm::{Asked, Closed, Step, Vm};
 
 /// What a callback may use of the worker that it runs on. A stateful VM can't be run again elsewhere, so it gets more
 /// than a run that can; who uses it goes to the guest pool for as long as its past says.
 const INLINE_FUEL: u64 = 8 * lane::INLINE_FUEL;
+
+/// A VM that failed in an event is there again after so long: what failed once in a timer fails often.
+const REVIVED_AFTER: Duration = Duration::from_millis(250);
 
 /// A filter on a route: its module, configuration and VMs.
 pub struct ProxyHandler {
@@ -66,6 +69,8 @@ struct Slot {
     /// It takes no more streams: its VM is worn, or has failed.
     closed: AtomicBool,
     ticker: Mutex<Option<AbortHandle>>,
+    /// It has timers or queues.
+    serves_events: AtomicBool,
 }
 
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
@@ -104,7 +109,9 @@ impl ProxyHandler {
             vm_id: proxy.vm_id.clone(),
             vm_config: proxy.vm_config.clone().into(),
             config: handler.config.clone().into(),
+            env: handler.env.clone().into_iter().collect(),
             upstreams: handler.upstreams.clone(),
+            strict: proxy.strict,
             scope: engine.scopes().of(&handler.owner, &proxy.vm_id),
             metrics: engine.guest_metrics().of(&label),
         };
@@ -178,6 +185,7 @@ impl ProxyHandler {
                     served: AtomicU64::new(0),
                     closed: AtomicBool::new(false),
                     ticker: Mutex::default(),
+                    serves_events: AtomicBool::new(false),
                 });
                 slots.push(slot.clone());
                 slot
@@ -207,6 +215,7 @@ impl ProxyHandler {
         match made {
             Ok((vm, asked)) => {
                 *guard = Some(vm);
+                self.restarts.lock().started();
                 self.serve(slot, asked);
                 Ok(guard)
             }
@@ -217,10 +226,10 @@ impl ProxyHandler {
         }
     }
 
-    /// A callback's limits from now on.
-    fn turn(&self, inline: bool, cancel: &Cancel) -> Turn<'_> {
+    /// A callback's limits from now on. It goes on when its client goes: ending it would end the VM for all others.
+    fn turn(&self, inline: bool) -> Turn<'_> {
         let limits = if inline { lane::inline(&self.limits, INLINE_FUEL) } else { self.limits.clone() };
-        Turn { allowance: Allowance::from_now(limits, cancel.clone()), may_block: !inline, log: &self.reach.log }
+        Turn { allowance: Allowance::from_now(limits, Cancel::default()), may_block: !inline, log: &self.reach.log }
     }
 
     /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
@@ -241,7 +250,7 @@ impl ProxyHandler {
             && !self.module.needs_pool()
             && let Some(vm) = guard.as_mut()
         {
-            let turn = self.turn(true, cancel);
+            let turn = self.turn(true);
             let (result, meter) = work(vm, input, &turn);
             return self.settle(slot, guard, result, meter, true);
         }
@@ -254,7 +263,7 @@ impl ProxyHandler {
             need.bytes = 0;
         }
         let ours = Arc::new(Mutex::new(Some((guard, input))));
-        let (theirs, handler, slot, token) = (ours.clone(), self.clone(), slot.clone(), cancel.clone());
+        let (theirs, handler, slot) = (ours.clone(), self.clone(), slot.clone());
         let job = move |memory| {
             // The lock ends here; the guest runs without it.
             let (guard, input) = theirs.lock().take()?;
@@ -263,7 +272,7 @@ impl ProxyHandler {
                 Err(error) => return Some(Outcome::NotRun(input, error)),
             };
             let vm = guard.as_mut()?;
-            let (result, meter) = work(vm, input, &handler.turn(false, &token));
+            let (result, meter) = work(vm, input, &handler.turn(false));
             Some(handler.settle(&slot, guard, result, meter, false))
         };
         match self.engine.pool().run(&self.owner, cancel, need, job).await {
@@ -293,7 +302,6 @@ impl ProxyHandler {
                     self.serve(slot, asked);
                     self.retire(slot, vm);
                 }
-                self.restarts.lock().ran();
                 Outcome::Ran(value, meter)
             }
             Err(failure) => {
@@ -304,8 +312,7 @@ impl ProxyHandler {
                     GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
                     failure => failure,
                 };
-                slot.close();
-                self.restarts.lock().failed(Instant::now(), &failure.clone().into());
+                self.lost(slot);
                 let mut vm = guard.take();
                 if let Some(vm) = &mut vm {
                     vm.abandon(&gone());
@@ -313,6 +320,26 @@ impl ProxyHandler {
                 Outcome::Failed(vm, failure.into(), meter)
             }
         }
+    }
+
+    /// The slot's VM has failed. One with timers or queues is there for more than requests, and comes back by itself.
+    fn lost(self: &Arc<Self>, slot: &Arc<Slot>) {
+        slot.close();
+        if !slot.serves_events.load(Ordering::Relaxed) {
+            return;
+        }
+        let handler = Arc::downgrade(self);
+        self.engine.spawn(async move {
+            let mut pause = REVIVED_AFTER;
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(handler) = handler.upgrade() else { return };
+                if handler.warm().await.is_ok() {
+                    return;
+                }
+                pause = (pause * 2).min(restarts::LONGEST);
+            }
+        });
     }
 
     /// A VM that has served its share, or that better code is there for, takes no more streams.
@@ -328,6 +355,9 @@ impl ProxyHandler {
         let Asked { calls, tick, registered } = asked;
         for call in calls {
             self.call(slot, call);
+        }
+        if !registered.is_empty() || tick.is_some() {
+            slot.serves_events.store(true, Ordering::Relaxed);
         }
         if !registered.is_empty() {
             let listener: Weak<dyn Listener> = Arc::downgrade(slot) as Weak<dyn Listener>;
@@ -388,6 +418,23 @@ impl ProxyHandler {
                 );
             }
         }
+    }
+}
+
+impl ProxyHandler {
+    /// Ends a stream that nobody waits for, `after` so long at the latest.
+    fn end(self: &Arc<Self>, slot: &Arc<Slot>, context: u32, after: Duration) {
+        let (handler, slot) = (self.clone(), slot.clone());
+        self.engine.spawn(async move {
+            if !after.is_zero() {
+                tokio::time::sleep(after).await;
+            }
+            let work = move |vm: &mut Vm, (), turn: &Turn<'_>| {
+                let (closed, meter) = vm.close(context, None, false, turn);
+                (closed.map(drop), meter)
+            };
+            handler.event(&slot, (), work).await;
+        });
     }
 }
 
@@ -469,10 +516,34 @@ impl ProxyStream {
     /// Tells the filter of what came, and gives what it decided. A pause lasts until the filter ends it, or too long: of
     /// the body before its end it is given back as such, as there is more to come.
     ///
-    /// `exchange`: `None` where the filter has it since such a pause; then `feed` brings what is new.
+    /// `exchange`: `None` where the filter has it since such a pause.
     pub async fn tell(
         &mut self,
         exchange: Option<Box<HttpExchange>>,
+        (event, end): (Event, bool),
+        waits: bool,
+        cancel: &Cancel,
+    ) -> Told {
+        self.told(exchange, Bytes::new(), (event, end), waits, cancel).await
+    }
+
+    /// More of a body, for a filter that has what came before since a pause. At its end a pause is waited for.
+    pub async fn feed(&mut self, more: Bytes, (event, end): (Event, bool), cancel: &Cancel) -> Told {
+        // It may have ended the pause just now.
+        let exchange = match self.paused.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(Woken { exchange, result: Ok(Verdict::Continue) })) => Some(exchange),
+            Some(Ok(Woken { exchange, result })) => {
+                return Told { exchange: Some(exchange), result, meter: Meter::default() };
+            }
+            _ => None,
+        };
+        self.told(exchange, more, (event, end), end, cancel).await
+    }
+
+    async fn told(
+        &mut self,
+        exchange: Option<Box<HttpExchange>>,
+        more: Bytes,
         (event, end): (Event, bool),
         waits: bool,
         cancel: &Cancel,
@@ -482,7 +553,7 @@ impl ProxyStream {
         let context = self.context;
         let work = move |vm: &mut Vm, exchange: Option<Box<HttpExchange>>, turn: &Turn<'_>| {
             let context = if first { vm.open() } else { context };
-            let (result, meter) = vm.event(context, (event, end), exchange, turn);
+            let (result, meter) = vm.event(context, (event, end), (exchange, more), turn);
             match result {
                 Ok(step) => (Ok((context, step)), meter),
                 // For whoever takes the exchange out of it.
@@ -546,17 +617,6 @@ impl ProxyStream {
         guard.as_mut()?.take_back(self.context)
     }
 
-    /// A pause that [`Self::tell`] gave back: ready when the filter ends it.
-    pub async fn resumed(&mut self) -> Told {
-        let Some(receiver) = &mut self.paused else { return std::future::pending().await };
-        let woken = receiver.await;
-        self.paused = None;
-        match woken {
-            Ok(Woken { exchange, result }) => Told { exchange: Some(exchange), result, meter: Meter::default() },
-            Err(_) => Told { exchange: None, result: Err(gone()), meter: Meter::default() },
-        }
-    }
-
     /// The request is over: the filter is told, and its context goes.
     pub async fn finish(mut self, exchange: Option<Box<HttpExchange>>) -> (Option<Box<HttpExchange>>, Meter) {
         if self.context == 0 || self.ended {
@@ -564,10 +624,14 @@ impl ProxyStream {
         }
         self.ended = true;
         let context = self.context;
-        let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, turn);
+        let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, true, turn);
         let (handler, slot) = (self.handler.clone(), self.slot.clone());
         match handler.on_vm(&slot, &Cancel::default(), exchange, false, work).await {
-            Outcome::Ran(exchange, meter) => (exchange, meter),
+            Outcome::Ran(Closed::Now(exchange), meter) => (exchange, meter),
+            Outcome::Ran(Closed::Later(context), meter) => {
+                handler.end(&slot, context, handler.pause);
+                (None, meter)
+            }
             Outcome::Failed(_, _, meter) => (None, meter),
             Outcome::NotRun(exchange, _) => (exchange, Meter::default()),
         }
@@ -582,15 +646,7 @@ impl Drop for ProxyStream {
             return;
         }
         // The request was broken off.
-        let (handler, slot, context) = (self.handler.clone(), self.slot.clone(), self.context);
-        self.handler.engine.spawn(async move {
-            handler
-                .event(&slot, (), move |vm, (), turn| {
-                    let (result, meter) = vm.close(context, None, turn);
-                    (result.map(drop), meter)
-                })
-                .await;
-        });
+        self.handler.end(&self.slot, self.context, Duration::ZERO);
     }
 }
 

@@ -65,8 +65,8 @@ pub async fn deliver(
     send(session, ctx, shared, head, body).await
 }
 
-/// The head is finished here: edits, limits, ids, framing.
-async fn send(
+/// Sends a whole answer that handlers have seen. The head is finished here: edits, limits, ids, framing.
+pub async fn send(
     session: &mut Session,
     ctx: &mut Context,
     shared: &Shared,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Uri};
 use pingora::proxy::Session;
 
-use super::handlers::{Chain, Closing};
+use super::handlers::{BodyFilter, Chain, Closing};
 use super::identity::Trace;
 use super::snapshot::{RouteState, Snapshot};
 use super::upstream::{Endpoint, Lease, Tried, Upstream};
@@ -52,6 +52,8 @@ pub struct Context {
     pub bodiless: bool,
     pub(super) chain: Option<Box<Chain>>,
     pub(super) closing: Closing,
+    /// Those that see the answer's body as it comes, in their order.
+    pub(super) body_filters: Vec<BodyFilter>,
     /// Of the route's path, for handlers.
     pub params: Vec<(String, String)>,
     /// What handlers may know of the request, once one of them asks.
@@ -106,6 +108,7 @@ impl Context {
             bodiless: false,
             chain: None,
             closing: Vec::new(),
+            body_filters: Vec::new(),
             params: Vec::new(),
             info: None,
             values: Values::new(),
@@ -138,8 +141,8 @@ impl Context {
             began: self.start.mono,
             wall: self.start.wall,
             local,
-            // Both ends of a connection are its alone while it lives.
-            connection: CONNECTIONS.hash_one((self.peer, local)),
+            // Both ends of a connection are its alone while it lives. Guests read a signed number.
+            connection: CONNECTIONS.hash_one((self.peer, local)) >> 1,
             tls: tls.map(|tls| TlsInfo { version: tls.version.to_string(), server_name: None }),
             principal: self.principal.clone(),
             params: self.params.clone(),

@@ -21,6 +21,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use super::answer::{self, has_body};
 use super::context::Context;
 use super::forward::{self, Fields};
+use super::handlers::bodies::{self, Out};
 use super::handlers::{self, Headed};
 use super::pipeline::Stop;
 use super::pool::{Client, Pool};
@@ -242,6 +243,9 @@ async fn relay(
             }
         };
     }
+    if with_body && !ctx.body_filters.is_empty() {
+        return Box::pin(filtered(session, ctx, shared, connected, head, first)).await;
+    }
     forward::finish_response(&mut head, ctx)?;
     frame(session, &mut head, with_body, first.len())?;
     if !with_body || connected.client()?.response_done() {
@@ -265,6 +269,67 @@ async fn relay(
     copy_body(session, ctx, connected, left).await?;
     connected.done(ctx).await;
     Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
+}
+
+/// The rest of an answer whose body filters see as it comes. Its length is theirs to change, so it is not announced
+/// unless the end is there with the beginning.
+async fn filtered(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    connected: &mut Connected<'_>,
+    head: ResponseHeader,
+    mut first: Bytes,
+) -> Result<(), Stop> {
+    let mut waiting = Some(head);
+    loop {
+        let chunk = next_chunk(session, connected).await?;
+        let end = chunk.is_none() || connected.client()?.response_done();
+        let before = std::mem::take(&mut first);
+        let chunk = chunk.unwrap_or_default();
+        let data = if before.is_empty() { chunk } else { [before, chunk].concat().into() };
+        let out = match bodies::pass(session, ctx, shared, data, end).await? {
+            Out::Bytes(out) => out,
+            Out::Instead(reply) => {
+                let (head, body) = answer::from_reply(reply)?;
+                return Ok(answer::send(session, ctx, shared, head, body).await?);
+            }
+        };
+        match waiting.take() {
+            Some(head) if end => {
+                connected.done(ctx).await;
+                return Ok(answer::send(session, ctx, shared, head, out).await?);
+            }
+            Some(head) if out.is_empty() => waiting = Some(head),
+            Some(mut head) => {
+                head.drop_all(&CONTENT_LENGTH);
+                forward::finish_response(&mut head, ctx)?;
+                frame(session, &mut head, true, 0)?;
+                bodies::head_is_sent(ctx, &head);
+                answer::write_head(session, shared, head, false).await?;
+                session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?;
+            }
+            None if out.is_empty() => {}
+            None => session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?,
+        }
+        if end {
+            break;
+        }
+    }
+    trailers(session, connected).await?;
+    connected.done(ctx).await;
+    Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
+}
+
+/// The end of an HTTP/2 answer, with what follows its body.
+async fn trailers(session: &mut Session, connected: &mut Connected<'_>) -> Result<(), Stop> {
+    if let HttpSession::H2(h2) = connected.client()? {
+        h2.check_response_end_or_error().map_err(|e| e.into_up())?;
+        if let Some(trailers) = h2.read_trailers().await.map_err(|e| e.into_up())? {
+            session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
+        }
+    }
+    Ok(())
 }
 
 /// The next of the upstream's body, or the client's end.
@@ -333,13 +398,7 @@ async fn copy_body(
         count(&chunk);
         session.downstream_session.write_response_body(chunk, false).await.map_err(|e| e.into_down())?;
     }
-    if let HttpSession::H2(h2) = connected.client()? {
-        h2.check_response_end_or_error().map_err(|e| e.into_up())?;
-        if let Some(trailers) = h2.read_trailers().await.map_err(|e| e.into_up())? {
-            session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
-        }
-    }
-    Ok(())
+    trailers(session, connected).await
 }
 
 /// As [`frame_answer`]; a body without a length ends with its HTTP/1.0 connection.

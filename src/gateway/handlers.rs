@@ -4,6 +4,7 @@
 //! section 1), unless its VM failed or the client is gone. A proxy-wasm filter that answered sees its own answer, as in
 //! Envoy.
 
+pub mod bodies;
 mod proxy_wasm;
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
+
+pub use bodies::BodyFilter;
 
 use super::answer;
 use super::body;
@@ -34,6 +37,8 @@ struct Waiting {
     handler: Arc<RouteHandler>,
     /// It wants the answer's body before the head is final.
     buffers: bool,
+    /// It wants to see the answer's body as it comes.
+    streams: bool,
     /// Never locked: it makes a VM, which may move between threads but not be shared, part of a shareable context.
     place: Mutex<Place>,
 }
@@ -68,6 +73,11 @@ impl Chain {
     /// The most of an answer that may be held, when a handler asked for the whole of it.
     pub fn buffer_limit(&self) -> Option<u64> {
         self.passed.iter().filter(|w| w.buffers).map(|w| w.handler.limits.input_bytes).min()
+    }
+
+    /// A handler wants to see the answer's body as it comes.
+    pub fn streams(&self) -> bool {
+        self.passed.iter().any(|w| w.streams)
     }
 }
 
@@ -104,10 +114,16 @@ pub async fn request_phase(
             Filter::Proxy(proxy) => proxy.wants_request_body(),
         };
         if has_body && body.is_none() && wants_body {
-            body = Some(body::gather(session, ctx, max_body.min(handler.limits.input_bytes)).await?);
+            let limit = match filter {
+                Filter::Http(_) => max_body.min(handler.limits.input_bytes),
+                // It sees pieces, and is bounded in what it holds of them.
+                Filter::Proxy(_) => max_body,
+            };
+            body = Some(body::gather(session, ctx, limit).await?);
         }
         let mut exchange = take_exchange(session, ctx, handler);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
+        exchange.request_size = body.as_ref().map_or(0, |body| body.len() as u64);
         let ended = match filter {
             Filter::Http(http) => http_request(session, http, exchange).await,
             Filter::Proxy(proxy) => {
@@ -150,8 +166,9 @@ pub async fn request_phase(
     if consumed {
         return Ok(Passed::On(Some(Bytes::new())));
     }
-    // A handler that holds the answer back does so in the gateway's own exchange, which needs the body whole.
-    let holds = ctx.chain.as_ref().is_some_and(|chain| chain.buffer_limit().is_some());
+    // A handler that holds the answer back, or sees its body, does so in the gateway's own exchange, which needs the
+    // request's body whole.
+    let holds = ctx.chain.as_ref().is_some_and(|chain| chain.buffer_limit().is_some() || chain.streams());
     if holds && has_body && body.is_none() {
         body = Some(body::gather(session, ctx, max_body).await?);
     }
@@ -160,11 +177,14 @@ pub async fn request_phase(
 
 impl Waiting {
     fn new(handler: &Arc<RouteHandler>, place: Place) -> Waiting {
-        let buffers = match &place {
-            Place::Http(vm) => vm.features().has(Features::BUFFER_RESPONSE),
-            Place::Proxy(stream) => stream.handler().wants_response_body(),
+        let (buffers, streams) = match &place {
+            Place::Http(vm) => (vm.features().has(Features::BUFFER_RESPONSE), false),
+            Place::Proxy(stream) => {
+                let body = stream.handler().wants_response_body();
+                (body && handler.config.proxy.hold_headers, body)
+            }
         };
-        Waiting { handler: handler.clone(), buffers, place: Mutex::new(place) }
+        Waiting { handler: handler.clone(), buffers, streams, place: Mutex::new(place) }
     }
 }
 
@@ -269,7 +289,7 @@ async fn response_phase(
     exchange: &mut Option<Box<HttpExchange>>,
     answer: &mut Answer,
 ) -> Result<Result<Option<Reply>, Rejection>> {
-    let Waiting { handler, place, .. } = waiting;
+    let Waiting { handler, place, streams, .. } = waiting;
     let mut lent = lend_head(session, ctx, exchange.take());
     lend_knowledge(session, ctx, &handler, &mut lent);
     std::mem::swap(&mut lent.response, &mut answer.head);
@@ -281,7 +301,10 @@ async fn response_phase(
     let Ended { exchange: mut lent, result, meter, place, gone } = ended;
     handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
     if let Some(Place::Proxy(stream)) = place {
-        ctx.closing.push(stream);
+        match streams && answer.body.is_none() {
+            true => ctx.body_filters.push(BodyFilter::new(handler, stream)),
+            false => ctx.closing.push(stream),
+        }
     }
     return_head(session, &mut lent);
     ctx.values = std::mem::take(&mut lent.values);
@@ -393,6 +416,11 @@ pub async fn respond_head(
         ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
         return instead;
     }
+    let mut filters = std::mem::take(&mut ctx.body_filters);
+    for filter in &mut filters {
+        filter.begin(session, ctx, exchange.as_deref(), &answer.head);
+    }
+    ctx.body_filters = filters;
     if !answer::has_body(&ctx.method, answer.head.status) && !first.is_empty() {
         // The length would be that of the upstream's body alone.
         answer.head.headers.remove(CONTENT_LENGTH);
@@ -404,11 +432,14 @@ pub async fn respond_head(
 /// Tells filters that the request is over, whatever became of it.
 pub async fn finish(session: &mut Session, ctx: &mut Context) {
     // Those that never saw an answer end with their context.
-    let closing = std::mem::take(&mut ctx.closing);
+    let mut closing = std::mem::take(&mut ctx.closing);
+    closing.extend(std::mem::take(&mut ctx.body_filters).into_iter().map(BodyFilter::into_stream));
     if closing.is_empty() {
         return;
     }
     let mut exchange = lend_head(session, ctx, None);
+    exchange.info = Some(ctx.info(session));
+    exchange.values = std::mem::take(&mut ctx.values);
     if let Some(written) = session.response_written() {
         exchange.response = http::response::Parts::from(written.clone());
     }

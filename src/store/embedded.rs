@@ -11,6 +11,7 @@ mod keys;
 mod modules;
 mod records;
 mod retired;
+mod sums;
 mod values;
 mod writer;
 
@@ -23,7 +24,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation, Store,
-    StoreError, UsageRow,
+    StoreError, Stored, UsageRow,
 };
 use crate::domain::{
     ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
@@ -108,9 +109,14 @@ impl Store for EmbeddedStore {
         self.write(move |tx| records::put_tier(tx, &tier)).await
     }
 
-    async fn add_version(&self, new: NewVersion, max_modules: Option<u32>) -> Result<(Module, u32, bool)> {
+    async fn add_version(&self, new: NewVersion, within: Option<Arc<Tier>>) -> Result<(Module, u32, bool)> {
         let id = super::new_module_id()?;
-        self.write(move |tx| modules::add_version(tx, &new, max_modules, &id)).await
+        self.write(move |tx| modules::add_version(tx, &new, within.as_deref(), &id)).await
+    }
+
+    async fn stored(&self, owner: &OwnerId) -> Result<Stored> {
+        let owner = owner.clone();
+        self.scan(move |tx| modules::stored(tx, &owner)).await
     }
 
     async fn module(&self, owner: &OwnerId, name: &Name) -> Result<Option<Module>> {

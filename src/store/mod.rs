@@ -4,6 +4,8 @@
 
 pub mod embedded;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,8 @@ pub enum StoreError {
     /// A cap was met; names it.
     #[error("{0}")]
     Limit(String),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("the store's storage is full")]
     Full,
     #[error("the store can't be reached: {0}")]
@@ -32,12 +36,24 @@ pub enum StoreError {
     Newer { found: u32, known: u32 },
 }
 
+impl StoreError {
+    /// The write was not to be made; the storage did not fail.
+    pub fn is_refusal(&self) -> bool {
+        use StoreError::*;
+        match self {
+            NotFound(_) | Conflict(_) | Limit(_) | NoRoom(_) => true,
+            Full | Unavailable(_) | Corrupt(_) | Newer { .. } => false,
+        }
+    }
+}
+
 /// What a client sees of it; the text of a fault of the storage stays in the log.
 impl From<StoreError> for Rejection {
     fn from(e: StoreError) -> Self {
         match e {
             StoreError::NotFound(what) => Rejection::NotFound(format!("`{what}` does not exist")),
             StoreError::Conflict(what) | StoreError::Limit(what) => Rejection::Conflict(what),
+            StoreError::NoRoom(why) => Rejection::Conflict(why.to_string()),
             StoreError::Full => Rejection::StorageFull,
             StoreError::Unavailable(_) => Rejection::StoreUnavailable,
             StoreError::Corrupt(_) | StoreError::Newer { .. } => Rejection::Internal,
@@ -124,9 +140,10 @@ pub trait Store: Send + Sync + 'static {
     async fn delete_tier(&self, name: &Name) -> Result<bool>;
 
     /// Adds a version (the same digest and files with the same ABI again returns the version that has it and `false`), creating
-    /// the module at its first one. The first version becomes active; `activate` makes this one active. `max_modules` is
-    /// checked with the write.
-    async fn add_version(&self, new: NewVersion, max_modules: Option<u32>) -> Result<(Module, u32, bool)>;
+    /// the module at its first one. The first version becomes active; `activate` makes this one active. Whether there is
+    /// [room](NewVersion::room) for a new one is checked with the write.
+    async fn add_version(&self, new: NewVersion, within: Option<Arc<Tier>>) -> Result<(Module, u32, bool)>;
+    async fn stored(&self, owner: &OwnerId) -> Result<Stored>;
     async fn module(&self, owner: &OwnerId, name: &Name) -> Result<Option<Module>>;
     async fn module_by_id(&self, id: &str) -> Result<Option<Module>>;
     /// The owner's own (all owners' when `None`), and public ones of others when asked, by owner and name.
@@ -247,6 +264,52 @@ pub struct NewVersion {
     /// Its `version` is set by the store.
     pub version: ModuleVersion,
     pub activate: bool,
+}
+
+impl NewVersion {
+    /// Whether it may be added, being new, to a module that has so many versions (`None`: there is no such module) of an
+    /// owner who has `stored`.
+    pub fn room(
+        &self,
+        versions: Option<u32>,
+        stored: Stored,
+        within: Option<&Tier>,
+    ) -> std::result::Result<(), NoRoom> {
+        let owner = self.owner.clone();
+        if versions.is_some_and(|held| held >= MAX_VERSIONS) {
+            return Err(NoRoom::Versions { owner, name: self.name.clone() });
+        }
+        let Some(Tier { name, modules, module_storage_bytes, .. }) = within else { return Ok(()) };
+        let (tier, held) = (name.clone(), stored.modules);
+        if versions.is_none() && held >= u64::from(*modules) {
+            return Err(NoRoom::Modules { owner, held, tier, most: *modules });
+        }
+        let (held, most) = (stored.bytes, *module_storage_bytes);
+        let needs = held.saturating_add(self.version.stored_bytes());
+        if needs > most { Err(NoRoom::Bytes { owner, held, needs, tier, most }) } else { Ok(()) }
+    }
+}
+
+/// What there is of an owner's modules together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub modules: u64,
+    /// Each version's, also where versions share files.
+    pub bytes: u64,
+}
+
+/// Why a new version is not added.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    #[error("`{owner}/{name}` has {MAX_VERSIONS} versions, all that a module may have: delete one first")]
+    Versions { owner: OwnerId, name: Name },
+    #[error("`{owner}` has {held} modules, the tier `{tier}` allows {most} (`modules`): delete one first")]
+    Modules { owner: OwnerId, held: u64, tier: Name, most: u32 },
+    #[error(
+        "`{owner}` has {held} bytes stored and with this version {needs}, the tier `{tier}` allows {most} \
+         (`module_storage`): delete versions or modules first"
+    )]
+    Bytes { owner: OwnerId, held: u64, needs: u64, tier: Name, most: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

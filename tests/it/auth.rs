@@ -21,7 +21,7 @@ use wasmgate::domain::{
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
     AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result as StoreResult, Retention, Role,
-    Rotation, Store, StoreError, UsageRow,
+    Rotation, Store, StoreError, Stored, UsageRow,
 };
 
 use crate::store::{at, name};
@@ -84,7 +84,8 @@ pass_on! {
     fn put_tier(&self, tier: &Tier) -> StoreResult<()>;
     fn delete_tier(&self, name: &Name) -> StoreResult<bool>;
     fn prune(&self, keep: Retention) -> StoreResult<u64>;
-    fn add_version(&self, new: NewVersion, max_modules: Option<u32>) -> StoreResult<(Module, u32, bool)>;
+    fn add_version(&self, new: NewVersion, within: Option<Arc<Tier>>) -> StoreResult<(Module, u32, bool)>;
+    fn stored(&self, owner: &OwnerId) -> StoreResult<Stored>;
     fn module(&self, owner: &OwnerId, name: &Name) -> StoreResult<Option<Module>>;
     fn module_by_id(&self, id: &str) -> StoreResult<Option<Module>>;
     fn modules(&self, owner: Option<&OwnerId>, public: bool, offset: u64, limit: u64) -> StoreResult<Page<Module>>;

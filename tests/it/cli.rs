@@ -343,6 +343,16 @@ fn a_tier_is_set_and_reset() {
     assert!(ok(verb(&gw, &["audit"])).contains("concurrent: 7 -> 1"));
     // Again is harmless; a tier that isn't there is named.
     ok(tier(&["reset", "free"]));
+    let shown = ok(tier(&["show", "free"]));
+    let all = free(json(tier(&["list", "--json"])));
+    for (group, members) in [("", &all), ("limits.", &all["limits"])] {
+        for name in members.as_object().expect("an object").keys().filter(|name| *name != "limits") {
+            assert!(shown.lines().any(|line| line.starts_with(&format!("{group}{name} "))), "{group}{name}: {shown}");
+        }
+    }
+    assert!(shown.contains("209715200") && shown.contains("minute=10/60s:10"), "{shown}");
+    assert_eq!(json(tier(&["show", "free", "--json"])), all);
+    fails(tier(&["show", "fre"]), 1, "`free`");
     fails(tier(&["reset", "fre"]), 1, "no tier of this name");
 }
 

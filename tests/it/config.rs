@@ -323,6 +323,16 @@ fn the_documented_file_has_every_key() {
 }
 
 #[test]
+fn the_readme_has_every_limit_of_a_tier() {
+    let table: String = include_str!("../../README.md").lines().filter(|line| line.starts_with("| `")).collect();
+    let known = config::known_keys();
+    let limits = known.iter().filter_map(|key| key.strip_prefix("tiers.<name>."));
+    for key in limits.filter(|key| !key.contains("[]") && !["rank", "fail", "limits"].contains(key)) {
+        assert!(table.contains(&format!("`{key}`")), "`{key}` is not in the README's table");
+    }
+}
+
+#[test]
 fn the_documented_defaults_are_the_defaults() {
     let all = config::parse(&uncommented(), "wasmgate.toml", Path::new("/c")).unwrap_or_else(|e| panic!("{e}"));
     let none = config::parse("", "", Path::new("/c")).unwrap();

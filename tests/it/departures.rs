@@ -1,7 +1,5 @@
 //! Clients that leave while something works for them: it stops, what it used is counted, and its places are free.
 
-use std::path::Path;
-
 use crate::support::api::{self, Form};
 use crate::support::h2c::H2;
 use crate::support::toml::{route, tier};
@@ -147,13 +145,6 @@ fn modules_and_handlers_of_routes_end_with_their_client() {
     eventually("both are in the log as abandoned", || gw.log().matches("\"status\":499").count() == 2);
 }
 
-/// Processes that the gateway has started and that have not ended.
-fn children(gw: &Gateway) -> usize {
-    let tasks = std::fs::read_dir(Path::new("/proc").join(gw.pid().to_string()).join("task")).expect("it runs");
-    let of = |task: std::path::PathBuf| std::fs::read_to_string(task.join("children")).unwrap_or_default();
-    tasks.flatten().map(|task| of(task.path()).split_whitespace().count()).sum()
-}
-
 #[test]
 fn a_compile_ends_with_its_client() {
     let compile = "[engine.compile]\ncpu = \"60s\"\n";
@@ -166,9 +157,9 @@ fn a_compile_ends_with_its_client() {
         let mut conn = Conn::connect(gw.proxy);
         let request = gw.request(method, target).key(&key).header("Content-Type", "application/wasm");
         conn.send(request.body(slow.clone()).bytes());
-        eventually("the compiler runs", || children(&gw) == 1);
+        eventually("the compiler runs", || gw.children().len() == 1);
         drop(conn);
-        eventually("the compiler has ended", || children(&gw) == 0);
+        eventually("the compiler has ended", || gw.children().is_empty());
     }
     let listed = gw.get("/api/wasm/modules").key(&key).send().expect(200);
     assert!(!listed.text().contains("slow"), "{listed}");

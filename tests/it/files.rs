@@ -1,12 +1,15 @@
 //! Files of guests: assets out of a module's bundle, `/tmp`, and guests and bundles that try to get more than that.
 
 use std::io::{Cursor, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::support::admin::NewKey;
 use crate::support::api::{self, Form};
 use crate::support::toml::{route, tier};
-use crate::support::{Gateway, Response, c_guest, c_source, wat};
+use crate::support::{Gateway, Response, c_guest, c_source, eventually, wat};
 
 const PAGE: &str = "<p>hello</p>\n";
 
@@ -308,6 +311,60 @@ fn a_bundle_counts_with_its_module() {
     let content = vec![b'x'; most + 1];
     upload(&gw, &key, "full", &wasm, &zip_of(&[("x", &content[..most])])).expect(201);
     upload(&gw, &key, "over", &wasm, &zip_of(&[("x", &content)])).problem(422, "bad-bundle");
+}
+
+/// Its archives keep the inspection busy; another owner's upload has its turn meanwhile.
+#[test]
+fn an_owner_with_slow_uploads_leaves_turns_to_others() {
+    let gw = Gateway::start(&api::config(""));
+    let key = gw.key();
+    let other = gw.new_key(&NewKey { owner: "other", ..NewKey::default() }).text;
+    let wasm = wat("(module (func (export \"run\")))");
+    let folder = "d/".repeat(30);
+    let paths: Vec<_> = (0..9_000).map(|n| format!("{folder}{n}")).collect();
+    let slow = zip_of(&paths.iter().map(|path| (path.as_str(), &[0; 9 << 10][..])).collect::<Vec<_>>());
+    let form = Form::default().file("wasm", &wasm).file("assets", &slow).end();
+    let (answers, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..60 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Whatever becomes of the others.
+                    let answer = gw.request("POST", "/api/wasm/validate").key(&key).form(form.clone()).try_send();
+                    let good = answer.is_ok_and(|answer| answer.status == 200);
+                    answers.fetch_add(usize::from(good), Ordering::Relaxed);
+                }
+            });
+        }
+        let uploads = catch_unwind(AssertUnwindSafe(|| {
+            eventually("they have begun", || answers.load(Ordering::Relaxed) > 0);
+            for n in 0..5 {
+                upload(&gw, &other, &format!("m{n}"), &wasm, &site()).expect(201);
+            }
+        }));
+        done.store(true, Ordering::Relaxed);
+        uploads
+    })
+    .unwrap_or_else(|failed| resume_unwind(failed));
+}
+
+#[test]
+fn what_is_stored_of_a_bundle_is_its_archive() {
+    let gw = Gateway::start(&api::config(&tier("small", "quotas = []\n")));
+    let key = gw.key_of("small");
+    let (wasm, archive) = (wat("(module (func (export \"run\")))"), tar_of(&[("x", b"x")]));
+    let needs = (wasm.len() + archive.len()) as u64;
+    let bound = |bytes: u64| {
+        gw.admin("PUT", "/api/tiers/small").json(&json!({"module_storage_bytes": bytes})).send().expect(200);
+    };
+    bound(needs - 1);
+    let doc = upload(&gw, &key, "m", &wasm, &archive).problem(402, "tier-required");
+    assert_eq!(doc["needs_tier"], "free", "{doc}");
+    assert!(doc["detail"].as_str().is_some_and(|d| d.contains("module_storage") && d.contains("`small`")), "{doc}");
+    bound(needs);
+    let stored = upload(&gw, &key, "m", &wasm, &archive).expect(201).json();
+    assert_eq!(stored["assets"]["archive_bytes"], json!(archive.len()), "{stored}");
+    upload(&gw, &key, "m", &wasm, &tar_of(&[("y", b"")])).problem(402, "tier-required");
 }
 
 #[test]

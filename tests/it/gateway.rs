@@ -264,7 +264,7 @@ fn requests_are_counted_and_logged_once() {
     }
     kit.request("GET", "/").send().expect(401);
     crate::support::eventually("the counters are there", || {
-        let text = String::from_utf8(kit.metrics.render().unwrap()).unwrap();
+        let text = String::from_utf8(kit.metrics.render(&Default::default()).unwrap()).unwrap();
         text.contains("http_requests_total{method=\"GET\",route=\"all\",status_class=\"2xx\"} 3")
             && text.contains("http_requests_total{method=\"GET\",route=\"all\",status_class=\"4xx\"} 1")
             && text.contains("upstream_requests_total{status_class=\"2xx\",upstream=\"up\"} 3")

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::admin::NewKey;
 use crate::support::api::{self, Form};
 use crate::support::toml::{route, tier, upstream};
-use crate::support::{Gateway, Request, Response, Upstream, c_guest, eventually, wat};
+use crate::support::{Conn, Gateway, Request, Response, Upstream, c_guest, eventually, wat};
 
 /// Calls itself so many times.
 const RECURSE: &str = r#"(module (func $f (export "run") (param i32) (result i32)
@@ -257,35 +257,38 @@ fn routes_follow_their_modules_limits_at_once() {
 fn no_more_instances_than_allowed_are_under_way() {
     let up = Upstream::echo();
     let config =
-        "[engine]\nqueue_timeout = \"100ms\"\nper_owner = 8\n".to_owned() + &api::config(&upstream("up", up.addr, ""));
+        "[engine]\nqueue_timeout = \"1s\"\nper_owner = 8\n".to_owned() + &api::config(&upstream("up", up.addr, ""));
     let routes = route(
         "http",
-        "match.path_prefix = \"/http\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/http\", config = \"spin\", wall = \"3s\" }]",
+        "match.path_prefix = \"/http\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/http\", config = \"spin\", wall = \"8s\" }]",
     );
     let gw = Gateway::with_modules(&config, &[("acme/http", "http-wasm", &c_guest("http"))], &routes);
     let key = gw.key();
     gw.upload("acme/loop", "core", &wat(LONG_LOOP));
     gw.upload("acme/other", "core", &wat(GROW));
     let engine = |figure: &str| gw.admin("GET", "/api/state").send().expect(200).json()["engine"][figure].as_u64();
-    limit(&gw, &key, "loop", &json!({"instances": 2, "wall_ms": 3_000})).expect(200);
-    let forever = i64::MAX.unsigned_abs();
-    std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..2).map(|_| scope.spawn(|| run(&gw, &key, "loop", forever))).collect();
-        eventually("two run", || engine("guests_running") == Some(2));
-        let refused = run(&gw, &key, "loop", 1);
-        assert!(refused.header("retry-after").is_some(), "{refused}");
-        refused.problem(503, "busy");
-        run(&gw, &key, "other", 1).expect(200);
-        // Those under way count, whatever number they began under.
-        limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
-        run(&gw, &key, "loop", 1).problem(503, "busy");
-        limit(&gw, &key, "loop", &json!({"instances": 3})).expect(200);
-        run(&gw, &key, "loop", 1).expect(200);
-        for run in runs {
-            run.join().expect("no panic").problem(504, "handler-timeout");
-        }
-        run(&gw, &key, "loop", 1).expect(200);
+    limit(&gw, &key, "loop", &json!({"instances": 2})).expect(200);
+    let endless = json!({"module": "loop", "args": [i64::MAX]});
+    let endless = gw.request("POST", "/api/wasm/execute").key(&key).json(&endless).bytes();
+    let runs = [(); 2].map(|()| {
+        let mut conn = Conn::connect(gw.proxy);
+        conn.send(&endless);
+        conn
     });
+    eventually("two run", || engine("guests_running") == Some(2));
+    let refused = run(&gw, &key, "loop", 1);
+    assert!(refused.header("retry-after").is_some(), "{refused}");
+    refused.problem(503, "busy");
+    eventually("another module runs", || run(&gw, &key, "other", 1).status == 200);
+    // Those under way count, whatever number they began under.
+    limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
+    run(&gw, &key, "loop", 1).problem(503, "busy");
+    limit(&gw, &key, "loop", &json!({"instances": 3})).expect(200);
+    eventually("a third runs", || run(&gw, &key, "loop", 1).status == 200);
+    // Their clients leave, and they end.
+    drop(runs);
+    limit(&gw, &key, "loop", &json!({"instances": 1})).expect(200);
+    eventually("there is room", || run(&gw, &key, "loop", 1).status == 200);
     limit(&gw, &key, "http", &json!({"instances": 1})).expect(200);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| gw.get("/http").send());
@@ -320,9 +323,49 @@ fn limits_that_some_version_could_not_begin_with_do_not_reach_it() {
     run(&gw, &key, "grows", 0).expect(200);
 }
 
+/// Who is refused for a limit knows whose to change.
+#[test]
+fn a_refusal_names_whose_limit_it_is() {
+    let bounds = "quotas = []\nmodule_size = \"1KiB\"\nlimits.input = \"100B\"\nlimits.memory = \"64KiB\"";
+    let gw = Gateway::start(&api::config(&tier("small", bounds)));
+    let (key, small) = (gw.key(), gw.key_of("small"));
+    let large = wat(&format!("(module (memory 1) (data \"{}\") (func (export \"run\")))", "x".repeat(2000)));
+    let wide = wat("(module (memory 2) (func (export \"run\")))");
+    let put = |key: &str, name: &str, wasm: &[u8]| {
+        let request = gw.request("PUT", &format!("/api/wasm/modules/{name}")).key(key);
+        request.header("Content-Type", "application/wasm").body(wasm).send()
+    };
+    put(&key, "large", &large).expect(201);
+    put(&key, "wide", &wide).expect(201);
+    let input = |key: &str, bytes: usize| {
+        let call = json!({"module": "wide", "input": "x".repeat(bytes)});
+        gw.request("POST", "/api/wasm/execute").key(key).json(&call).send()
+    };
+    limit(&gw, &key, "wide", &json!({"input_bytes": 200})).expect(200);
+    let tiers = |setting| ["`small`".to_owned(), format!("`{setting}`")];
+    let own = ["`acme/wide@1`".to_owned(), "`input_bytes`".to_owned()];
+    for (refused, status, slug, says) in [
+        (put(&small, "new", &large), 402, "tier-required", tiers("module_size")),
+        (run(&gw, &small, "large", 0), 402, "tier-required", tiers("module_size")),
+        (put(&small, "new", &wide), 422, "memory-limit", tiers("small")),
+        (run(&gw, &small, "wide", 0), 402, "tier-required", tiers("limits.memory")),
+        (input(&small, 101), 413, "payload-too-large", tiers("limits.input")),
+        (input(&key, 201), 413, "payload-too-large", own),
+        (limit(&gw, &small, "wide", &json!({"input_bytes": 101})), 400, "bad-request", tiers("small")),
+    ] {
+        let doc = refused.problem(status, slug);
+        let detail = doc["detail"].as_str().unwrap_or_default();
+        assert!(says.iter().all(|says| detail.contains(says)), "{says:?}: {detail}");
+    }
+}
+
 #[test]
 fn a_tier_has_no_more_than_its_file_could_give_it() {
     let gw = Gateway::start(&api::config(""));
+    for (name, value) in [("module_bytes", (1 << 30) + 1), ("module_storage_bytes", (1_u64 << 40) + 1)] {
+        let problem = gw.admin("PUT", "/api/tiers/free").json(&json!({name: value})).send().problem(400, "bad-request");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(name)), "{problem}");
+    }
     for (name, value) in [
         ("fuel", u64::MAX),
         ("memory_bytes", 50_000_000_000),

@@ -1,5 +1,7 @@
-//! Guests built with real SDKs: Rust (`http-wasm-guest`, plain std) and Go (wasip1). Run by `./scripts/test --sdk`,
-//! which builds them into `target/guests/`.
+//! Guests built with real SDKs: Rust (`http-wasm-guest`, `proxy-wasm`, plain std) and Go (wasip1). Run by
+//! `./scripts/test --sdk`, which builds them into `target/guests/`.
+
+mod proxy_wasm;
 
 use std::path::Path;
 

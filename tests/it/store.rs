@@ -13,8 +13,8 @@ use wasmgate::domain::{
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewVersion, Retention, Role,
-    Rotation, Store, StoreError,
+    AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewVersion, NoRoom, Retention, Role,
+    Rotation, Store, StoreError, Stored,
 };
 
 pub fn name(text: &str) -> Name {
@@ -66,6 +66,11 @@ fn version(owner: &str, module: &str, bytes: &str) -> NewVersion {
     }
 }
 
+/// A tier with room for so much.
+fn room(modules: u32, bytes: u64) -> Option<Arc<Tier>> {
+    Some(Arc::new(Tier { modules, module_storage_bytes: bytes, ..Tier::defaults().remove(1) }))
+}
+
 fn entry(subject: impl Into<String>) -> AuditEntry {
     AuditEntry {
         at: at(1),
@@ -113,7 +118,7 @@ const CASES: &[Case] = cases![
     versions_are_numbered_in_order,
     the_same_bytes_are_the_same_version,
     versions_at_once_get_different_numbers,
-    the_module_cap_holds_for_writes_at_once,
+    the_module_caps_hold_for_writes_at_once,
     activation_needs_the_version,
     limits_are_replaced_and_kept,
     modules_are_listed_in_pages,
@@ -303,7 +308,7 @@ async fn the_same_bytes_are_the_same_version(store: Shared) {
     store.add_version(version("alice", "m", "one"), None).await.unwrap();
     store.add_version(version("alice", "m", "two"), None).await.unwrap();
     let again = NewVersion { public: Some(true), ..version("alice", "m", "one") };
-    let (module, number, added) = store.add_version(again, Some(1)).await.unwrap();
+    let (module, number, added) = store.add_version(again, room(1, 1_000)).await.unwrap();
     assert_eq!((number, added, module.versions.len(), module.public), (1, false, 2, true));
     let activate = NewVersion { activate: true, ..version("alice", "m", "two") };
     let (module, number, added) = store.add_version(activate, None).await.unwrap();
@@ -326,19 +331,35 @@ async fn versions_at_once_get_different_numbers(store: Shared) {
     assert!(done.iter().all(|(m, ..)| m.id == module.id));
 }
 
-async fn the_module_cap_holds_for_writes_at_once(store: Shared) {
+async fn the_module_caps_hold_for_writes_at_once(store: Shared) {
     let adds = (0..16).map(|n| {
         let store = store.clone();
-        async move { store.add_version(version("alice", &format!("m{n}"), "x"), Some(3)).await }
+        async move { store.add_version(version("alice", &format!("m{n}"), "x"), room(3, 16)).await }
     });
     let done = together(adds).await;
     assert_eq!(done.iter().filter(|d| d.is_ok()).count(), 3);
-    assert!(done.iter().all(|d| matches!(d, Ok(_) | Err(StoreError::Limit(_)))));
+    assert!(done.iter().all(|d| matches!(d, Ok(_) | Err(StoreError::NoRoom(NoRoom::Modules { .. })))));
     assert_eq!(store.modules(None, false, 0, 100).await.unwrap().total, 3);
+    assert_eq!(store.stored(&name("alice")).await.unwrap(), Stored { modules: 3, bytes: 3 });
     // A further version of a module that is there is no further module; neighbours don't count.
     let there = store.modules(None, false, 0, 1).await.unwrap().items.remove(0);
-    store.add_version(version("alice", there.name.as_str(), "y"), Some(3)).await.unwrap();
-    store.add_version(version("alice-2", "m", "y"), Some(3)).await.unwrap();
+    store.add_version(version("alice-2", "m", "y"), room(3, 1)).await.unwrap();
+    let adds = (0..16).map(|n| {
+        let (store, there) = (store.clone(), there.name.clone());
+        async move { store.add_version(version("alice", there.as_str(), &format!("{n:04}")), room(3, 14)).await }
+    });
+    let done = together(adds).await;
+    assert_eq!(done.iter().filter(|d| d.is_ok()).count(), 2);
+    assert!(done.iter().all(|d| matches!(d, Ok(_) | Err(StoreError::NoRoom(NoRoom::Bytes { .. })))));
+    assert_eq!(store.stored(&name("alice")).await.unwrap(), Stored { modules: 3, bytes: 11 });
+    // What is there needs no room; what goes makes some.
+    store.add_version(version("alice", there.name.as_str(), "x"), room(0, 0)).await.unwrap();
+    store.delete_version(&name("alice"), &there.name, 2).await.unwrap();
+    assert_eq!(store.stored(&name("alice")).await.unwrap(), Stored { modules: 3, bytes: 7 });
+    store.delete_module(&name("alice"), &there.name).await.unwrap();
+    assert_eq!(store.stored(&name("alice")).await.unwrap(), Stored { modules: 2, bytes: 2 });
+    assert_eq!(store.stored(&name("alice-2")).await.unwrap(), Stored { modules: 1, bytes: 1 });
+    assert_eq!(store.stored(&name("bob")).await.unwrap(), Stored::default());
 }
 
 async fn activation_needs_the_version(store: Shared) {
@@ -408,7 +429,7 @@ async fn a_deleted_module_is_gone(store: Shared) {
     assert_eq!(store.module_by_id(&module.id).await.unwrap(), None);
     assert_eq!(store.modules(Some(&name("bob")), true, 0, 10).await.unwrap().total, 0);
     assert!(matches!(store.delete_module(&name("alice"), &name("m")).await, Err(StoreError::NotFound(_))));
-    let (again, number, _) = store.add_version(version("alice", "m", "two"), Some(1)).await.unwrap();
+    let (again, number, _) = store.add_version(version("alice", "m", "two"), room(1, 1_000)).await.unwrap();
     assert_eq!((number, again.active, again.versions.len(), again.public), (2, 2, 1, false), "`m@1` was other bytes");
     assert_ne!(again.id, module.id);
 }
@@ -755,7 +776,36 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 3 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 4 });
+}
+
+/// As of the release before: no sums, and tiers without a bound of storage.
+#[tokio::test]
+async fn a_store_of_schema_2_is_taken_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    let tier = Tier::defaults().remove(1);
+    let store = EmbeddedStore::open(&file).unwrap();
+    for (owner, module, bytes) in
+        [("alice", "m", "one"), ("alice", "m", "three"), ("alice", "n", "x"), ("bob", "m", "y")]
+    {
+        store.add_version(version(owner, module, bytes), None).await.unwrap();
+    }
+    drop(store);
+    let db = redb::Database::open(&file).unwrap();
+    let tx = db.begin_write().unwrap();
+    tx.open_table(redb::TableDefinition::<&str, u32>::new("meta")).unwrap().insert("schema", 2).unwrap();
+    assert!(tx.delete_table(redb::TableDefinition::<&str, u64>::new("module_bytes")).unwrap());
+    let mut old = serde_json::to_value(&tier).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("module_storage_bytes").is_some());
+    let tiers = redb::TableDefinition::<&str, &[u8]>::new("tiers");
+    tx.open_table(tiers).unwrap().insert("free", old.to_string().as_bytes()).unwrap();
+    tx.commit().unwrap();
+    drop(db);
+    let store = EmbeddedStore::open(&file).unwrap();
+    assert_eq!(store.stored(&name("alice")).await.unwrap(), Stored { modules: 2, bytes: 9 });
+    assert_eq!(store.stored(&name("bob")).await.unwrap(), Stored { modules: 1, bytes: 1 });
+    assert_eq!(store.tiers().await.unwrap(), [tier]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What is on disk: the bound of compiled modules, files that nothing refers to, and a start with thousands of modules.
+//! What is on disk: the bounds of compiled modules and of what an owner stores, files that nothing refers to, and a start
+//! with thousands of modules.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{NewVersion, Store};
 
 use crate::support::admin::NewKey;
-use crate::support::{Gateway, api, eventually, wat};
+use crate::support::toml::tier;
+use crate::support::{Gateway, Response, api, eventually, wat};
 
 fn constant(n: usize) -> Vec<u8> {
     wat(&format!("(module (func (export \"run\") (result i32) (i32.const {n})))"))
@@ -161,6 +163,76 @@ fn an_empty_store_costs_no_module() {
     std::fs::rename(file(&gw, "backup"), file(&gw, "wasmgate.redb")).expect("one folder");
     let gw = gw.restart(&config);
     assert_eq!(run(&gw, &key, "kept"), 7);
+}
+
+fn upload(gw: &Gateway, key: &str, name: &str, wasm: &[u8]) -> Response {
+    let request = gw.request("PUT", &format!("/api/wasm/modules/{name}")).key(key);
+    request.header("Content-Type", "application/wasm").body(wasm).send()
+}
+
+/// All built-in tiers, and the tier `small` with this bound: none has more.
+fn storage(bytes: usize) -> String {
+    let table = |name: &str| format!("[tiers.{name}]\nmodule_storage = \"{bytes}B\"\n");
+    let built_in = ["anonymous", "free", "basic", "pro", "enterprise"].map(table).concat();
+    api::config(&(built_in + &tier("small", &format!("quotas = []\nmodule_storage = \"{bytes}B\""))))
+}
+
+#[test]
+fn what_an_owner_stores_is_bounded_to_the_byte() {
+    let (len, config) = (constant(0).len(), storage(3 * constant(0).len()));
+    let gw = Gateway::start(&config);
+    let key = gw.key_of("small");
+    for n in 0..3 {
+        upload(&gw, &key, if n == 2 { "other" } else { "m" }, &constant(n)).expect(201);
+    }
+    let files = |gw: &Gateway| names(&gw.dir.path().join("data/modules")).len();
+    let full = |gw: &Gateway| {
+        let before = files(gw);
+        for name in ["m", "new"] {
+            let doc = upload(gw, &key, name, &constant(3)).problem(409, "conflict");
+            let detail = doc["detail"].as_str().unwrap_or_default();
+            let says = ["`small`", "module_storage", "delete", &(3 * len).to_string(), &(4 * len).to_string()];
+            assert!(says.iter().all(|says| detail.contains(says)), "{detail}");
+        }
+        assert_eq!(files(gw), before, "a refused upload leaves nothing behind");
+    };
+    full(&gw);
+    upload(&gw, &key, "m", &constant(1)).expect(200);
+    let other = gw.new_key(&NewKey { owner: "other", tier: "small", ..NewKey::default() }).text;
+    upload(&gw, &other, "m", &constant(0)).expect(201);
+    let gw = gw.restart(&config);
+    full(&gw);
+    let delete = |module: &str| {
+        gw.request("DELETE", &format!("/api/wasm/modules/{module}")).key(&key).send().expect(204);
+    };
+    delete("m@2");
+    // The operator's have no bound, and count for whom they are.
+    gw.upload("acme/operators", "core", &constant(4));
+    full(&gw);
+    gw.upload("acme/operators", "core", &constant(5));
+    delete("m");
+    full(&gw);
+    delete("other");
+    upload(&gw, &key, "new", &constant(3)).expect(201);
+}
+
+#[test]
+fn uploads_at_once_share_what_is_left() {
+    let (len, config) = (constant(0).len(), storage(3 * constant(0).len() + 1));
+    let gw = Gateway::start(&config);
+    let key = gw.key_of("small");
+    // The compiler may have too much to do for this many; that is no refusal of the tier's.
+    let outcome = |n: usize| {
+        let mut tries = (0..20).map(|_| upload(&gw, &key, &format!("m{}", n % 2), &constant(n)).status);
+        tries.find(|status| *status != 503)
+    };
+    let done: Vec<_> = std::thread::scope(|scope| {
+        let uploads: Vec<_> = (0..8).map(|n| scope.spawn(move || outcome(n))).collect();
+        uploads.into_iter().map(|upload| upload.join().expect("no panic")).collect()
+    });
+    let of = |status| done.iter().filter(|done| **done == Some(status)).count();
+    assert_eq!((of(201), of(409)), (3, 5), "{done:?}");
+    assert_eq!(bytes(&gw.dir.path().join("data/modules")), 3 * len as u64);
 }
 
 /// Puts so many modules into a data directory, without their artifacts.

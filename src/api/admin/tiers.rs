@@ -44,6 +44,8 @@ pub(in crate::api) struct TierChange {
     fuel_per_day: Option<u64>,
     concurrent: Option<u32>,
     module_bytes: Option<u64>,
+    /// Of all versions of an owner's modules together, archives of their files included.
+    module_storage_bytes: Option<u64>,
     modules: Option<u32>,
     keys: Option<u32>,
     limits: Option<LimitsChange>,
@@ -166,8 +168,17 @@ impl TierChange {
         if self.concurrent == Some(0) {
             return bad("concurrent", "is a number from 1");
         }
+        for (field, value, most) in [
+            ("module_bytes", self.module_bytes, Tier::MOST_MODULE_BYTES),
+            ("module_storage_bytes", self.module_storage_bytes, Tier::MOST_STORAGE_BYTES),
+        ] {
+            if let Some(value) = value.filter(|value| *value > most) {
+                return bad(field, &format!("is {value}, use at most {most}"));
+            }
+        }
         tier.concurrent = self.concurrent.unwrap_or(tier.concurrent);
         tier.module_bytes = self.module_bytes.unwrap_or(tier.module_bytes);
+        tier.module_storage_bytes = self.module_storage_bytes.unwrap_or(tier.module_storage_bytes);
         tier.modules = self.modules.unwrap_or(tier.modules);
         tier.keys = self.keys.unwrap_or(tier.keys);
         tier.fail = self.fail.unwrap_or(tier.fail);

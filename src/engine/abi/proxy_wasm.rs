@@ -50,11 +50,9 @@ use system::{
 };
 
 pub use calls::{Call, CallAnswer};
-pub use maps::{request_count, response_count};
-pub use shape::ALLOCATORS;
+pub use maps::{request_pairs, response_pairs};
+pub use shape::{ALLOCATORS, Version};
 pub use state::{Callback, Event, Plugin, ProxyState, ROOT, Stream, Woken};
-
-use shape::Version;
 
 pub const MODULE: &str = "env";
 

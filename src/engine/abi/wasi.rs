@@ -15,7 +15,7 @@ use wasmer::FunctionEnvMut;
 use crate::engine::failure::Halt;
 use crate::engine::files::{Errno, Files, Stop};
 use crate::engine::fuel::Fuel;
-use crate::engine::host::HostState;
+use crate::engine::host::{HostState, TICK};
 use crate::engine::memory::GuestMemory;
 
 use super::{HostFn, host_fns};
@@ -42,8 +42,6 @@ const RANDOM_PIECE: usize = 64 << 10;
 const RANDOM_BYTES_PER_UNIT: u64 = 8;
 /// Bytes copied to or from the host for one unit of fuel.
 const COPY_BYTES_PER_UNIT: u64 = 64;
-/// Time goes in steps of this: too coarse to measure a neighbour's cache by.
-const TICK: Duration = Duration::from_millis(1);
 
 const EVENTTYPE_CLOCK: u8 = 0;
 const CLOCK_ABSTIME: u16 = 1;
@@ -165,12 +163,11 @@ pub fn now(host: &HostState) -> u64 {
     clock_now(host, 0).unwrap_or_default()
 }
 
-/// Nanoseconds of a clock: 0 real time, 1 monotonic, 2 and 3 CPU time (as the monotonic one, of this run).
+/// Nanoseconds of a clock: 0 real time, 1 monotonic, 2 and 3 CPU time (as the monotonic one).
 fn clock_now(host: &HostState, clock: u32) -> Option<u64> {
-    let elapsed = host.clock.elapsed(TICK);
     let now = match clock {
-        0 => host.clock.started_at() + elapsed,
-        1..=3 => elapsed,
+        0 => host.clock.now(),
+        1..=3 => host.clock.monotonic(),
         _ => return None,
     };
     u64::try_from(now.as_nanos()).ok()

@@ -1,6 +1,7 @@
 //! The code that charges and that looks at the counter.
 //!
-//! Invariant: every charge is stored in the global, so that a trap finds the exact count; the local is never older.
+//! Invariant: every charge is stored in the global, so that a trap finds the exact count; a local is never older. What is
+//! charged, and where the counter is looked at, is the same with and without a local.
 
 use wasm_encoder::{BlockType, Function, Instruction};
 
@@ -10,40 +11,53 @@ use super::{Indices, InstrumentError};
 #[derive(Clone, Copy)]
 pub struct Counter {
     global: u32,
-    /// Its copy in a local.
-    local: u32,
+    /// Its copy in a local, in code that is to run fast. Without one and with the call in the loop, there is less to compile.
+    local: Option<u32>,
     expire: u32,
 }
 
 impl Counter {
     pub fn of(indices: &Indices, local: u32) -> Counter {
+        let local = indices.counts_in_locals.then_some(local);
         Counter { global: indices.fuel_global, local, expire: indices.expire() }
     }
 
     /// At a function's entry and behind a call.
     pub fn read(self, f: &mut Function) {
-        f.instruction(&Instruction::GlobalGet(self.global)).instruction(&Instruction::LocalSet(self.local));
+        if let Some(local) = self.local {
+            f.instruction(&Instruction::GlobalGet(self.global)).instruction(&Instruction::LocalSet(local));
+        }
+    }
+
+    fn get(self, f: &mut Function) {
+        f.instruction(&self.local.map_or(Instruction::GlobalGet(self.global), Instruction::LocalGet));
+    }
+
+    fn set(self, f: &mut Function) {
+        if let Some(local) = self.local {
+            f.instruction(&Instruction::LocalTee(local));
+        }
+        f.instruction(&Instruction::GlobalSet(self.global));
     }
 
     /// `counter -= weight`, where `push` pushes the weight (an i64).
     pub fn subtract(self, f: &mut Function, push: impl FnOnce(&mut Function)) {
-        f.instruction(&Instruction::LocalGet(self.local));
+        self.get(f);
         push(f);
-        f.instruction(&Instruction::I64Sub)
-            .instruction(&Instruction::LocalTee(self.local))
-            .instruction(&Instruction::GlobalSet(self.global));
+        f.instruction(&Instruction::I64Sub);
+        self.set(f);
     }
 
     /// `counter < 0` on the stack.
     fn is_used_up(self, f: &mut Function) {
-        f.instruction(&Instruction::LocalGet(self.local))
-            .instruction(&Instruction::I64Const(0))
-            .instruction(&Instruction::I64LtS);
+        self.get(f);
+        f.instruction(&Instruction::I64Const(0)).instruction(&Instruction::I64LtS);
     }
 
     /// `expire(counter)` on the stack.
     fn renewed(self, f: &mut Function) {
-        f.instruction(&Instruction::LocalGet(self.local)).instruction(&Instruction::Call(self.expire));
+        self.get(f);
+        f.instruction(&Instruction::Call(self.expire));
     }
 
     /// `if counter < 0 { counter = expire(counter) }`
@@ -51,9 +65,8 @@ impl Counter {
         self.is_used_up(f);
         f.instruction(&Instruction::If(BlockType::Empty));
         self.renewed(f);
-        f.instruction(&Instruction::LocalTee(self.local))
-            .instruction(&Instruction::GlobalSet(self.global))
-            .instruction(&Instruction::End);
+        self.set(f);
+        f.instruction(&Instruction::End);
     }
 }
 
@@ -97,11 +110,18 @@ impl Labels {
     }
 }
 
-/// Opens a loop (without parameters) whose check leaves it, so that the call of `expire` is not in it: compilers would
+/// Opens a loop (without parameters) whose check, where the counter is in a local, leaves it, so that the call of `expire` is not in it: compilers would
 /// keep the loop's values where the call leaves them alone, in memory.
 ///
 /// `block { loop { block { loop { counter -= weight; br_if counter < 0; ... } br out } counter = expire(counter) + weight } }`
 pub fn open_loop(f: &mut Function, labels: &mut Labels, counter: Counter, ty: BlockType, weight: u64) {
+    let Some(_) = counter.local else {
+        labels.enter(1, None);
+        f.instruction(&Instruction::Loop(ty));
+        counter.subtract(f, constant(weight));
+        counter.check(f);
+        return;
+    };
     labels.enter(LOOP_LABELS, Some(weight));
     f.instruction(&Instruction::Block(ty))
         .instruction(&Instruction::Loop(ty))
@@ -126,11 +146,9 @@ pub fn close(f: &mut Function, labels: &mut Labels, counter: Counter) -> Result<
     // The iteration that did not begin is charged when it does.
     counter.renewed(f);
     constant(weight)(f);
-    f.instruction(&Instruction::I64Add)
-        .instruction(&Instruction::LocalSet(counter.local))
-        .instruction(&Instruction::Br(0))
-        .instruction(&Instruction::End)
-        .instruction(&Instruction::End);
+    f.instruction(&Instruction::I64Add);
+    counter.set(f);
+    f.instruction(&Instruction::Br(0)).instruction(&Instruction::End).instruction(&Instruction::End);
     Ok(())
 }
 

@@ -1,15 +1,15 @@
-//! When a VM may be made in the place of one that failed.
+//! When a VM may be started again that could not.
 //!
-//! Invariant: a filter that fails on some requests is there again for the next one; one that fails whenever it starts,
-//! or before it has done anything, is tried less and less often.
+//! Invariant: a module that fails while it starts is tried less and less often. One that fails on a request is there for
+//! the next one at once: with a pause, whoever makes it crash would take its route away from all others.
 
 use std::time::{Duration, Instant};
 
 use crate::engine::RunError;
 
 const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(30);
-/// So many failures in a row, with nothing done between, cost no time.
+pub const LONGEST: Duration = Duration::from_secs(30);
+/// So many failures in a row cost no time.
 const FREE: u32 = 3;
 
 #[derive(Default)]
@@ -34,8 +34,7 @@ impl Restarts {
         self.again_at = self.in_a_row.checked_sub(FREE).map(|n| now + (FIRST * 2u32.pow(n.min(16))).min(LONGEST));
     }
 
-    /// A callback came to its end.
-    pub fn ran(&mut self) {
+    pub fn started(&mut self) {
         if self.in_a_row > 0 {
             *self = Restarts::default();
         }
@@ -62,7 +61,7 @@ mod tests {
         assert!(restarts.admit(now + FIRST).is_err());
         (0..40).for_each(|_| restarts.failed(now, &error));
         assert!(restarts.admit(now + LONGEST).is_ok());
-        restarts.ran();
+        restarts.started();
         assert!(restarts.admit(now).is_ok());
     }
 }

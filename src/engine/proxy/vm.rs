@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use wasmer::{RuntimeError, Store, TypedFunction};
 
 use crate::domain::{GuestFailure, Limits, Meter};
 use crate::engine::abi::proxy_wasm::{
-    ALLOCATORS, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Woken, request_count,
-    response_count,
+    ALLOCATORS, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Version, Woken, request_pairs,
+    response_pairs,
 };
 use crate::engine::at_rest::AtRest;
 use crate::engine::budget::Reserved;
@@ -42,6 +43,13 @@ pub enum Step {
     Go(Box<HttpExchange>, Verdict),
     /// The exchange stays with the guest until it is told of here.
     Paused(oneshot::Receiver<Woken>),
+}
+
+/// How a stream ended.
+pub enum Closed {
+    Now(Option<Box<HttpExchange>>),
+    /// The guest will say when.
+    Later(u32),
 }
 
 /// What the guest asked of the gateway.
@@ -137,11 +145,13 @@ impl Vm {
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
         let compiler = module.code().compiler;
+        let version = Version::of(module.shape()).unwrap_or(Version::V0_2);
         let files = Files::new(assets, 0, reserved.none_yet());
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
-            host.proxy = Some(Box::new(ProxyState::new(plugin.clone())));
+            host.proxy = Some(Box::new(ProxyState::new(plugin.clone(), version)));
             host.reaching.reach = Some(reach.clone());
             host.wasi.files = files;
+            host.wasi.env = plugin.env.clone();
         });
         let mut guest = made.map_err(|e| {
             reach.log.printed("", &e.log);
@@ -233,16 +243,17 @@ impl Vm {
         self.last_context
     }
 
-    /// Tells the guest of what came for a stream. `exchange`: `None` where the guest has it since a pause.
+    /// Tells the guest of what came for a stream. The exchange: `None` where the guest has it since a pause. The bytes:
+    /// more of the answer's body.
     pub fn event(
         &mut self,
         context: u32,
         (event, end): (Event, bool),
-        exchange: Option<Box<HttpExchange>>,
+        (exchange, more): (Option<Box<HttpExchange>>, Bytes),
         turn: &Turn<'_>,
     ) -> (Result<Step, GuestFailure>, Meter) {
         self.guest.get().begin(&turn.allowance, turn.may_block);
-        let result = self.told(context, event, end, exchange);
+        let result = self.told(context, event, end, (exchange, more));
         (result, self.ended(context, turn.log))
     }
 
@@ -251,7 +262,7 @@ impl Vm {
         context: u32,
         event: Event,
         end: bool,
-        exchange: Option<Box<HttpExchange>>,
+        (exchange, more): (Option<Box<HttpExchange>>, Bytes),
     ) -> Result<Step, GuestFailure> {
         if !self.state().streams.contains_key(&context) {
             self.state().streams.insert(context, Stream::default());
@@ -259,6 +270,11 @@ impl Vm {
             self.create(context, ROOT).map_err(Ended::into_failure)?;
         } else {
             self.lend(context, event, exchange);
+        }
+        if !more.is_empty()
+            && let Some(exchange) = self.state().streams.get_mut(&context).and_then(|s| s.exchange.as_deref_mut())
+        {
+            exchange.append(event.is_request(), more);
         }
         let size = self.size_of(context, event);
         let (id, end) = (context as i32, i32::from(end));
@@ -276,7 +292,7 @@ impl Vm {
                 exports.response_trailers.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size))
             }
         });
-        let action = action.map_err(Ended::into_failure)?;
+        let action = action.and_then(|action| self.end_done().map(|()| action)).map_err(Ended::into_failure)?;
         Ok(self.decided(context, action))
     }
 
@@ -295,12 +311,12 @@ impl Vm {
     fn size_of(&mut self, context: u32, event: Event) -> i32 {
         let stream = self.state().streams.get(&context);
         let Some(exchange) = stream.and_then(|stream| stream.exchange.as_deref()) else { return 0 };
-        let body = |written: &Option<Vec<u8>>, given: &Option<bytes::Bytes>| {
-            written.as_ref().map(Vec::len).or(given.as_ref().map(bytes::Bytes::len)).unwrap_or(0)
+        let body = |written: &Option<Vec<u8>>, given: &Option<Bytes>| {
+            written.as_ref().map(Vec::len).or(given.as_ref().map(Bytes::len)).unwrap_or(0)
         };
         count(match event {
-            Event::RequestHeaders => request_count(exchange),
-            Event::ResponseHeaders => response_count(exchange),
+            Event::RequestHeaders => request_pairs(exchange).count(),
+            Event::ResponseHeaders => response_pairs(exchange).count(),
             Event::RequestBody => body(&exchange.request_body_replaced, &exchange.request_body),
             Event::ResponseBody => body(&exchange.response_body_replaced, &exchange.response_body),
             Event::RequestTrailers => exchange.request_trailers.as_ref().map_or(0, http::HeaderMap::len),
@@ -374,6 +390,7 @@ impl Vm {
             None => Ok(()),
         });
         self.state().answer = None;
+        let told = told.and_then(|()| self.end_done());
         (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
     }
 
@@ -393,37 +410,56 @@ impl Vm {
         call: impl FnOnce(&mut Store, &Exports) -> Result<(), RuntimeError>,
     ) -> (Result<(), GuestFailure>, Meter) {
         self.guest.get().begin(&turn.allowance, turn.may_block);
-        let told = self.callback(Callback::Other, ROOT, call);
+        let told = self.callback(Callback::Other, ROOT, call).and_then(|()| self.end_done());
         (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
     }
 
-    /// The end of a stream: done, log, delete. Gives the exchange back.
+    /// The end of a stream: done, log, delete. `waits`: the guest may put the last two off until it says so.
     pub fn close(
         &mut self,
         context: u32,
         exchange: Option<Box<HttpExchange>>,
+        waits: bool,
         turn: &Turn<'_>,
-    ) -> (Result<Option<Box<HttpExchange>>, GuestFailure>, Meter) {
+    ) -> (Result<Closed, GuestFailure>, Meter) {
         if !self.state().streams.contains_key(&context) {
-            return (Ok(exchange), Meter::default());
+            return (Ok(Closed::Now(exchange)), Meter::default());
         }
         self.guest.get().begin(&turn.allowance, turn.may_block);
         self.lend(context, Event::ResponseTrailers, exchange);
-        let result = self.closed(context);
+        let closed = self.closed(context, waits);
         let meter = self.ended(context, turn.log);
-        let exchange = self.state().streams.remove(&context).and_then(|stream| stream.exchange);
-        (result.map(|()| exchange).map_err(Ended::into_failure), meter)
+        (closed.map_err(Ended::into_failure), meter)
     }
 
-    fn closed(&mut self, context: u32) -> Result<(), Ended> {
+    fn closed(&mut self, context: u32, waits: bool) -> Result<Closed, Ended> {
         let id = context as i32;
-        self.callback(Callback::Other, context, |store, exports| {
-            exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id)).map(drop)
+        let done = self.callback(Callback::Other, context, |store, exports| {
+            exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id))
         })?;
+        let stream = self.state().streams.get_mut(&context);
+        if let Some(stream) = stream.filter(|_| done == 0 && waits) {
+            stream.finishing = true;
+            return Ok(Closed::Later(context));
+        }
+        self.log_and_delete(context).map(Closed::Now)
+    }
+
+    fn log_and_delete(&mut self, context: u32) -> Result<Option<Box<HttpExchange>>, Ended> {
+        let id = context as i32;
         self.callback(Callback::Other, context, |store, exports| {
             exports.log.as_ref().map_or(Ok(()), |f| f.call(store, id))?;
             exports.delete.as_ref().map_or(Ok(()), |f| f.call(store, id))
-        })
+        })?;
+        Ok(self.state().streams.remove(&context).and_then(|stream| stream.exchange))
+    }
+
+    /// The ends that the guest has said since.
+    fn end_done(&mut self) -> Result<(), Ended> {
+        while let Some(context) = self.state().done.pop() {
+            self.log_and_delete(context)?;
+        }
+        Ok(())
     }
 
     /// Hands all paused streams back: the VM has failed.

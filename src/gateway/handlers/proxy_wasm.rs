@@ -4,17 +4,23 @@
 
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderValue};
 use pingora::proxy::Session;
 
 use super::{Ended, Place};
 use crate::config::{HandlerFail, HeaderBytes};
 use crate::domain::{GuestFailure, Rejection};
-use crate::engine::{Event, HttpExchange, ProxyHandler, ProxyStream, Told, Verdict};
+use crate::engine::{Cancel, Event, HttpExchange, ProxyHandler, ProxyStream, Told, Verdict};
+use crate::gateway::answer::has_body;
 use crate::gateway::context::Context;
 use crate::gateway::pipeline::Stop;
 use crate::gateway::presence::while_here;
 use crate::gateway::route_handler::RouteHandler;
+
+/// Of a request's body that is shown at once.
+const PIECE: usize = 64 << 10;
 
 /// Heads as they were before a filter that may fail.
 struct Before(Option<(http::request::Parts, http::response::Parts)>);
@@ -46,22 +52,66 @@ pub async fn request(
     if !readable(&mut exchange.request.headers, handler.config.proxy.header_bytes) {
         return Err(Rejection::BadRequest("a header value is not UTF-8".into()).into());
     }
-    let shown = proxy.wants_request_body() && exchange.request_body.as_ref().is_some_and(|body| !body.is_empty());
-    let holds_head = shown && handler.config.proxy.hold_headers;
+    let body = exchange.request_body.clone().filter(|body| proxy.wants_request_body() && !body.is_empty());
+    let holds_head = body.is_some() && handler.config.proxy.hold_headers;
     let before = Before::of(handler, &exchange);
     let mut stream = proxy.open();
     let cancel = exchange.cancel.clone();
     let token = cancel.clone();
     let work = async {
         let head = stream.tell(Some(exchange), (Event::RequestHeaders, !has_body), !holds_head, &token).await;
-        if !shown || !matches!(head.result, Ok(Verdict::Continue)) {
-            return head;
+        match body {
+            Some(body) if matches!(head.result, Ok(Verdict::Continue)) => {
+                show_body(&mut stream, head, body, handler.limits.input_bytes, &token).await
+            }
+            _ => Ok(head),
         }
-        let body = stream.tell(head.exchange, (Event::RequestBody, true), true, &token).await;
-        Told { meter: head.meter.and(body.meter), ..body }
     };
     let (told, gone) = while_here(&mut session.downstream_session, &cancel, work).await;
-    Ok(ended(session, ctx, told, before, stream, gone))
+    Ok(ended(session, ctx, told?, before, stream, gone))
+}
+
+/// Shows a request's body piece by piece, as it would come: a filter that lets pieces go needs no room for all of it.
+async fn show_body(
+    stream: &mut ProxyStream,
+    mut last: Told,
+    mut body: Bytes,
+    limit: u64,
+    cancel: &Cancel,
+) -> Result<Told, Rejection> {
+    let (mut passed, mut held) = (BytesMut::new(), 0);
+    loop {
+        let piece = body.split_to(body.len().min(PIECE));
+        let event = (Event::RequestBody, body.is_empty());
+        let meter = last.meter;
+        held += piece.len() as u64;
+        if last.exchange.is_none() && held > limit {
+            return Err(Rejection::PayloadTooLarge { limit });
+        }
+        last = match last.exchange {
+            Some(mut exchange) => {
+                exchange.request_body = Some(piece);
+                exchange.request_body_replaced = None;
+                stream.tell(Some(exchange), event, event.1, cancel).await
+            }
+            None => stream.feed(piece, event, cancel).await,
+        };
+        last.meter = last.meter.and(meter);
+        if !matches!(last.result, Ok(Verdict::Continue)) {
+            return Ok(last);
+        }
+        if let Some(exchange) = &mut last.exchange {
+            held = 0;
+            if event.1 && passed.is_empty() {
+                return Ok(last);
+            }
+            passed.extend_from_slice(&exchange.take_body(true));
+            if event.1 {
+                exchange.request_body_replaced = Some(passed.into());
+                return Ok(last);
+            }
+        }
+    }
 }
 
 pub async fn response(
@@ -78,7 +128,12 @@ pub async fn response(
         let told = Told { exchange: Some(exchange), result: Err(why.into()), meter: Default::default() };
         return ended(session, ctx, told, before, stream, None);
     }
-    let has_body = exchange.response_body.as_ref().is_none_or(|body| !body.is_empty());
+    let head = &exchange.response;
+    let empty = match &exchange.response_body {
+        Some(body) => body.is_empty(),
+        None => head.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0"),
+    };
+    let has_body = !empty && has_body(&ctx.method, head.status);
     let shown = stream.handler().wants_response_body() && exchange.response_body.is_some() && has_body;
     let holds_head = shown && handler.config.proxy.hold_headers;
     let cancel = exchange.cancel.clone();

@@ -37,6 +37,10 @@ const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
         records::create(tx)
     },
     retired::create,
+    |tx| {
+        modules::sum_bytes(tx)?;
+        records::bound_storage(tx)
+    },
     values::create,
 ];
 

@@ -105,7 +105,10 @@ pub fn rotate(tx: &WriteTransaction, rotation: &Rotation) -> Result<(KeyHash, Ap
 
 fn check_cap(held: usize, max: u32, key: &ApiKey) -> Result<()> {
     if held >= max as usize {
-        return Err(StoreError::Limit(format!("`{}` has {held} live keys of {max}; revoke one first", key.owner)));
+        return Err(StoreError::Limit(format!(
+            "`{}` has {held} live keys of the {max} that its tier allows (`keys`); revoke one first",
+            key.owner
+        )));
     }
     Ok(())
 }

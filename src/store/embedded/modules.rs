@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::db::{decode, encode, fault};
 use super::retired::Retired;
-use crate::domain::{Abi, Bundle, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Timestamp};
-use crate::store::{MAX_VERSIONS, NewVersion, Page, Result, StoreError};
+use super::sums::{self, Sums};
+use crate::domain::{Abi, Bundle, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp};
+use crate::store::{NewVersion, Page, Result, StoreError, Stored};
 
 type Named = (&'static str, &'static str);
 /// By owner and name.
@@ -54,6 +55,23 @@ pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(VERSIONS).map_err(fault)?;
     tx.open_table(RUNS).map_err(fault)?;
     Ok(())
+}
+
+/// Makes the sums of what is there.
+pub fn sum_bytes(tx: &WriteTransaction) -> Result<()> {
+    let mut writer = WriterTables::open(tx)?;
+    for row in writer.modules.iter().map_err(fault)? {
+        let (key, row) = row.map_err(fault)?;
+        let (owner, name) = key.value();
+        let module = join(decode(row.value(), name)?, &writer.versions, &writer.runs)?;
+        writer.sums.add(owner, module.versions.iter().map(ModuleVersion::stored_bytes).sum())?;
+    }
+    Ok(())
+}
+
+pub fn stored(tx: &ReadTransaction, owner: &OwnerId) -> Result<Stored> {
+    let modules = tx.open_table(MODULES).map_err(fault)?;
+    Ok(Stored { modules: count_of(&modules, owner.as_str())?, bytes: sums::of(tx, owner.as_str())? })
 }
 
 pub fn by_name(tx: &ReadTransaction, owner: &OwnerId, name: &Name) -> Result<Option<Module>> {
@@ -133,19 +151,23 @@ pub fn list(
 pub fn add_version(
     tx: &WriteTransaction,
     new: &NewVersion,
-    max_modules: Option<u32>,
+    within: Option<&Tier>,
     fresh_id: &str,
 ) -> Result<(Module, u32, bool)> {
     let (owner, name) = (new.owner.as_str(), new.name.as_str());
     let mut writer = WriterTables::open(tx)?;
     let existing = record(&writer.modules, owner, name)?;
-    if existing.is_none()
-        && let Some(max) = max_modules
-    {
-        let held = writer.count_of(owner)?;
-        if held >= u64::from(max) {
-            return Err(StoreError::Limit(format!("`{owner}` has {held} modules of {max}; delete one first")));
+    let (known, held) = match &existing {
+        Some(record) => {
+            let (known, held) = writer.find_version(&record.id, &new.version)?;
+            (known, Some(held))
         }
+        None => (None, None),
+    };
+    // Before anything is changed: what is refused leaves nothing in the transaction, which others share.
+    if known.is_none() {
+        let stored = Stored { modules: count_of(&writer.modules, owner)?, bytes: writer.sums.get(owner)? };
+        new.room(held, stored, within)?;
     }
     let is_first = existing.is_none();
     let mut record = match existing {
@@ -162,20 +184,15 @@ pub fn add_version(
             limits: LimitsChange::default(),
         },
     };
-    let (known, held) = writer.find_version(&record.id, &new.version)?;
     let (number, added) = match known {
         Some(number) => (number, false),
-        None if held >= MAX_VERSIONS => {
-            return Err(StoreError::Limit(format!(
-                "`{owner}/{name}` has its {MAX_VERSIONS} versions; delete one first"
-            )));
-        }
         None => (record.last + 1, true),
     };
     record.last = record.last.max(number);
     if added {
         let version = ModuleVersion { version: number, ..new.version.clone() };
         writer.versions.insert((record.id.as_str(), number), encode(&version)?.as_slice()).map_err(fault)?;
+        writer.sums.add(owner, version.stored_bytes())?;
     }
     if is_first {
         writer.by_id.insert(record.id.as_str(), (owner, name)).map_err(fault)?;
@@ -226,6 +243,7 @@ pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Mod
     writer.runs.remove(id.as_str()).map_err(fault)?;
     for version in &module.versions {
         writer.versions.remove((id.as_str(), version.version)).map_err(fault)?;
+        writer.sums.take(owner.as_str(), version.stored_bytes())?;
     }
     Ok(module)
 }
@@ -238,10 +256,11 @@ pub fn delete_version(tx: &WriteTransaction, owner: &OwnerId, name: &Name, versi
             "`{owner}/{name}@{version}` is active; activate another one first, or delete the whole module"
         )));
     }
-    let removed = match writer.versions.remove((record.id.as_str(), version)).map_err(fault)? {
+    let removed: ModuleVersion = match writer.versions.remove((record.id.as_str(), version)).map_err(fault)? {
         Some(row) => decode(row.value(), &record.id)?,
         None => return Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
     };
+    writer.sums.take(owner.as_str(), removed.stored_bytes())?;
     if record.previous == Some(version) {
         record.previous = None;
         writer.write(&record)?;
@@ -263,6 +282,17 @@ pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Ti
 fn record(modules: &impl ReadableTable<Named, &'static [u8]>, owner: &str, name: &str) -> Result<Option<Record>> {
     let Some(row) = modules.get((owner, name)).map_err(fault)? else { return Ok(None) };
     decode(row.value(), &format!("{owner}/{name}")).map(Some)
+}
+
+fn count_of(modules: &impl ReadableTable<Named, &'static [u8]>, owner: &str) -> Result<u64> {
+    let mut held = 0;
+    for row in modules.range((owner, "")..).map_err(fault)? {
+        if row.map_err(fault)?.0.value().0 != owner {
+            break;
+        }
+        held += 1;
+    }
+    Ok(held)
 }
 
 fn join(
@@ -317,6 +347,7 @@ struct WriterTables<'tx> {
     versions: redb::Table<'tx, (&'static str, u32), &'static [u8]>,
     runs: redb::Table<'tx, &'static str, (u64, i64)>,
     retired: Retired<'tx>,
+    sums: Sums<'tx>,
 }
 
 impl<'tx> WriterTables<'tx> {
@@ -328,6 +359,7 @@ impl<'tx> WriterTables<'tx> {
             versions: tx.open_table(VERSIONS).map_err(fault)?,
             runs: tx.open_table(RUNS).map_err(fault)?,
             retired: Retired::open(tx)?,
+            sums: Sums::open(tx)?,
         })
     }
 
@@ -338,17 +370,6 @@ impl<'tx> WriterTables<'tx> {
 
     fn module(&self, record: Record) -> Result<Module> {
         join(record, &self.versions, &self.runs)
-    }
-
-    fn count_of(&self, owner: &str) -> Result<u64> {
-        let mut held = 0;
-        for row in self.modules.range((owner, "")..).map_err(fault)? {
-            if row.map_err(fault)?.0.value().0 != owner {
-                break;
-            }
-            held += 1;
-        }
-        Ok(held)
     }
 
     /// The version that has these bytes and files with this ABI, and how many there are.

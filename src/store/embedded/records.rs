@@ -4,6 +4,7 @@
 //! the numbers have no gap.
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+use serde_json::{Map, Value};
 
 use super::db::{decode, encode, fault};
 use crate::domain::{KeyHash, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
@@ -37,6 +38,22 @@ pub fn tiers(tx: &ReadTransaction) -> Result<Vec<Tier>> {
         all.push(decode(row.value(), name.value())?);
     }
     Ok(all)
+}
+
+/// Gives tiers that were stored before there was a bound of storage the usual one.
+pub fn bound_storage(tx: &WriteTransaction) -> Result<()> {
+    let mut tiers = tx.open_table(TIERS).map_err(fault)?;
+    let mut rows: Vec<(String, Map<String, Value>)> = Vec::new();
+    for row in tiers.iter().map_err(fault)? {
+        let (name, row) = row.map_err(fault)?;
+        rows.push((name.value().to_owned(), decode(row.value(), name.value())?));
+    }
+    for (name, mut tier) in rows {
+        let size = tier.get("module_bytes").and_then(Value::as_u64).unwrap_or_default();
+        tier.insert("module_storage_bytes".into(), Tier::usual_storage(size).into());
+        tiers.insert(name.as_str(), encode(&tier)?.as_slice()).map_err(fault)?;
+    }
+    Ok(())
 }
 
 pub fn put_tier(tx: &WriteTransaction, tier: &Tier) -> Result<()> {

@@ -98,7 +98,7 @@ where
         let Some(work) = self.work.take() else { return Ok(false) };
         let done = work(tx);
         if let Err(e) = &done
-            && !matches!(e, StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Limit(_))
+            && !e.is_refusal()
         {
             return Err(e.clone());
         }

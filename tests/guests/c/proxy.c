@@ -43,6 +43,7 @@ typedef struct {
 } Stream;
 typedef struct {
     u32 id, stream;
+    u8 grpc, unary;
 } Call;
 
 static Stream streams[128];
@@ -231,13 +232,27 @@ static u32 call(const Function *f, const u64 *a) {
     }
     __builtin_trap();
 }
-static void remember_call(u32 id) {
+static void remember_call(u32 id, int grpc, int unary) {
     for (u32 i = 0; frame->stream && i < LENGTH(calls); i++)
         if (!calls[i].id) {
-            calls[i] = (Call){id, frame->stream->id};
+            calls[i] = (Call){id, frame->stream->id, grpc, unary};
             frame->stream->calls++;
             return;
         }
+}
+// The stream that made the call whose callback this is, made the effective context.
+static Stream *caller(enum Callback callback, u32 id) {
+    if (callback != CALL && (callback < GRPC_INITIAL || callback > GRPC_CLOSE)) return 0;
+    for (Call *call = calls; call < calls + LENGTH(calls); call++) {
+        if (!id || call->id != id || call->grpc != (callback != CALL)) continue;
+        Stream *stream = stream_of(call->stream);
+        int last = callback == CALL || callback == GRPC_CLOSE || (call->unary && callback == GRPC_MESSAGE);
+        if (last) call->id = 0;
+        if (!stream || proxy_set_effective_context(stream->id)) return 0;
+        if (last) stream->calls--;
+        return stream;
+    }
+    return 0;
 }
 // The host function of this name; whether there is one.
 static int host(const char *name, u32 n, Arguments *with, u32 *status) {
@@ -245,7 +260,9 @@ static int host(const char *name, u32 n, Arguments *with, u32 *status) {
         if (!same(name, n, functions[i].name)) continue;
         if (with->n != functions[i].parameters) __builtin_trap();
         *status = call(&functions[i], with->a);
-        if (!*status && same(name, n, "http_call")) remember_call(with->cells[0]);
+        if (!*status && same(name, n, "http_call")) remember_call(with->cells[0], 0, 0);
+        if (!*status && same(name, n, "grpc_call")) remember_call(with->cells[0], 1, 1);
+        if (!*status && same(name, n, "grpc_stream")) remember_call(with->cells[0], 1, 0);
         if (frame->stream && (same(name, n, "continue_stream") || same(name, n, "send_local_response"))) frame->stream->paused = 0;
         return 1;
     }
@@ -258,7 +275,8 @@ static int host(const char *name, u32 n, Arguments *with, u32 *status) {
 static Text *results(void) {
     Text *vm = &vm_results[frame->callback];
     *vm = (Text){vm_results_text[frame->callback], vm->n, sizeof *vm_results_text};
-    return frame->stream && frame->callback < DONE ? &frame->stream->results : vm;
+    int ends = frame->callback == DONE || frame->callback == LOG || frame->callback == DELETE;
+    return frame->stream && !ends ? &frame->stream->results : vm;
 }
 // All results of the VM and of the stream: as the body in a body callback, else as a local response.
 static void tell(void) {
@@ -271,6 +289,17 @@ static void tell(void) {
     if (frame->stream) put_text(&text, frame->stream->results.text, frame->stream->results.n);
     if (frame->callback == RESPONSE_BODY) proxy_set_buffer_bytes(1, 0, -1, (u32)text.text, text.n);
     else proxy_send_local_response(200, 0, 0, (u32)text.text, text.n, 0, 0, -1), frame->result = PAUSE;
+}
+// A thousand items of a mebibyte, until one is refused; tells how many were taken.
+static void flood(const char *word, u32 n, int queue) {
+    char key[] = "flood-000";
+    u32 taken = 0;
+    for (; taken < 1000; taken++) {
+        for (u32 i = 0, rest = taken; i < 3; i++, rest /= 10) key[8 - i] = '0' + rest % 10;
+        if (queue ? proxy_enqueue_shared_queue(last, (u32)arena, 1 << 20)
+                  : proxy_set_shared_data((u32)key, 9, (u32)arena, 1 << 20, 0)) break;
+    }
+    put_text(results(), word, n), put(results(), '='), put_number(results(), taken), put(results(), ';');
 }
 static void upper(u32 buffer) {
     u32 at = 0, n = 0;
@@ -299,6 +328,8 @@ static int special(const char *word, u32 n, Arguments *with) {
         put(results(), ' ');
     } else if (same(word, n, "upper")) { // a buffer, in place
         upper(with->a[0]);
+    } else if (same(word, n, "flood_queue") || same(word, n, "flood_data")) {
+        flood(word, n, same(word, n, "flood_queue"));
     } else if (same(word, n, "tell")) {
         tell();
     } else {
@@ -374,13 +405,7 @@ static u32 callback(enum Callback callback, u32 a, u32 b, u32 c, u32 d, u32 e, u
     used = 0;
     runs[callback]++;
     if (!this.stream || callback >= DONE) vm_results[callback].n = 0;
-    if (callback == CALL)
-        for (u32 i = 0; i < LENGTH(calls); i++)
-            if (calls[i].id == b) {
-                this.stream = stream_of(calls[i].stream);
-                if (this.stream && !proxy_set_effective_context(this.stream->id)) this.stream->calls--;
-                calls[i].id = 0;
-            }
+    if (!this.stream) this.stream = caller(callback, b);
     script(&vm_script);
     if (this.stream) script(&this.stream->script);
     frame = 0;

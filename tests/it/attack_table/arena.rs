@@ -165,7 +165,7 @@ impl Stopped {
         gw.upload("good/ballast", "core", &wat(&format!("(module (memory 1) (func (export \"run\")) {functions})")));
         let mut found = None;
         eventually("the optimising compiler is at work", || {
-            found = children(gw.pid()).into_iter().find(|child| niceness(*child) == Some(19));
+            found = gw.children().into_iter().find(|child| niceness(*child) == Some(19));
             found.is_some()
         });
         let child = found.expect("it was found");
@@ -188,12 +188,6 @@ fn signal(pid: u32, name: &str) {
 fn stat(pid: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(") ")?.1.split_whitespace().map(str::to_owned).collect())
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    let all = fs::read_dir("/proc").expect("proc(5) is mounted").flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| stat(*pid).is_some_and(|fields| fields[1] == parent.to_string())).collect()
 }
 
 fn niceness(pid: u32) -> Option<i32> {

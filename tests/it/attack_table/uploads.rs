@@ -148,12 +148,12 @@ const SHAPES: [(&str, &str, &str, &str, &str); 13] = [
         "get_uri",
     ),
     (
-        "proxy-wasm",
+        "a filter without an allocator",
         r#"(module (import "env" "proxy_log" (func (param i32 i32 i32) (result i32))) (memory (export "memory") 1)
              (func (export "proxy_abi_version_0_2_1")))"#,
         "",
-        "unsupported-format",
-        "proxy-wasm",
+        "missing-export",
+        "proxy_on_memory_allocate",
     ),
     (
         "a handler without its functions",

@@ -1,6 +1,9 @@
-//! The compiler's processes: their bounds of time and memory, and their queue.
+//! The compiler's processes: their bounds of time and memory, their queue, and the one that waits.
+
+use std::path::Path;
 
 use super::*;
+use crate::support::{Gateway, api, eventually, wat};
 
 /// A compiler that never ends and leaves its process id in `hung`.
 fn hanging_compiler(dir: &std::path::Path) -> PathBuf {
@@ -85,4 +88,55 @@ async fn too_many_stored_modules_to_compile_again_is_busy() {
     let first = loads.join_next().await.unwrap().unwrap();
     assert!(matches!(first, Err(RunError::Busy { .. })), "{:?}", first.err());
     loads.abort_all();
+}
+
+/// The process that was started ahead of its job.
+fn waiting(gw: &Gateway) -> PathBuf {
+    let mut found = None;
+    eventually("a compiler waits for its job", || {
+        let mut processes = gw.children().into_iter().map(|pid| Path::new("/proc").join(pid.to_string()));
+        let is_ahead = |process: &PathBuf| {
+            std::fs::read(process.join("cmdline")).is_ok_and(|line| line.ends_with(b"\0__compile\0ahead\0"))
+        };
+        found = processes.find(is_ahead);
+        found.is_some()
+    });
+    found.expect("it was found")
+}
+
+#[test]
+fn the_process_that_waits_has_nothing_of_the_gateway_and_compiles_one_module() {
+    let gw = Gateway::start(&api::config(""));
+    assert_eq!(gw.children(), [0; 0], "a gateway that compiles nothing has no process for it");
+    let mut n = 0;
+    let mut upload = || {
+        n += 1;
+        let text = format!(r#"(module (func (export "run") (result i32) (i32.const {n})))"#);
+        gw.upload("good/m", "core", &wat(&text));
+    };
+    upload();
+    let first = waiting(&gw);
+    eventually("it has its own three descriptors and no other", || {
+        let descriptors = std::fs::read_dir(first.join("fd")).expect("it runs").flatten();
+        let mut descriptors: Vec<_> = descriptors.map(|fd| fd.file_name()).collect();
+        descriptors.sort();
+        descriptors == ["0", "1", "2"]
+    });
+    assert_eq!(std::fs::read_to_string(first.join("environ")).unwrap(), "MIMALLOC_ARENA_RESERVE=65536\0");
+    eventually("it ends with its job", || {
+        upload();
+        !first.exists()
+    });
+
+    // It may be killed meanwhile, as when memory runs out: the next compile has one of its own.
+    let second = waiting(&gw);
+    assert_ne!(second, first);
+    let pid = second.file_name().and_then(|pid| pid.to_str()).unwrap();
+    assert!(std::process::Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+    eventually("it is killed, with all of its threads", || {
+        let is_zombie = || std::fs::read_to_string(second.join("stat")).map_or(true, |stat| stat.contains(") Z "));
+        std::fs::read_dir(second.join("task")).map_or(true, |threads| threads.count() <= 1) && is_zombie()
+    });
+    upload();
+    assert_ne!(waiting(&gw), second);
 }

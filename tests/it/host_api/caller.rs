@@ -130,6 +130,15 @@ fn a_guest_counts() {
     let more: String = (0..100).map(|n| format!("metric_define 0 m{n};")).collect();
     let results = run(&gw, "/command", more);
     assert_eq!(results.iter().filter(|r| *r == "metric_define=-4").count(), 3, "{results:?}");
+    for abi in ABIS {
+        let labels = [&*format!("acme/{abi}@1")];
+        assert_eq!(
+            (gw.metric("wasm_guest_hits", &labels), gw.metric("wasm_guest_level", &labels)),
+            (7.0, 4.0),
+            "{abi}"
+        );
+        assert_eq!(gw.metric("wasm_guest_took_sum", &labels), 9.0, "{abi}");
+    }
 }
 
 /// Values pass from handler to handler, to the module that answers, and back.

@@ -171,16 +171,13 @@ fn executions_have_values_too() {
         inline("kv_set k inline 0; kv_get k; principal owner; principal route; config")[..4],
         ["kv_set=0", "kv_get=6 [inline]", "principal=4 [acme]", "principal=-1"]
     );
-    gw.upload("acme/command", "command", &wasm);
+    let target = "/api/wasm/modules/command?public=true";
+    gw.request("PUT", target).key(&key).header("Content-Type", "application/wasm").body(&*wasm).send().expect(201);
     let form = Form::default().field("module", "command").field("input", "kv_get k").end();
     let stored = gw.request("POST", "/api/wasm/execute").key(&key).form(form).send();
     assert_eq!(told(&text(stored)), ["kv_get=6 [inline]"]);
     // Who runs a public module of others stays unknown to it, and its values are its owner's.
     let other = gw.new_key(&crate::support::admin::NewKey { owner: "other", ..Default::default() }).text;
-    gw.admin("PATCH", "/api/wasm/modules/command?owner=acme")
-        .json(&serde_json::json!({"public": true}))
-        .send()
-        .expect(200);
     let input = "kv_get k; principal owner; principal tier";
     let form = Form::default().field("module", "acme/command").field("input", input).end();
     let public = gw.request("POST", "/api/wasm/execute").key(&other).form(form).send();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::Conn;
+use crate::support::h2c::H2;
 use crate::support::upstream::respond;
 
 /// Waits for the whole body, then runs this once on it.
@@ -159,19 +160,20 @@ fn a_held_head_can_be_changed_with_the_body_at_hand() {
 
 #[test]
 fn a_gathered_body_has_a_bound() {
-    let up = Upstream::start(|_, stream| respond(stream, 200, &[], &[b'x'; 100_000]));
+    let up = Upstream::start(|seen, stream| {
+        let size = if seen.target.starts_with("/response") { 100_000 } else { 10 };
+        respond(stream, 200, &[], &vec![b'x'; size])
+    });
     let keys = "max_buffer = \"64KiB\"";
-    let routes =
-        filter("request", "request_body: more? pause", keys) + &filter("response", "response_body: more? pause", keys);
+    let routes = filter("request", "request_body: more? pause", keys)
+        + &filter("response", "response_body: more? pause", keys)
+        + &filter("run", "request_body: more? pause", keys);
     let gw = gateway(&up, "", &routes);
     gw.post("/request", vec![b'x'; 100_000]).send().problem(413, "payload-too-large");
     gw.get("/response").send().problem(502, "upstream-too-large");
     gw.post("/request", "small").send().expect(200);
     // What a filter writes is bounded as well.
-    let grows: String = "request_body: end? set_buffer_bytes 0 0 0 s:".to_owned() + &"x".repeat(7000) + "; ";
-    let run = filter("run", "request_body: more? pause", keys);
-    gw.write_config(&format!("{}{run}", upstream("up", up.addr, "")));
-    gw.reload().expect(200);
+    let grows = format!("request_body: end? set_buffer_bytes 0 0 0 s:{}", "x".repeat(7000));
     let response = scripted(&gw, &grows).body(vec![b'y'; 60_000]).send();
     assert!(matches!(response.status, 200 | 413 | 502), "{response}");
 }
@@ -215,14 +217,21 @@ fn empty(stream: &mut std::net::TcpStream, status: u16) -> bool {
 }
 
 #[test]
-fn trailers_of_requests_are_told() {
+fn http2_clients_pass_the_same_filters() {
     let up = Upstream::text("answer");
-    let gw = runner(&up);
-    let script = "request_trailers: args; request_trailers: get_header_map_value 1 s:x-trailer b; request_trailers: get_header_map_pairs 1 b";
-    let mut conn = Conn::connect(gw.proxy);
-    let head = format!("POST /run HTTP/1.1\r\nHost: a\r\nX-Run: {script}\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let response = conn.ask(head + "4\r\nbody\r\n0\r\nX-Trailer: last\r\n\r\n").expect(200);
-    assert_eq!(up.last().body, b"body");
-    let results = told(&response);
-    assert_eq!(results[..2], ["args=1,0,0,0", "get_header_map_value=0 [last]"], "{response}");
+    let gw = gateway(&up, "[[server.listeners]]\naddress = \"127.0.0.1:0\"\nh2c = true\n", &filter("run", "", ""));
+    let client = H2::connect(gw.proxy);
+    let uri = format!("http://{}/run", gw.proxy);
+    let splices = at_end("request_body", "set_buffer_bytes 0 -1 0 s:-more") + &at_end("response_body", "upper 1");
+    let response = client.send("POST", &uri, &[("x-run", &splices)], Some(b"body"));
+    assert_eq!((response.status.as_u16(), &response.body[..]), (200, &b"ANSWER"[..]));
+    assert_eq!(up.last().body, b"body-more");
+    let protocol =
+        "request_headers: get_property s:request%00protocol b; request_headers: get_header_map_value 0 s::authority b";
+    let response = client.get(&uri, &[("x-run", protocol)]);
+    let told = response.headers["x-results"].to_str().expect("text");
+    assert_eq!(results(told), ["get_property=0 [HTTP/2]".to_owned(), format!("get_header_map_value=0 [{}]", gw.proxy)]);
+    let local = "request_body: send_local_response 403 0 0 s:no 0 0 -1";
+    let response = client.send("POST", &uri, &[("x-run", local)], Some(&[b'x'; 100_000]));
+    assert_eq!((response.status.as_u16(), &response.body[..]), (403, &b"no"[..]));
 }

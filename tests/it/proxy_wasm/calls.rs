@@ -31,7 +31,7 @@ fn call(path: &str, timeout: u32) -> String {
 fn asks(path: &str) -> String {
     let decides = "call: ok? get_header_map_value 6 s:x-user b; call: ok? continue_stream 0; \
                    call: denied? send_local_response 403 0 0 s:denied 0 0 -1; call: failed? send_local_response 503 0 0 s:failed 0 0 -1";
-    format!("request_headers: {}; request_headers: pause; {decides}", call(path, 5000))
+    format!("request_headers: {}; request_headers: pause; {decides}", call(path, 20_000))
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn the_answer_of_a_call_is_at_hand() {
         "request_headers: {}; request_headers: pause; call: args; call: get_header_map_value 6 s::status b; call: get_buffer_status 4 u u; \
          call: get_buffer_bytes 4 0 -1 b; call: get_buffer_bytes 4 3 2 b; call: get_header_map_pairs 7 b; call: get_status u b; \
          call: get_header_map_value 0 s::path b; call: add_header_map_value 6 s:x s:y; call: continue_stream 0",
-        call("/deny", 5000)
+        call("/deny", 20_000)
     );
     let results = told(&scripted(&gw, script).send().expect(200));
     let id = results[0].strip_prefix("http_call=0 ").expect("it began");
@@ -178,11 +178,11 @@ fn the_root_calls_on_tick() {
     let (up, auth) = (Upstream::text("answer"), Upstream::start(auth));
     let config = format!(
         "configure: set_tick_period_milliseconds 10; tick: {}; call: get_buffer_bytes 4 0 -1 b",
-        call("/allow", 5000)
+        call("/allow", 20_000)
     );
     let gw = calling(&up, &auth, &config, "");
-    eventually_kept(&gw, "/run", "call", &["get_buffer_bytes=0 [welcome]"]);
-    assert!(auth.seen().len() > 1, "again and again");
+    assert_eq!(eventually_kept(&gw, "/run", "call", || ()), ["get_buffer_bytes=0 [welcome]"]);
+    eventually("again and again", || auth.seen().len() > 2);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn answers_wait_for_calls_as_well() {
         format!(
             "response_headers: {}; response_headers: pause; call: ok? add_header_map_value 2 s:x-late s:1; call: ok? continue_stream 1; \
              call: denied? send_local_response 451 0 0 s:taken%20back 0 0 -1",
-            call(path, 5000)
+            call(path, 20_000)
         )
     };
     let response = scripted(&gw, script("/allow")).send().expect(200);
@@ -207,7 +207,7 @@ fn a_body_waits_for_a_call() {
     let gw = calling(&up, &auth, "", "");
     let script = format!(
         "request_body: pause; request_body: end? {}; call: ok? set_buffer_bytes 0 -1 0 s:-checked; call: ok? continue_stream 0",
-        call("/allow", 5000)
+        call("/allow", 20_000)
     );
     scripted(&gw, script).body("body").send().expect(200);
     assert_eq!(up.last().body, b"body-checked");
@@ -277,6 +277,7 @@ fn a_client_that_leaves_ends_its_waiting_stream() {
     conn.send(scripted(&gw, asks("/allow")).bytes());
     eventually("it asks", || auth.seen().len() == 1);
     drop(conn);
+    eventually("the gateway sees that it left", || gw.log().contains("\"status\":499"));
     gate.open();
     for _ in 0..5 {
         gw.get("/run").send().expect(200);

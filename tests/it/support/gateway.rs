@@ -104,6 +104,15 @@ impl Gateway {
         self.child.id()
     }
 
+    /// The processes that it has started and that have not ended.
+    pub fn children(&self) -> Vec<u32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let of = |task: PathBuf| std::fs::read_to_string(task.join("children")).unwrap_or_default();
+        let pids =
+            tasks.flatten().flat_map(|task| of(task.path()).split_whitespace().map(str::parse).collect::<Vec<_>>());
+        pids.flatten().collect()
+    }
+
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();

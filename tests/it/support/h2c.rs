@@ -165,12 +165,25 @@ pub struct H2Origin {
 
 impl H2Origin {
     pub fn start(body: &'static str) -> Self {
+        Self::serving(move |tcp| serve(tcp, body))
+    }
+
+    /// gRPC: answers each message at once with `echo ` before it, and ends with status 0. A path that ends in `/Deny` ends
+    /// with status 7 and the message `denied`; one in `/Hang` never does.
+    pub fn grpc() -> Self {
+        Self::serving(serve_grpc)
+    }
+
+    fn serving<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let runtime = runtime();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
         runtime.spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(serve(tcp, body));
+                tokio::spawn(serve(tcp));
             }
         });
         Self { addr, runtime: Some(runtime) }
@@ -198,4 +211,50 @@ async fn serve(tcp: TcpStream, body: &'static str) {
         let trailers = HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "0".parse().expect("a value"))]);
         stream.send_data(Bytes::from_static(body.as_bytes()), false).and_then(|()| stream.send_trailers(trailers)).ok();
     }
+}
+
+async fn serve_grpc(tcp: TcpStream) {
+    let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        tokio::spawn(answer_grpc(request, respond));
+    }
+}
+
+async fn answer_grpc(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) -> Option<()> {
+    let path = request.uri().path().to_owned();
+    let mut head = http::Response::builder().header("content-type", "application/grpc");
+    for (from, to) in [("x-meta", "x-initial"), ("te", "x-te")] {
+        if let Some(value) = request.headers().get(from) {
+            head = head.header(to, value);
+        }
+    }
+    let mut answer = respond.send_response(head.header("x-path", &path).body(()).ok()?, false).ok()?;
+    let (mut incoming, mut buffered) = (request.into_body(), Vec::new());
+    while let Some(data) = incoming.data().await {
+        let data = data.ok()?;
+        incoming.flow_control().release_capacity(data.len()).ok()?;
+        buffered.extend_from_slice(&data);
+        // A flag, the length, the message.
+        while let Some(len) =
+            buffered.get(1..5).map(|len| u32::from_be_bytes(len.try_into().expect("four bytes")) as usize)
+        {
+            if buffered.len() < 5 + len {
+                break;
+            }
+            let message = [b"echo ", &buffered[5..5 + len]].concat();
+            let framed = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+            buffered.drain(..5 + len);
+            if !path.ends_with("/Deny") && !path.ends_with("/Hang") {
+                answer.send_data(framed.into(), false).ok()?;
+            }
+        }
+    }
+    if path.ends_with("/Hang") {
+        return std::future::pending().await;
+    }
+    let (status, message) = if path.ends_with("/Deny") { ("7", "denied") } else { ("0", "") };
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", status.parse().ok()?);
+    trailers.insert("grpc-message", message.parse().ok()?);
+    answer.send_trailers(trailers).ok()
 }

@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 
 use super::pairs::{self, Pair};
-use super::{Done, Env, Parts, ProxyState, Status, bytes, call, give, parts, put_u32};
+use super::{Done, Env, Parts, ProxyState, Status, Version, bytes, call, give, parts, put_u32};
 use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
 use crate::engine::failure::Halt;
 use crate::engine::http::HttpExchange;
@@ -58,11 +58,11 @@ impl<'a> View<'a> {
         View { fields, ..View::empty() }
     }
 
-    fn pairs(&self) -> impl Iterator<Item = Pair<'a>> {
+    fn into_pairs(self) -> impl Iterator<Item = Pair<'a>> {
         let hides_host = self.hides_host;
         let fields = self.fields.into_iter().flatten();
         let fields = fields.filter(move |(name, _)| !hides_host || *name != header::HOST);
-        self.pseudo.iter().copied().chain(fields.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+        self.pseudo.into_iter().chain(fields.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
     }
 
     fn get(&self, name: &[u8]) -> Option<&'a [u8]> {
@@ -115,19 +115,26 @@ fn view(proxy: &mut ProxyState, map: Map) -> View<'_> {
     }
 }
 
-/// How many fields a callback is told of, pseudo headers among them.
-pub fn request_count(exchange: &HttpExchange) -> usize {
-    request(exchange).pairs().count()
+pub fn request_pairs(exchange: &HttpExchange) -> impl Iterator<Item = Pair<'_>> {
+    request(exchange).into_pairs()
 }
 
-pub fn response_count(exchange: &HttpExchange) -> usize {
-    response(exchange).pairs().count()
+pub fn response_pairs(exchange: &HttpExchange) -> impl Iterator<Item = Pair<'_>> {
+    response(exchange).into_pairs()
+}
+
+pub fn request_value<'a>(exchange: &'a HttpExchange, name: &[u8]) -> Option<&'a [u8]> {
+    request(exchange).get(name)
+}
+
+pub fn response_value<'a>(exchange: &'a HttpExchange, name: &[u8]) -> Option<&'a [u8]> {
+    response(exchange).get(name)
 }
 
 pub fn proxy_get_header_map_size(env: Env<'_>, map: i32, size: i32) -> Result<i32, Halt> {
     call(env, |env| {
         let Parts { memory, proxy, .. } = parts(env)?;
-        let bytes: usize = view(proxy, Map::of(map)?).pairs().map(|(name, value)| name.len() + value.len()).sum();
+        let bytes: usize = view(proxy, Map::of(map)?).into_pairs().map(|(name, value)| name.len() + value.len()).sum();
         put_u32(memory, size, u32::try_from(bytes).unwrap_or(u32::MAX))
     })
 }
@@ -135,7 +142,7 @@ pub fn proxy_get_header_map_size(env: Env<'_>, map: i32, size: i32) -> Result<i3
 pub fn proxy_get_header_map_pairs(env: Env<'_>, map: i32, data: i32, size: i32) -> Result<i32, Halt> {
     call(env, |env| {
         let view = view(parts(env)?.proxy, Map::of(map)?);
-        let encoded = pairs::encode(&view.pairs().collect::<Vec<_>>());
+        let encoded = pairs::encode(&view.into_pairs().collect::<Vec<_>>());
         give(env, &encoded, data, size)
     })
 }
@@ -151,7 +158,12 @@ pub fn proxy_get_header_map_value(
     call(env, |env| {
         let Parts { memory, proxy, .. } = parts(env)?;
         let name = bytes(memory, name, name_len)?;
-        let value = view(proxy, Map::of(map)?).get(name).ok_or(Status::NOT_FOUND)?.to_vec();
+        let old = proxy.version == Version::V0_1;
+        let value = match view(proxy, Map::of(map)?).get(name) {
+            Some(value) => value.to_vec(),
+            None if old => Vec::new(),
+            None => return Err(Status::NOT_FOUND.into()),
+        };
         give(env, &value, data, size)
     })
 }
@@ -208,10 +220,11 @@ enum Target<'a> {
 impl<'a> Target<'a> {
     fn of(proxy: &'a mut ProxyState, map: Map) -> Done<Target<'a>> {
         let not_there = Status::BAD_ARGUMENT;
+        let strict = proxy.plugin.strict;
         let (exchange, event) = proxy.exchange().map_err(|_| not_there)?;
         match map {
-            // What has gone on is written in vain, as in Envoy: SDKs would trap on an error.
-            Map::Request => Ok(Target::Request(exchange)),
+            // What has gone on is written in vain, as in Envoy: SDKs would trap on the error that the ABI has for it.
+            Map::Request if event.is_request() || !strict => Ok(Target::Request(exchange)),
             Map::Response if !event.is_request() => Ok(Target::Response(exchange)),
             Map::RequestTrailers => exchange.request_trailers.as_mut().map(Target::Trailers).ok_or(not_there.into()),
             Map::ResponseTrailers if !event.is_request() => {

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::header::{REFERER, USER_AGENT};
 
 use super::{Env, Event, Parts, ProxyState, Status, bytes, call, give, pairs, parts};
+use crate::domain::Tier;
 use crate::engine::failure::Halt;
 use crate::engine::http::{HttpExchange, RequestInfo, hand_on};
 
@@ -47,9 +48,8 @@ fn nanos<'a>(duration: Duration) -> Value<'a> {
     number(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
 }
 
-fn map(fields: &HeaderMap) -> Value<'_> {
-    let all: Vec<pairs::Pair<'_>> = fields.iter().map(|(n, v)| (n.as_str().as_bytes(), v.as_bytes())).collect();
-    Some(Cow::Owned(pairs::encode(&all)))
+fn map<'a, 'p>(fields: impl Iterator<Item = pairs::Pair<'p>>) -> Value<'a> {
+    Some(Cow::Owned(pairs::encode(&fields.collect::<Vec<_>>())))
 }
 
 fn field<'a>(fields: &'a HeaderMap, name: &[u8]) -> Value<'a> {
@@ -84,9 +84,9 @@ fn property<'a>(proxy: &'a mut ProxyState, path: &[u8]) -> Value<'a> {
         [b"source", b"port"] => number(exchange.peer.port().into()),
         [b"upstream", b"address"] => text(exchange.upstream.as_deref()?),
         [b"upstream", b"port"] => number(exchange.upstream.as_deref()?.rsplit(':').next()?.parse().ok()?),
-        _ => match exchange.values.get(path) {
-            Some(value) => Some(Cow::Borrowed(&value[..])),
-            None => of_info(exchange.info.as_deref()?, &segments),
+        _ => match exchange.info.as_deref().and_then(|info| of_info(info, &segments)) {
+            Some(value) => Some(value),
+            None => exchange.values.get(path).map(|value| Cow::Borrowed(&value[..])),
         },
     }
 }
@@ -100,8 +100,8 @@ fn request<'a>(exchange: &'a HttpExchange, segments: &[&[u8]]) -> Value<'a> {
         [b"host"] => field(&head.headers, b"host"),
         [b"scheme"] => text(exchange.scheme),
         [b"method"] => text(head.method.as_str()),
-        [b"headers"] => map(&head.headers),
-        [b"headers", name] => field(&head.headers, name),
+        [b"headers"] => map(super::maps::request_pairs(exchange)),
+        [b"headers", name] => super::maps::request_value(exchange, name).map(Cow::Borrowed),
         [b"referer"] => field(&head.headers, REFERER.as_str().as_bytes()),
         [b"useragent"] => field(&head.headers, USER_AGENT.as_str().as_bytes()),
         [b"id"] => text(&exchange.request_id),
@@ -111,10 +111,7 @@ fn request<'a>(exchange: &'a HttpExchange, segments: &[&[u8]]) -> Value<'a> {
             http::Version::HTTP_3 => "HTTP/3",
             _ => "HTTP/1.1",
         }),
-        [b"size"] => {
-            let written = exchange.request_body_replaced.as_ref().map(Vec::len);
-            number(written.or(exchange.request_body.as_ref().map(Bytes::len)).unwrap_or(0) as u64)
-        }
+        [b"size"] => number(exchange.request_size),
         [b"time"] => number(u64::try_from(exchange.info.as_ref()?.wall.unix_millis()).ok()? * 1_000_000),
         [b"duration"] => nanos(exchange.info.as_ref()?.began.elapsed()),
         _ => None,
@@ -129,8 +126,8 @@ fn response<'a>(exchange: &'a HttpExchange, event: Event, segments: &[&[u8]]) ->
             let written = exchange.response_body_replaced.as_ref().map(Vec::len);
             number(written.or(exchange.response_body.as_ref().map(Bytes::len)).unwrap_or(0) as u64)
         }
-        [b"headers"] => map(&head.headers),
-        [b"headers", name] => field(&head.headers, name),
+        [b"headers"] => map(super::maps::response_pairs(exchange)),
+        [b"headers", name] => super::maps::response_value(exchange, name).map(Cow::Borrowed),
         _ => None,
     }
 }
@@ -145,6 +142,7 @@ fn of_info<'a>(info: &'a RequestInfo, segments: &[&[u8]]) -> Value<'a> {
         [b"connection", b"mtls"] => Some(Cow::Borrowed(b"\0")),
         [b"connection", b"tls_version"] => text(&info.tls.as_ref()?.version),
         [b"connection", b"requested_server_name"] => text(info.tls.as_ref()?.server_name.as_deref()?),
+        [b"wasmgate", b"tier"] => text(info.field(b"tier").unwrap_or(Tier::ANONYMOUS)),
         [b"wasmgate", ref rest @ ..] => text(info.field(&rest.join(&b'.'))?),
         _ => None,
     }

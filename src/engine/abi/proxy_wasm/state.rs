@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use wasmer::TypedFunction;
 
 use super::calls::{Call, CallAnswer};
-use super::{Done, Status};
+use super::{Done, Status, Version};
 use crate::domain::{Name, Reply};
 use crate::engine::RunError;
 use crate::engine::guest_metrics::HandlerMetrics;
@@ -26,8 +26,11 @@ pub struct Plugin {
     pub vm_id: String,
     pub vm_config: Bytes,
     pub config: Bytes,
+    pub env: Vec<(String, String)>,
     /// Upstreams that it may call.
     pub upstreams: Vec<Name>,
+    /// Writing the head of a request that has gone on is an error.
+    pub strict: bool,
     /// Data and queues that it shares with the handlers of its owner that have the same `vm_id`.
     pub scope: Arc<Scope>,
     pub metrics: Arc<HandlerMetrics>,
@@ -108,14 +111,17 @@ impl Default for Stream {
 
 pub struct ProxyState {
     pub plugin: Arc<Plugin>,
+    pub version: Version,
     /// Known from the instance on.
     pub allocate: Option<TypedFunction<i32, i32>>,
     pub allocating: bool,
     pub callback: Callback,
     pub effective: u32,
     pub streams: HashMap<u32, Stream>,
-    /// Streams that may go on, or whose end the guest has said, since the callback began.
+    /// Streams that may go on, since the callback began.
     pub touched: Vec<u32>,
+    /// Streams whose end the guest has said.
+    pub done: Vec<u32>,
     /// The answer that the guest is told of.
     pub answer: Option<CallAnswer>,
     pub calls: Vec<Call>,
@@ -129,15 +135,17 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
-    pub fn new(plugin: Arc<Plugin>) -> ProxyState {
+    pub fn new(plugin: Arc<Plugin>, version: Version) -> ProxyState {
         ProxyState {
             plugin,
+            version,
             allocate: None,
             allocating: false,
             callback: Callback::Start,
             effective: 0,
             streams: HashMap::new(),
             touched: Vec::new(),
+            done: Vec::new(),
             answer: None,
             calls: Vec::new(),
             open_calls: 0,

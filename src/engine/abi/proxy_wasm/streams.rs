@@ -158,9 +158,11 @@ fn percent_encoded(message: &[u8]) -> String {
 pub fn proxy_done(env: Env<'_>) -> Result<i32, Halt> {
     call(env, |env| {
         let proxy = parts(env)?.proxy;
+        let context = proxy.effective;
         match proxy.stream() {
             Some(stream) if stream.finishing => {
-                touch(proxy)?;
+                stream.finishing = false;
+                proxy.done.push(context);
                 Ok(())
             }
             _ => Err(Status::NOT_FOUND.into()),
