@@ -314,7 +314,7 @@ pub struct HeaderMatch {
 pub enum Target {
     Upstream(Name),
     /// A module answers.
-    Handler(Handler),
+    Handler(Box<Handler>),
     /// The tenant API, below the route's path prefix.
     Api,
     Health,

@@ -175,7 +175,7 @@ fn target(t: &Table<'_>, base: &Path) -> Option<Target> {
     one?;
     upstream
         .map(Target::Upstream)
-        .or(handler.map(Target::Handler))
+        .or(handler.map(|handler| Target::Handler(Box::new(handler))))
         .or(api.map(|()| Target::Api))
         .or(health.map(|()| Target::Health))
         .or(redirect)

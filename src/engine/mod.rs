@@ -19,6 +19,7 @@ mod counted;
 pub mod failure;
 pub mod files;
 pub mod fuel;
+pub mod grpc;
 pub mod guest;
 mod guest_log;
 pub mod guest_metrics;

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use super::Engine;
 use super::failure::Halt;
+use super::grpc::GrpcCall;
 use super::guest_log::GuestLog;
 use super::guest_metrics::{self, HandlerMetrics};
 use super::host::HostState;
@@ -33,6 +34,8 @@ pub type Answering = Later<Result<Response<Bytes>, Failed>>;
 pub trait Outside: Send + Sync {
     /// Sends the request to the upstream of this name; an answer whose body is over `limit` bytes is none.
     fn call(&self, upstream: Name, request: Request<Bytes>, limit: u64) -> Answering;
+    /// Makes a gRPC call, until it has ended or nobody waits for it any more.
+    fn grpc(&self, call: GrpcCall) -> Later<()>;
     /// One operation on a value that the owner's guests keep. A write is durable when it is answered.
     fn keep(&self, owner: OwnerId, key: Vec<u8>, operation: Keep) -> Later<Result<Kept, NotKept>>;
     /// Charges a quota of the caller's tier.

@@ -8,6 +8,7 @@
 //! pause may last.
 
 mod restarts;
+mod rpcs;
 mod vm;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -352,9 +353,12 @@ impl ProxyHandler {
 
     /// Calls, timer and queues that the guest asked for.
     fn serve(self: &Arc<Self>, slot: &Arc<Slot>, asked: Asked) {
-        let Asked { calls, tick, registered } = asked;
+        let Asked { calls, rpcs, tick, registered } = asked;
         for call in calls {
             self.call(slot, call);
+        }
+        for rpc in rpcs {
+            self.rpc(slot, rpc);
         }
         if !registered.is_empty() || tick.is_some() {
             slot.serves_events.store(true, Ordering::Relaxed);
@@ -394,15 +398,15 @@ impl ProxyHandler {
         });
     }
 
-    /// An event for the root context. One for a VM that is gone is nothing.
+    /// An event for the root context; whether the guest had it. One for a VM that is gone is nothing.
     async fn event<I: Send + 'static>(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         input: I,
         work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<(), GuestFailure>, Meter) + Send + 'static,
-    ) {
+    ) -> bool {
         match self.on_vm(slot, &Cancel::default(), input, false, work).await {
-            Outcome::Ran((), _) => {}
+            Outcome::Ran((), _) => return true,
             Outcome::NotRun(_, error) => {
                 tracing::debug!(
                     handler = self.reach.log.handler(),
@@ -418,6 +422,7 @@ impl ProxyHandler {
                 );
             }
         }
+        false
     }
 }
 

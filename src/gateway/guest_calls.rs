@@ -13,10 +13,12 @@ use pingora::{Error, ErrorType};
 
 use super::exchange::{MAX_INTERIM, send};
 use super::forward::{self, frame_request};
+use super::guest_grpc;
 use super::pool::{Client, Pool};
 use super::service::Shared;
 use super::upstream::Tried;
 use crate::domain::{Name, OwnerId, Principal, Timestamp};
+use crate::engine::grpc::{GrpcCall, GrpcStatus};
 use crate::engine::outside::{Answering, Charged, Keep, Kept, Later, NotKept, Outside};
 use crate::limit::limiter::Now;
 use crate::limit::quota::Refused;
@@ -50,6 +52,17 @@ impl Outside for GuestCalls {
                     upstream.failed(&lease.endpoint, &error);
                     Err(error.to_string())
                 }
+            }
+        })
+    }
+
+    fn grpc(&self, call: GrpcCall) -> Later<()> {
+        let (shared, pool) = (self.shared.clone(), self.pool.clone());
+        Box::pin(async move {
+            let upstream = shared.upgrade().and_then(|shared| shared.snapshot.load().upstream(&call.upstream));
+            match upstream {
+                Some(upstream) => guest_grpc::run(&pool, &upstream, call).await,
+                None => call.end(GrpcStatus::unavailable("it is no upstream")).await,
             }
         })
     }

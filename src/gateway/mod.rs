@@ -23,6 +23,7 @@ mod forward;
 mod gate;
 mod guest;
 mod guest_calls;
+mod guest_grpc;
 mod handlers;
 mod head;
 mod health;

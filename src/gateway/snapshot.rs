@@ -82,7 +82,7 @@ pub fn module_key(handler: &config::Handler) -> (OwnerId, String) {
 /// Every handler of a route, the one that answers included.
 pub fn handlers(route: &config::Route) -> impl Iterator<Item = &config::Handler> {
     let answering = match &route.target {
-        Target::Handler(handler) => Some(handler),
+        Target::Handler(handler) => Some(&**handler),
         _ => None,
     };
     route.handlers.iter().chain(answering)

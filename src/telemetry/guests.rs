@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use crate::engine::guest_metrics::{BUCKETS, Kind, Metric};
 
+/// Handlers with their metric of this name.
+type Family<'a> = (Kind, Vec<(&'a str, &'a Metric)>);
+
 pub fn render(metrics: &[(Arc<str>, Metric)]) -> String {
     let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
-    let mut families: BTreeMap<String, (Kind, Vec<(&str, &Metric)>)> = BTreeMap::new();
+    let mut families: BTreeMap<String, Family<'_>> = BTreeMap::new();
     for (handler, metric) in metrics {
         let name = family(&metric.name);
         let first = *kinds.entry(name.clone()).or_insert(metric.kind);

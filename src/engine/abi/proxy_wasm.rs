@@ -6,6 +6,7 @@
 mod buffers;
 mod calls;
 mod foreign;
+mod grpc;
 mod maps;
 mod pairs;
 mod properties;
@@ -25,11 +26,9 @@ use crate::engine::memory::GuestMemory;
 use super::{AbiHost, HostFn, host_fns};
 
 use buffers::{proxy_get_buffer_bytes, proxy_get_buffer_status, proxy_set_buffer_bytes};
-use calls::{
-    proxy_get_status, proxy_grpc_call, proxy_grpc_cancel, proxy_grpc_close, proxy_grpc_send, proxy_grpc_stream,
-    proxy_http_call,
-};
+use calls::{proxy_get_status, proxy_http_call};
 use foreign::proxy_call_foreign_function;
+use grpc::{proxy_grpc_call, proxy_grpc_cancel, proxy_grpc_close, proxy_grpc_send, proxy_grpc_stream};
 use maps::{
     proxy_add_header_map_value, proxy_get_header_map_pairs, proxy_get_header_map_size, proxy_get_header_map_value,
     proxy_remove_header_map_value, proxy_replace_header_map_value, proxy_set_header_map_pairs,
@@ -50,6 +49,7 @@ use system::{
 };
 
 pub use calls::{Call, CallAnswer};
+pub use grpc::Begun;
 pub use maps::{request_pairs, response_pairs};
 pub use shape::{ALLOCATORS, Version};
 pub use state::{Callback, Event, Plugin, ProxyState, ROOT, Stream, Woken};

@@ -11,14 +11,15 @@ use wasmer::{RuntimeError, Store, TypedFunction};
 
 use crate::domain::{GuestFailure, Limits, Meter};
 use crate::engine::abi::proxy_wasm::{
-    ALLOCATORS, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Version, Woken, request_pairs,
-    response_pairs,
+    ALLOCATORS, Begun, Call, CallAnswer, Callback, Event, Plugin, ProxyState, ROOT, Stream, Version, Woken,
+    request_pairs, response_pairs,
 };
 use crate::engine::at_rest::AtRest;
 use crate::engine::budget::Reserved;
 use crate::engine::cancel::Cancel;
 use crate::engine::failure::Ended;
 use crate::engine::files::Files;
+use crate::engine::grpc::GrpcEvent;
 use crate::engine::guest::{Allowance, Guest};
 use crate::engine::guest_log::GuestLog;
 use crate::engine::host::HostState;
@@ -56,6 +57,7 @@ pub enum Closed {
 #[derive(Default)]
 pub struct Asked {
     pub calls: Vec<Call>,
+    pub rpcs: Vec<Begun>,
     pub tick: Option<Duration>,
     pub registered: Vec<u32>,
 }
@@ -70,6 +72,10 @@ struct Exports {
     tick: Fn<i32, ()>,
     queue_ready: Fn<(i32, i32), ()>,
     call_answer: Fn<(i32, i32, i32, i32, i32), ()>,
+    grpc_initial: Fn<(i32, i32, i32), ()>,
+    grpc_message: Fn<(i32, i32, i32), ()>,
+    grpc_trailing: Fn<(i32, i32, i32), ()>,
+    grpc_close: Fn<(i32, i32, i32), ()>,
     request_headers: Headers,
     response_headers: Headers,
     request_body: Fn<(i32, i32, i32), i32>,
@@ -116,6 +122,10 @@ impl Exports {
             tick: guest.function("proxy_on_tick"),
             queue_ready: guest.function("proxy_on_queue_ready"),
             call_answer: guest.function("proxy_on_http_call_response"),
+            grpc_initial: guest.function("proxy_on_grpc_receive_initial_metadata"),
+            grpc_message: guest.function("proxy_on_grpc_receive"),
+            grpc_trailing: guest.function("proxy_on_grpc_receive_trailing_metadata"),
+            grpc_close: guest.function("proxy_on_grpc_close"),
             request_headers: Headers::of(guest, "proxy_on_request_headers"),
             response_headers: Headers::of(guest, "proxy_on_response_headers"),
             request_body: guest.function("proxy_on_request_body"),
@@ -264,12 +274,12 @@ impl Vm {
         end: bool,
         (exchange, more): (Option<Box<HttpExchange>>, Bytes),
     ) -> Result<Step, GuestFailure> {
-        if !self.state().streams.contains_key(&context) {
-            self.state().streams.insert(context, Stream::default());
-            self.lend(context, event, exchange);
+        let streams = &mut self.state().streams;
+        let is_new = !streams.contains_key(&context);
+        streams.entry(context).or_default();
+        self.lend(context, event, exchange);
+        if is_new {
             self.create(context, ROOT).map_err(Ended::into_failure)?;
-        } else {
-            self.lend(context, event, exchange);
         }
         if !more.is_empty()
             && let Some(exchange) = self.state().streams.get_mut(&context).and_then(|s| s.exchange.as_deref_mut())
@@ -372,6 +382,7 @@ impl Vm {
         let state = self.state();
         Asked {
             calls: std::mem::take(&mut state.calls),
+            rpcs: std::mem::take(&mut state.rpcs.begun),
             tick: state.tick.take(),
             registered: std::mem::take(&mut state.registered),
         }
@@ -385,11 +396,38 @@ impl Vm {
         let state = self.state();
         state.open_calls = state.open_calls.saturating_sub(1);
         state.answer = Some(answer);
-        let told = self.callback(Callback::CallAnswer, ROOT, |store, exports| match &exports.call_answer {
+        let told = self.callback(Callback::Call, ROOT, |store, exports| match &exports.call_answer {
             Some(f) => f.call(store, ROOT as i32, id, fields, body, trailers),
             None => Ok(()),
         });
         self.state().answer = None;
+        let told = told.and_then(|()| self.end_done());
+        (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
+    }
+
+    /// What came of a gRPC call, for the root context; of one that the guest has given up it is told nothing.
+    pub fn grpc(&mut self, (id, event): (u32, GrpcEvent), turn: &Turn<'_>) -> (Result<(), GuestFailure>, Meter) {
+        let about = match &event {
+            GrpcEvent::Initial(fields) | GrpcEvent::Trailing(fields) => count(fields.len()),
+            GrpcEvent::Message(message) => count(message.len()),
+            GrpcEvent::Closed(status) => status.code as i32,
+        };
+        let exports = &self.exports;
+        let callback = match &event {
+            GrpcEvent::Initial(_) => &exports.grpc_initial,
+            GrpcEvent::Message(_) => &exports.grpc_message,
+            GrpcEvent::Trailing(_) => &exports.grpc_trailing,
+            GrpcEvent::Closed(_) => &exports.grpc_close,
+        };
+        let callback = callback.clone();
+        if !self.state().rpcs.tell(id, event) {
+            return (Ok(()), Meter::default());
+        }
+        self.guest.get().begin(&turn.allowance, turn.may_block);
+        let told = self.callback(Callback::Call, ROOT, |store, _| {
+            callback.map_or(Ok(()), |f| f.call(store, ROOT as i32, id as i32, about))
+        });
+        self.state().rpcs.told = None;
         let told = told.and_then(|()| self.end_done());
         (told.map_err(Ended::into_failure), self.ended(ROOT, turn.log))
     }

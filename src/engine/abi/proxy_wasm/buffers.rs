@@ -1,4 +1,4 @@
-//! Buffers: bodies while their callbacks run, configuration, the answer to a call.
+//! Buffers: bodies while their callbacks run, configuration, what came of a call.
 //!
 //! Invariant: a body's buffer is all of it that the filter has not let go, and never more than its handler's limit.
 
@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Callback, Done, Env, Event, Parts, ProxyState, Status, bytes, call, give, parts, put_u32};
 use crate::engine::failure::Halt;
+use crate::engine::grpc::GrpcEvent;
 use crate::engine::http::HttpExchange;
 
 /// The highest that the ABI knows.
@@ -16,6 +17,7 @@ enum Buffer {
     RequestBody,
     ResponseBody,
     Answer,
+    Grpc,
     VmConfig,
     PluginConfig,
 }
@@ -26,10 +28,11 @@ impl Buffer {
             0 => Buffer::RequestBody,
             1 => Buffer::ResponseBody,
             4 => Buffer::Answer,
+            5 => Buffer::Grpc,
             6 => Buffer::VmConfig,
             7 => Buffer::PluginConfig,
-            // Connections, messages of gRPC and arguments of foreign functions: known, and never there.
-            0..=LAST => return Err(Status::NOT_FOUND.into()),
+            // Connections and arguments of foreign functions: known, and never there.
+            2 | 3 | LAST => return Err(Status::NOT_FOUND.into()),
             _ => return Err(Status::BAD_ARGUMENT.into()),
         })
     }
@@ -60,6 +63,10 @@ fn content(proxy: &mut ProxyState, buffer: Buffer) -> Done<&[u8]> {
             Ok(written.as_deref().or(given.as_deref()).unwrap_or_default())
         }
         Buffer::Answer => Ok(&proxy.answer.as_ref().ok_or(Status::NOT_FOUND)?.body),
+        Buffer::Grpc => match &proxy.rpcs.told {
+            Some(GrpcEvent::Message(message)) => Ok(message),
+            _ => Err(Status::NOT_FOUND.into()),
+        },
         Buffer::VmConfig if proxy.callback == Callback::VmStart => Ok(&proxy.plugin.vm_config),
         Buffer::VmConfig => Err(Status::NOT_FOUND.into()),
         Buffer::PluginConfig => Ok(&proxy.plugin.config),

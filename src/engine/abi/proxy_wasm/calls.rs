@@ -1,4 +1,4 @@
-//! Calls to upstreams. They leave when the callback that asked for them has come to its end.
+//! Requests to upstreams. They leave when the callback that asked for them has come to its end.
 //!
 //! Invariant: a guest reaches upstreams that its handler grants by name, and has a bounded number of calls under way.
 
@@ -12,10 +12,11 @@ use super::{Done, Env, Parts, ProxyState, Status, bytes, call, give, pairs, part
 use crate::domain::Name;
 use crate::engine::abi::wire;
 use crate::engine::failure::Halt;
+use crate::engine::grpc::GrpcEvent;
 use crate::engine::outside::MAX_CALL;
 
-/// Of one VM at once.
-const MAX_OPEN: u32 = 256;
+/// Of one VM at once, gRPC calls among them.
+pub const MAX_OPEN: usize = 256;
 
 /// A call that a guest asked for.
 pub struct Call {
@@ -67,88 +68,39 @@ pub fn proxy_http_call(
         bytes(memory, id, 4)?;
         fuel.spend(headers.len() + body.len())?;
         let mut request = wire::request(&pairs::decode(headers)?, Bytes::new()).ok_or(Status::BAD_ARGUMENT)?;
-        if proxy.open_calls >= MAX_OPEN || body.len() as u64 > limit {
+        if proxy.calls_under_way() >= MAX_OPEN || body.len() as u64 > limit {
             return Err(Status::INTERNAL_FAILURE.into());
         }
         *request.body_mut() = Bytes::copy_from_slice(body);
         let timeout = Duration::from_millis(u64::from(timeout as u32));
         let timeout = if timeout.is_zero() { MAX_CALL } else { timeout.min(MAX_CALL) };
-        // Never zero, and not one that is under way: those are far fewer than numbers.
-        proxy.last_call = proxy.last_call.wrapping_add(1).max(1);
         proxy.open_calls += 1;
-        let number = proxy.last_call;
+        let number = proxy.next_call();
         proxy.calls.push(Call { id: number, upstream, request, timeout });
         put_u32(memory, id, number)
     })
 }
 
 /// An upstream that the handler's configuration names.
-fn granted(proxy: &ProxyState, name: &[u8]) -> Done<Name> {
+pub fn granted(proxy: &ProxyState, name: &[u8]) -> Done<Name> {
     let found = proxy.plugin.upstreams.iter().find(|known| known.as_str().as_bytes() == name);
     found.cloned().ok_or_else(|| Status::BAD_ARGUMENT.into())
 }
 
-/// Of the answer to a call that the guest is told of; 0 elsewhere.
+/// Of the call that the guest is told of: an answer's HTTP status, or how a gRPC call ended; 0 elsewhere.
 pub fn proxy_get_status(env: Env<'_>, code: i32, message: i32, size: i32) -> Result<i32, Halt> {
     call(env, |env| {
         let Parts { memory, proxy, .. } = parts(env)?;
-        let status = proxy.answer.as_ref().and_then(|answer| answer.status);
+        let (status, text) = match (&proxy.rpcs.told, &proxy.answer) {
+            (Some(GrpcEvent::Closed(status)), _) => (status.code, status.message.clone()),
+            (_, Some(CallAnswer { status: Some(status), .. })) => {
+                (status.as_u16().into(), status.canonical_reason().unwrap_or_default().to_owned())
+            }
+            _ => (0, String::new()),
+        };
         bytes(memory, message, 4)?;
         bytes(memory, size, 4)?;
-        put_u32(memory, code, status.map_or(0, |status| status.as_u16().into()))?;
-        let text = status.and_then(|status| status.canonical_reason()).unwrap_or_default();
+        put_u32(memory, code, status)?;
         give(env, text.as_bytes(), message, size)
     })
-}
-
-// gRPC: SDKs survive INTERNAL_FAILURE where a call begins, and NOT_FOUND for one that never did.
-
-#[expect(clippy::too_many_arguments, reason = "the ABI's")]
-pub fn proxy_grpc_call(
-    env: Env<'_>,
-    _upstream: i32,
-    _upstream_len: i32,
-    _service: i32,
-    _service_len: i32,
-    _method: i32,
-    _method_len: i32,
-    _metadata: i32,
-    _metadata_len: i32,
-    _message: i32,
-    _message_len: i32,
-    _timeout: i32,
-    _id: i32,
-) -> Result<i32, Halt> {
-    call(env, |_| Err(Status::INTERNAL_FAILURE.into()))
-}
-
-#[expect(clippy::too_many_arguments, reason = "the ABI's")]
-pub fn proxy_grpc_stream(
-    env: Env<'_>,
-    _upstream: i32,
-    _upstream_len: i32,
-    _service: i32,
-    _service_len: i32,
-    _method: i32,
-    _method_len: i32,
-    _metadata: i32,
-    _metadata_len: i32,
-    _id: i32,
-) -> Result<i32, Halt> {
-    call(env, |_| Err(Status::INTERNAL_FAILURE.into()))
-}
-
-pub fn proxy_grpc_send(env: Env<'_>, _id: i32, message: i32, len: i32, _end: i32) -> Result<i32, Halt> {
-    call(env, |env| {
-        bytes(parts(env)?.memory, message, len)?;
-        Err(Status::NOT_FOUND.into())
-    })
-}
-
-pub fn proxy_grpc_cancel(env: Env<'_>, _id: i32) -> Result<i32, Halt> {
-    call(env, |_| Err(Status::NOT_FOUND.into()))
-}
-
-pub fn proxy_grpc_close(env: Env<'_>, _id: i32) -> Result<i32, Halt> {
-    call(env, |_| Err(Status::NOT_FOUND.into()))
 }

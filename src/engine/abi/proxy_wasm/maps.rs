@@ -1,4 +1,4 @@
-//! Header maps: of the request, the response, and of the answer to a call. Pseudo headers stand for what HTTP/1 has in
+//! Header maps: of the request, the response, and of what came of a call. Pseudo headers stand for what HTTP/1 has in
 //! its first line and in `Host`.
 //!
 //! Invariant: nothing that could not stand on the wire gets into a head, and framing stays the gateway's. A map that
@@ -12,6 +12,7 @@ use super::pairs::{self, Pair};
 use super::{Done, Env, Parts, ProxyState, Status, Version, bytes, call, give, parts, put_u32};
 use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
 use crate::engine::failure::Halt;
+use crate::engine::grpc::GrpcEvent;
 use crate::engine::http::HttpExchange;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,7 @@ enum Map {
     ResponseTrailers,
     /// Of a gRPC call.
     Metadata,
+    TrailingMetadata,
     Answer,
     AnswerTrailers,
 }
@@ -33,7 +35,8 @@ impl Map {
             1 => Map::RequestTrailers,
             2 => Map::Response,
             3 => Map::ResponseTrailers,
-            4 | 5 => Map::Metadata,
+            4 => Map::Metadata,
+            5 => Map::TrailingMetadata,
             6 => Map::Answer,
             7 => Map::AnswerTrailers,
             _ => return Err(Status::BAD_ARGUMENT.into()),
@@ -94,15 +97,21 @@ fn response(exchange: &HttpExchange) -> View<'_> {
 
 /// `None`: it is not there in this callback.
 fn view(proxy: &mut ProxyState, map: Map) -> View<'_> {
-    if let Map::Answer | Map::AnswerTrailers | Map::Metadata = map {
+    if let Map::Metadata | Map::TrailingMetadata = map {
+        return match (map, &proxy.rpcs.told) {
+            (Map::Metadata, Some(GrpcEvent::Initial(fields))) => View::fields(Some(fields)),
+            (Map::TrailingMetadata, Some(GrpcEvent::Trailing(fields))) => View::fields(Some(fields)),
+            _ => View::empty(),
+        };
+    }
+    if let Map::Answer | Map::AnswerTrailers = map {
         let Some(answer) = &proxy.answer else { return View::empty() };
         return match map {
             Map::Answer => {
                 let status = answer.status.as_ref().map(|s| (&b":status"[..], s.as_str().as_bytes()));
                 View { pseudo: status.into_iter().collect(), fields: Some(&answer.headers), hides_host: false }
             }
-            Map::AnswerTrailers => View::fields(Some(&answer.trailers)),
-            _ => View::empty(),
+            _ => View::fields(Some(&answer.trailers)),
         };
     }
     let Ok((exchange, event)) = proxy.exchange() else { return View::empty() };

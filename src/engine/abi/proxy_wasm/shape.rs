@@ -64,7 +64,7 @@ pub fn check(shape: &ModuleShape) -> Result<(), NotLoadable> {
         return refuse("it exports no `memory`; proxy-wasm needs it".into());
     }
     let allocates = |name: &&str| shape.export(name).is_some_and(|export| export.ty == "(i32) -> i32");
-    if !ALLOCATORS.iter().any(|name| allocates(&name)) {
+    if !ALLOCATORS.iter().any(allocates) {
         return refuse("it exports no `proxy_on_memory_allocate` or `malloc` of the type `(i32) -> i32`".into());
     }
     let headers = match version {

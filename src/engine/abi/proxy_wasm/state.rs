@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use wasmer::TypedFunction;
 
 use super::calls::{Call, CallAnswer};
+use super::grpc::Rpcs;
 use super::{Done, Status, Version};
 use crate::domain::{Name, Reply};
 use crate::engine::RunError;
@@ -49,8 +50,8 @@ pub enum Callback {
     Configure,
     /// A stream's own.
     Stream(Event),
-    /// The answer to a call.
-    CallAnswer,
+    /// What came of a call.
+    Call,
     /// Tick, queue, creation and end of contexts.
     Other,
 }
@@ -126,7 +127,8 @@ pub struct ProxyState {
     pub answer: Option<CallAnswer>,
     pub calls: Vec<Call>,
     /// Calls under way.
-    pub open_calls: u32,
+    pub open_calls: usize,
+    pub rpcs: Rpcs,
     pub last_call: u32,
     /// `Some` where the guest set it in this callback; zero for none.
     pub tick: Option<Duration>,
@@ -149,6 +151,7 @@ impl ProxyState {
             answer: None,
             calls: Vec::new(),
             open_calls: 0,
+            rpcs: Rpcs::default(),
             last_call: 0,
             tick: None,
             registered: Vec::new(),
@@ -158,6 +161,20 @@ impl ProxyState {
     pub fn begin(&mut self, callback: Callback, context: u32) {
         self.callback = callback;
         self.effective = context;
+    }
+
+    pub fn calls_under_way(&self) -> usize {
+        self.open_calls + self.rpcs.len()
+    }
+
+    /// A call's number: never zero, and not one that is under way. Requests are over long before numbers come again.
+    pub fn next_call(&mut self) -> u32 {
+        loop {
+            self.last_call = self.last_call.wrapping_add(1).max(1);
+            if !self.rpcs.has(self.last_call) {
+                return self.last_call;
+            }
+        }
     }
 
     /// The stream that the guest acts on.
