@@ -20,7 +20,8 @@ use super::incoming::{self, Incoming};
 use super::openapi::{Binary, Wasm, json};
 use super::{Api, modules};
 use crate::domain::{Abi, GuestFailure, Limits, Meter, Name, OwnerId, Phase, Rejection, Scope, UsageRecord};
-use crate::engine::{Assets, Cancel, Input, Job, LoadedModule, Output, RunError};
+use crate::engine::outside::uses_host_api;
+use crate::engine::{Assets, Cancel, Input, Job, LoadedModule, Output, RequestInfo, RunError};
 use crate::gateway::Caller;
 use crate::limit::limiter::Now;
 use crate::store::Role;
@@ -238,8 +239,22 @@ pub(super) async fn run(
         .into());
     }
     let (args, function_args) = if abi == Abi::Core { (Vec::new(), call.args) } else { (call.args, Vec::new()) };
-    let input =
-        Input { args, env: call.env, stdin: call.input, entry: call.function, function_args, assets: ready.assets };
+    let mut input = Input {
+        args,
+        env: call.env,
+        stdin: call.input,
+        entry: call.function,
+        function_args,
+        assets: ready.assets,
+        ..Input::default()
+    };
+    if uses_host_api(ready.module.shape()) {
+        let owner = ready.stored.as_ref().map_or(&ready.owner, |(owner, _)| owner).clone();
+        input.reach = Some(api.app.shared.engine.reach_alone(owner));
+        // A module of others does not learn who runs it.
+        let principal = actor.principal().filter(|_| ready.own).cloned();
+        input.info = Some(Arc::new(RequestInfo::of_execution(principal)));
+    }
     let job = Job {
         module: ready.module,
         owner: ready.owner,

@@ -113,7 +113,8 @@ impl Opened {
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
         let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?.snapshot;
-        let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, Arc::new(UsageRecorder::default()));
+        let usage = Arc::new(UsageRecorder::default());
+        let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
         warm_later(&shared, snapshot, None);
         Ok(Arc::new(App {
             shared,

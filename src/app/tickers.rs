@@ -57,13 +57,14 @@ impl App {
             audit_from: before(keep.audit_keep),
             audit_entries: keep.audit_entries,
             usage_from_day: before(keep.usage_keep).day(),
+            now,
         };
         loop {
             match self.store.prune(keep).await {
                 Ok(0) => return,
-                Ok(gone) => tracing::debug!(gone, "old audit lines and usage rows deleted"),
+                Ok(gone) => tracing::debug!(gone, "old audit lines, usage rows and values deleted"),
                 Err(error) => {
-                    tracing::warn!(%error, "old audit lines and usage rows stay for now");
+                    tracing::warn!(%error, "old audit lines, usage rows and values stay for now");
                     return;
                 }
             }

@@ -132,7 +132,15 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
         Abi::Core => (Vec::new(), args.args.clone()),
         _ => (args.args.clone(), Vec::new()),
     };
-    let input = Input { args: argv, env: args.env.clone(), stdin, entry: args.function.clone(), function_args, assets };
+    let input = Input {
+        args: argv,
+        env: args.env.clone(),
+        stdin,
+        entry: args.function.clone(),
+        function_args,
+        assets,
+        ..Input::default()
+    };
     let owner = "wasmgate".parse().map_err(|e: crate::domain::InvalidName| anyhow!(e))?;
     let job = Job { module, owner, label: Arc::from("exec"), limits, input, cancel: Cancel::default() };
     let finished = engine.run(job).await;
@@ -164,7 +172,7 @@ fn engine(limits: &Limits) -> config::Engine {
 }
 
 fn report(finished: Finished, as_json: bool) -> Outcome {
-    let Finished { result, meter, stderr } = finished;
+    let Finished { result, meter, stderr, .. } = finished;
     let figures = json!({
         "execution_time_ms": meter.wall_ms(),
         "cpu_ms": meter.cpu_ms(),

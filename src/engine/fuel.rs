@@ -5,6 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
 use super::cancel::Cancel;
 use super::failure::Halt;
 use super::permits;
@@ -142,6 +145,28 @@ impl Fuel {
     pub fn sleep(&self, wanted: Duration) -> Result<(), Halt> {
         permits::aside(self.deadline, || self.cancel.sleep(wanted.min(self.remaining())));
         self.time_left(Instant::now()).map(drop)
+    }
+
+    /// Waits for work of other threads, for so long at most; `None`: it is not done. Never past the deadline, which ends
+    /// the guest, as a caller that has gone does.
+    pub fn wait<T: Send + 'static>(
+        &self,
+        on: &Handle,
+        work: impl Future<Output = T> + Send + 'static,
+        limit: Duration,
+    ) -> Result<Option<T>, Halt> {
+        let (cancel, limit) = (self.cancel.clone(), limit.min(self.remaining()));
+        let (tell, told) = oneshot::channel();
+        on.spawn(async move {
+            let done = tokio::time::timeout(limit, cancel.or_cancelled(work)).await;
+            // Who waited may have gone.
+            let _ = tell.send(done.ok().flatten());
+        });
+        let mut done = None;
+        // A runtime that ends drops its tasks, which tells as well.
+        permits::aside(self.deadline, || done = told.blocking_recv().ok().flatten());
+        self.time_left(Instant::now())?;
+        Ok(done)
     }
 
     fn time_left(&self, now: Instant) -> Result<Duration, Halt> {

@@ -133,6 +133,7 @@ impl Guest {
         state.output_bytes = 0;
         state.output_limit = allowance.limits.output_bytes;
         state.log = BoundedLog::new(allowance.limits.log_bytes);
+        state.reaching.answer = None;
         let slice = state.fuel.begin();
         // It can't fail: the counter is a mutable i64. A failure would leave an old count, and `expire` would notice.
         let _ = self.fuel.set(&mut self.store, Value::I64(slice));

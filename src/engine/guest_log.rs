@@ -15,6 +15,28 @@ const LINES_A_SECOND: u32 = 100;
 /// Of one line; longer ones are cut.
 const LINE_BYTES: usize = 4 << 10;
 
+/// http-wasm's levels, which are signed: debug -1, info 0, warn 1, error 2, none 3.
+pub fn level(level: i32) -> Option<Level> {
+    match level {
+        -1 => Some(Level::DEBUG),
+        0 => Some(Level::INFO),
+        1 => Some(Level::WARN),
+        2 => Some(Level::ERROR),
+        _ => None,
+    }
+}
+
+/// The gateway's log takes lines of this level from guests.
+pub fn is_enabled(level: Level) -> bool {
+    match level {
+        Level::TRACE => tracing::enabled!(target: "guest", Level::TRACE),
+        Level::DEBUG => tracing::enabled!(target: "guest", Level::DEBUG),
+        Level::INFO => tracing::enabled!(target: "guest", Level::INFO),
+        Level::WARN => tracing::enabled!(target: "guest", Level::WARN),
+        Level::ERROR => tracing::enabled!(target: "guest", Level::ERROR),
+    }
+}
+
 /// A line that a guest logged.
 #[derive(Debug)]
 pub struct LogLine {

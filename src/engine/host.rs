@@ -1,5 +1,5 @@
 //! What a guest can do to the world, once: its memory as the host sees it, logs, output, clocks, random, configuration
-//! and the HTTP exchange. ABI files only translate pointers and encodings.
+//! and the HTTP exchange; what it reaches beside is in `outside.rs`. ABI files only translate pointers and encodings.
 //!
 //! Invariant: everything that a guest can observe beyond its own memory comes from its [`HostState`], so that a run can
 //! be recorded and replayed. No ABI file reads a clock or a random source by itself.
@@ -17,6 +17,7 @@ use super::fuel::Fuel;
 use super::guest_log::Lines;
 use super::http::HttpExchange;
 use super::memory::GuestMemory;
+use super::outside::Reaching;
 use super::wasix::WasixState;
 
 /// Bytes written by a guest, up to a limit; what is beyond is counted.
@@ -134,6 +135,7 @@ pub struct HostState {
     pub http_state: HttpWasmState,
     /// Of proxy-wasm guests.
     pub proxy: Option<Box<ProxyState>>,
+    pub reaching: Reaching,
 }
 
 impl HostState {
@@ -154,6 +156,7 @@ impl HostState {
             http: None,
             http_state: HttpWasmState::default(),
             proxy: None,
+            reaching: Reaching::default(),
         }
     }
 

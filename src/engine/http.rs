@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
-use super::guest_log::GuestLog;
 use super::lane::{self, INLINE_FUEL, Lane, took};
+use super::outside::Reach;
 use super::pool::Need;
 use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Assets, Engine, LoadedModule, RunError};
@@ -69,7 +69,7 @@ pub struct HttpExchange {
     /// The endpoint that answers.
     pub upstream: Option<Arc<str>>,
     /// What handlers of the chain hand on.
-    pub values: BTreeMap<Vec<u8>, Bytes>,
+    pub values: Values,
     /// Set when the client has gone.
     pub cancel: Cancel,
 }
@@ -131,9 +131,30 @@ impl HttpExchange {
     }
 }
 
+/// What handlers of a request hand on to later ones.
+pub type Values = BTreeMap<Vec<u8>, Bytes>;
+
+/// Of one request.
+const MAX_VALUES: usize = 64;
+/// Of one name and its value.
+const MAX_VALUE_BYTES: usize = 64 << 10;
+
+/// Whether there was room.
+pub fn hand_on(values: &mut Values, name: &[u8], value: &[u8]) -> bool {
+    let fits = name.len() + value.len() <= MAX_VALUE_BYTES;
+    let fits = fits && (values.len() < MAX_VALUES || values.contains_key(name));
+    if fits {
+        values.insert(name.to_vec(), Bytes::copy_from_slice(value));
+    }
+    fits
+}
+
 /// What handlers may know of a request beside its head. The same for all of a chain.
 #[derive(Debug)]
 pub struct RequestInfo {
+    /// For log lines.
+    pub request_id: Arc<str>,
+    /// Empty where there is no route, as in an execution.
     pub route: String,
     /// When its head was there.
     pub began: Instant,
@@ -146,6 +167,39 @@ pub struct RequestInfo {
     pub principal: Option<Principal>,
     /// Parameters of the route's path, in its order.
     pub params: Vec<(String, String)>,
+}
+
+impl RequestInfo {
+    /// Of a run that no route has to do with.
+    pub fn of_execution(principal: Option<Principal>) -> RequestInfo {
+        RequestInfo {
+            request_id: "".into(),
+            route: String::new(),
+            began: Instant::now(),
+            wall: Timestamp::now(),
+            local: None,
+            connection: 0,
+            tls: None,
+            principal,
+            params: Vec::new(),
+        }
+    }
+
+    /// By name: `key_id`, `owner`, `tier`, `route`, `params.NAME`.
+    pub fn field(&self, name: &[u8]) -> Option<&str> {
+        let principal = self.principal.as_ref();
+        match name {
+            b"route" => Some(&*self.route).filter(|route| !route.is_empty()),
+            b"key_id" => Some(principal?.key_id()?.as_str()),
+            b"owner" => Some(principal?.owner()?.as_str()),
+            b"tier" => Some(principal?.tier.name.as_str()),
+            _ => {
+                let name = name.strip_prefix(b"params.")?;
+                let found = self.params.iter().find(|(known, _)| known.as_bytes() == name);
+                found.map(|(_, value)| value.as_str())
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -191,12 +245,11 @@ pub struct HttpHandler {
     assets: Option<Assets>,
     owner: OwnerId,
     account: Arc<Account>,
-    config: Bytes,
+    reach: Arc<Reach>,
     limits: Limits,
     vms: Vms,
     requests: Lane,
     responses: Lane,
-    log: GuestLog,
     start_failed: Mutex<Option<(Instant, RunError)>>,
 }
 
@@ -223,12 +276,11 @@ impl HttpHandler {
             assets,
             owner: handler.owner.clone(),
             account: engine.account(&handler.owner),
-            config: handler.config.clone().into(),
+            reach: engine.reach_of(label, handler, limits.input_bytes),
             vms: Vms::new(engine.clone(), &limits),
             limits,
             requests: Lane::new(),
             responses: Lane::new(),
-            log: GuestLog::new(label),
             start_failed: Mutex::new(None),
         })
     }
@@ -252,7 +304,7 @@ impl HttpHandler {
     /// The request phase at once on this thread, where its past says that it is short; else the exchange comes back, for
     /// [`Self::request`].
     pub fn request_now(self: &Arc<Self>, exchange: Box<HttpExchange>) -> Result<HttpOutcome, Box<HttpExchange>> {
-        if !self.requests.is_inline() {
+        if !self.requests.is_inline() || self.module.needs_pool() {
             return Err(exchange);
         }
         let Some(permit) = self.vms.permit_now() else { return Err(exchange) };
@@ -311,7 +363,7 @@ impl HttpHandler {
                 HttpOutcome { exchange, result: Ok(verdict), meter, vm: None }
             }
             Err(failure) => {
-                leased.vm.print(&exchange.request_id, &self.log);
+                leased.vm.print(&exchange.request_id, &self.reach.log);
                 HttpOutcome::failed(exchange, failure.into(), meter)
             }
         }
@@ -358,7 +410,7 @@ impl HttpHandler {
             return Err(failure.clone());
         }
         let limits = self.limits.clone();
-        let started = Vm::start(&self.module, &limits, memory, (&self.config, self.assets.clone()), &self.log);
+        let started = Vm::start(&self.module, &limits, memory, &self.reach, self.assets.clone());
         if let Err(failure) = &started {
             *self.start_failed.lock() = Some((Instant::now(), failure.clone()));
         }
@@ -369,7 +421,7 @@ impl HttpHandler {
     fn turn(&self, inline: Option<u64>, exchange: &HttpExchange) -> Turn<'_> {
         let limits = inline.map_or_else(|| self.limits.clone(), |fuel| lane::inline(&self.limits, fuel));
         let allowance = Allowance::from_now(limits, exchange.cancel.clone());
-        Turn { allowance, may_block: inline.is_none(), log: &self.log }
+        Turn { allowance, may_block: inline.is_none(), log: &self.reach.log }
     }
 }
 
@@ -387,7 +439,8 @@ impl PinnedVm {
         is_error: bool,
     ) -> Result<HttpOutcome, (PinnedVm, Box<HttpExchange>)> {
         // How long a guest takes for a body depends on the body: the past says nothing.
-        if !self.handler.responses.is_inline() || self.features.has(Features::BUFFER_RESPONSE) {
+        let is_short = self.handler.responses.is_inline() && !self.handler.module.needs_pool();
+        if !is_short || self.features.has(Features::BUFFER_RESPONSE) {
             return Err((self, exchange));
         }
         let PinnedVm { handler, leased, context, .. } = self;
@@ -430,7 +483,7 @@ impl HttpHandler {
                     GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
                     failure => failure,
                 };
-                leased.vm.print(&exchange.request_id, &self.log);
+                leased.vm.print(&exchange.request_id, &self.reach.log);
                 HttpOutcome::failed(exchange, failure.into(), meter)
             }
         }

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 
-use super::{Assets, Cancel, LoadedModule};
+use super::outside::Reach;
+use super::{Assets, Cancel, LoadedModule, RequestInfo, Values};
 
 /// One run of a `command`, `cgi` or `core` module.
 pub struct Job {
@@ -34,6 +35,11 @@ pub struct Input {
     pub function_args: Vec<String>,
     /// What it finds at `/`.
     pub assets: Option<Assets>,
+    /// What it reaches through the gateway's own functions; nothing without.
+    pub reach: Option<Arc<Reach>>,
+    /// Of the request that it answers.
+    pub info: Option<Arc<RequestInfo>>,
+    pub values: Values,
 }
 
 /// A run that came to its own end.
@@ -62,6 +68,8 @@ pub struct Finished {
     pub result: Result<Output, RunError>,
     pub meter: Meter,
     pub stderr: Bytes,
+    /// What it hands on.
+    pub values: Values,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

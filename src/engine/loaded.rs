@@ -28,6 +28,8 @@ pub struct LoadedModule {
     /// Replaced once there is better: what begins after that runs the new code.
     code: ArcSwap<Code>,
     lane: Lane,
+    /// It imports functions that wait or have effects beyond the run.
+    reaches_out: bool,
 }
 
 /// A module's native code.
@@ -95,7 +97,8 @@ impl LoadedModule {
         shape: &ModuleShape,
     ) -> Result<LoadedModule, String> {
         let code = ArcSwap::from_pointee(Code::load(trusted, abi)?);
-        Ok(LoadedModule { digest, abi, shape: shape.clone(), code, lane: Lane::new() })
+        let reaches_out = shape.imports.iter().any(|import| abi::reaches_out(&import.module, &import.name));
+        Ok(LoadedModule { digest, abi, shape: shape.clone(), code, lane: Lane::new(), reaches_out })
     }
 
     /// Takes other code of the same module, in one step.
@@ -116,9 +119,10 @@ impl LoadedModule {
         &self.shape
     }
 
-    /// Its host functions are wasmer-wasix's, whose work between two looks at the clock is too long for a proxy worker.
-    pub(super) fn needs_wasix(&self) -> bool {
-        self.code.load().needs_wasix
+    /// It never runs on a proxy worker: it may call what waits or has an effect that a second run would repeat, or its host
+    /// functions are wasmer-wasix's, whose work between two looks at the clock is too long.
+    pub(super) fn needs_pool(&self) -> bool {
+        self.reaches_out || self.code.load().needs_wasix
     }
 
     pub(super) fn code(&self) -> Arc<Code> {

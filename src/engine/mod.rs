@@ -33,6 +33,7 @@ pub mod lane;
 mod load;
 mod loaded;
 pub mod memory;
+pub mod outside;
 mod pace;
 mod permits;
 pub mod pool;
@@ -66,17 +67,16 @@ use compile::{Compilers, Why};
 use guest::Allowance;
 use guest_metrics::GuestMetrics;
 use instances::Instances;
+use outside::Outside;
 use pool::{Need, Pool};
-use proxy::outbound::Outbound;
 use scope::Scopes;
 
 pub use cancel::Cancel;
 pub use files::Assets;
-pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, RequestInfo, TlsInfo, Verdict};
+pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, RequestInfo, TlsInfo, Values, Verdict};
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
-pub use proxy::outbound;
 pub use proxy::{Event, ProxyHandler, ProxyStream, Told};
 pub use turns::Turns;
 
@@ -114,7 +114,7 @@ pub struct Engine {
     guest_metrics: GuestMetrics,
     /// Where events of guests beside requests begin: timers, answers to calls, queues.
     events: Events,
-    outbound: OnceLock<Arc<dyn Outbound>>,
+    outside: OnceLock<Arc<dyn Outside>>,
 }
 
 /// `None` from its drop on.
@@ -218,7 +218,7 @@ impl Engine {
             scopes: Arc::default(),
             guest_metrics: GuestMetrics::default(),
             events: Events(Some(events)),
-            outbound: OnceLock::new(),
+            outside: OnceLock::new(),
         }))
     }
 
@@ -321,7 +321,7 @@ impl Engine {
         };
         let need = self.need(&job.module, &self.account(&job.owner), &job.limits);
         if job.module.lane().is_inline()
-            && !job.module.needs_wasix()
+            && !job.module.needs_pool()
             && let Some(memory) = need.account.reserve(need.bytes)
         {
             let finished = self.run_inline(&job, &call, memory);
@@ -417,13 +417,18 @@ impl Engine {
         self.events.0.as_ref().map(|events| events.spawn(event).abort_handle())
     }
 
-    /// Has guests' calls done by this. The first one stays.
-    pub fn set_outbound(&self, outbound: Arc<dyn Outbound>) {
-        let _ = self.outbound.set(outbound);
+    /// Has done by this what guests ask of the world. The first one stays.
+    pub fn set_outside(&self, outside: Arc<dyn Outside>) {
+        let _ = self.outside.set(outside);
     }
 
-    pub(crate) fn outbound(&self) -> Option<Arc<dyn Outbound>> {
-        self.outbound.get().cloned()
+    pub(crate) fn outside(&self) -> Option<Arc<dyn Outside>> {
+        self.outside.get().cloned()
+    }
+
+    /// Where what guests wait for is done.
+    pub(crate) fn waits(&self) -> Option<tokio::runtime::Handle> {
+        self.events.0.as_ref().map(|events| events.handle().clone())
     }
 
     /// What it was started with.

@@ -7,7 +7,6 @@
 //! Invariant: no stream waits for a VM that is gone, and nothing that guests do keeps one here for longer than its
 //! pause may last.
 
-pub mod outbound;
 mod restarts;
 mod rpcs;
 mod vm;
@@ -28,9 +27,9 @@ use super::abi::proxy_wasm::{Call, CallAnswer, Plugin, Woken};
 use super::budget::Account;
 use super::cancel::Cancel;
 use super::guest::Allowance;
-use super::guest_log::GuestLog;
 use super::http::{HttpExchange, Verdict};
 use super::lane::{self, Lane, took};
+use super::outside::Reach;
 use super::scope::Listener;
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
@@ -64,7 +63,7 @@ pub struct ProxyHandler {
     cap: usize,
     slots: Mutex<Vec<Arc<Slot>>>,
     lane: Lane,
-    log: GuestLog,
+    reach: Arc<Reach>,
     restarts: Mutex<Restarts>,
 }
 
@@ -133,11 +132,11 @@ impl ProxyHandler {
             account: engine.account(&handler.owner),
             plugin: Arc::new(plugin),
             cap: cores.min(engine.config().vms_per_handler).min(own).max(1),
+            reach: engine.reach_of(label, handler, limits.input_bytes),
             limits,
             pause: proxy.pause,
             slots: Mutex::default(),
             lane: Lane::new(),
-            log: GuestLog::new(label),
             restarts: Mutex::default(),
         })
     }
@@ -223,7 +222,7 @@ impl ProxyHandler {
         memory: super::budget::Reserved,
     ) -> Result<Guard, RunError> {
         self.restarts.lock().admit(Instant::now())?;
-        let made = Vm::start(&self.module, &self.limits, memory, (&self.plugin, self.assets.clone()), &self.log);
+        let made = Vm::start(&self.module, &self.limits, memory, (&self.plugin, self.assets.clone()), &self.reach);
         match made {
             Ok((vm, asked)) => {
                 *guard = Some(vm);
@@ -242,7 +241,7 @@ impl ProxyHandler {
     fn turn(&self, inline: bool) -> Turn<'_> {
         let fuel = if inline { self.limits.fuel.min(INLINE_FUEL) } else { self.limits.fuel };
         let limits = Limits { fuel, ..self.limits.clone() };
-        Turn { allowance: Allowance::from_now(limits, Cancel::default()), may_block: !inline, log: &self.log }
+        Turn { allowance: Allowance::from_now(limits, Cancel::default()), may_block: !inline, log: &self.reach.log }
     }
 
     /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
@@ -261,6 +260,7 @@ impl ProxyHandler {
         };
         if may_inline
             && self.lane.is_inline()
+            && !self.module.needs_pool()
             && let Some(vm) = guard.as_mut()
         {
             let turn = self.turn(true);
@@ -395,8 +395,8 @@ impl ProxyHandler {
         self.engine.spawn(async move {
             let Call { id, upstream, request, timeout } = call;
             let limit = handler.limits.input_bytes;
-            let answer = match handler.engine.outbound() {
-                Some(outbound) => tokio::time::timeout(timeout, outbound.call(upstream, request, limit)).await,
+            let answer = match handler.engine.outside() {
+                Some(outside) => tokio::time::timeout(timeout, outside.call(upstream, request, limit)).await,
                 None => Ok(Err("there are no upstreams here".to_owned())),
             };
             let answer = match answer {
@@ -405,7 +405,7 @@ impl ProxyHandler {
                     CallAnswer { id, status: Some(head.status), headers: head.headers, body, ..CallAnswer::default() }
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(handler = handler.log.handler(), error, "a guest's call failed");
+                    tracing::debug!(handler = handler.reach.log.handler(), error, "a guest's call failed");
                     CallAnswer { id, ..CallAnswer::default() }
                 }
                 Err(_) => CallAnswer { id, ..CallAnswer::default() },
@@ -425,14 +425,14 @@ impl ProxyHandler {
             Outcome::Ran((), _) => return true,
             Outcome::NotRun(_, error) => {
                 tracing::debug!(
-                    handler = self.log.handler(),
+                    handler = self.reach.log.handler(),
                     error = error_text(&error),
                     "an event of a filter is lost"
                 );
             }
             Outcome::Failed(_, error, _) => {
                 tracing::warn!(
-                    handler = self.log.handler(),
+                    handler = self.reach.log.handler(),
                     error = error_text(&error),
                     "a filter failed beside requests"
                 );

@@ -14,7 +14,8 @@ use super::failure::Ended;
 use super::files::Files;
 use super::guest::{Allowance, Guest};
 use super::host::HostState;
-use super::{Finished, Input, LoadedModule, Output, RunError};
+use super::outside::Reaching;
+use super::{Finished, Input, LoadedModule, Output, RunError, Values};
 
 /// A call that fits its module; nothing of the guest has run yet.
 pub enum Call {
@@ -59,6 +60,13 @@ pub fn execute(
                 stdout: Stdout::Kept(Vec::new()),
                 files,
             };
+            host.config = input.reach.as_ref().map(|reach| reach.config.clone()).unwrap_or_default();
+            host.reaching = Reaching {
+                reach: input.reach.clone(),
+                info: input.info.clone(),
+                values: input.values.clone(),
+                answer: None,
+            };
         };
         let mut guest = match Guest::instantiate(module, allowance, reserved, prepare) {
             Ok(guest) => guest,
@@ -68,7 +76,8 @@ pub fn execute(
                     Ended::Exit(exit_code) => Ok(Output { exit_code, stdout: stillborn.stdout, values: Vec::new() }),
                     Ended::Failed(failure) => Err(RunError::Guest(failure)),
                 };
-                return Finished { result, meter: stillborn.meter, stderr: stillborn.log };
+                let values = input.values.clone();
+                return Finished { result, meter: stillborn.meter, stderr: stillborn.log, values };
             }
         };
         let ended = match call {
@@ -79,11 +88,15 @@ pub fn execute(
         let host = guest.host();
         let stderr = host.log.take();
         let stdout = host.wasi.take_stdout();
+        let values = std::mem::take(&mut host.reaching.values);
+        if let Some(reach) = &input.reach {
+            reach.log.flush(input.info.as_ref().map_or("", |info| &info.request_id), host);
+        }
         let result = match ended {
             Ok((exit_code, values)) => Ok(Output { stdout, exit_code, values }),
             Err(ended) => Err(RunError::Guest(ended.into_failure())),
         };
-        Finished { result, meter, stderr }
+        Finished { result, meter, stderr, values }
     };
     // Everything that the run touched is dropped with it.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
@@ -95,5 +108,5 @@ pub fn execute(
 
 /// A run that never began.
 pub fn refused(error: RunError) -> Finished {
-    Finished { result: Err(error), meter: Meter::default(), stderr: Bytes::new() }
+    Finished { result: Err(error), meter: Meter::default(), stderr: Bytes::new(), values: Values::new() }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use wasmer::TypedFunction;
 
@@ -22,6 +21,7 @@ use super::guest_log::GuestLog;
 use super::host::HostState;
 use super::http::{Features, HttpExchange, Verdict};
 use super::instances::{self, Gate};
+use super::outside::Reach;
 use super::{Assets, Compiler, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter};
 
@@ -60,8 +60,8 @@ impl Vm {
         module: &LoadedModule,
         limits: &Limits,
         reserved: Reserved,
-        (config, assets): (&Bytes, Option<Assets>),
-        log: &GuestLog,
+        reach: &Arc<Reach>,
+        assets: Option<Assets>,
     ) -> Result<Box<Vm>, RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
@@ -70,16 +70,17 @@ impl Vm {
         // What a request writes is none of the next one's: a living VM has no `/tmp`.
         let files = Files::new(assets, 0, reserved.none_yet());
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
-            host.config = config.clone();
+            host.config = reach.config.clone();
+            host.reaching.reach = Some(reach.clone());
             host.wasi.files = files;
         });
         let mut guest = made.map_err(|e| {
-            log.printed("", &e.log);
+            reach.log.printed("", &e.log);
             start_failure(e.ended)
         })?;
         let start = ["_initialize", "_start"].into_iter().find_map(|name| guest.function::<(), ()>(name));
         let ended = start.map_or(Ok(()), |start| guest.call(|store, _| start.call(store)));
-        log.flush("", guest.host());
+        reach.log.flush("", guest.host());
         match ended {
             // ABI, "Guest exports": leaving `_start` by `proc_exit(0)` is success, and the instance stays usable.
             Ok(()) | Err(Ended::Exit(0)) => {}
@@ -123,7 +124,10 @@ impl Vm {
     fn handled(&mut self, next: i64, exchange: &mut HttpExchange, log: &GuestLog) -> Result<Handled, GuestFailure> {
         let host = self.guest.get().host();
         log.flush(&exchange.request_id, host);
-        let edits = std::mem::take(&mut host.http_state.edits);
+        let mut edits = std::mem::take(&mut host.http_state.edits);
+        if let Some(values) = edits.values.take() {
+            exchange.values = values;
+        }
         // `ctx_next`: the low word says whether to go on, the high one is the guest's own.
         let context = (next >> 32) as i32;
         let verdict = if next as u32 == 0 {
@@ -155,7 +159,11 @@ impl Vm {
         let result = match (ended, exchange) {
             (Ok(()), Some(exchange)) => {
                 turn.log.flush(&exchange.request_id, host);
-                std::mem::take(&mut host.http_state.edits).commit_response(exchange);
+                let mut edits = std::mem::take(&mut host.http_state.edits);
+                if let Some(values) = edits.values.take() {
+                    exchange.values = values;
+                }
+                edits.commit_response(exchange);
                 Ok(())
             }
             (Err(ended), _) => Err(ended.into_failure()),

@@ -1,7 +1,8 @@
 //! What the gateway knows of one request, from its head to its log line.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri};
@@ -13,6 +14,7 @@ use super::snapshot::{RouteState, Snapshot};
 use super::upstream::{Endpoint, Lease, Tried, Upstream};
 use crate::config::{self, HashOn};
 use crate::domain::{Meter, Principal, Rejection};
+use crate::engine::{RequestInfo, TlsInfo, Values};
 use crate::limit::limiter::{InFlight, Now};
 
 pub struct Context {
@@ -54,6 +56,10 @@ pub struct Context {
     pub(super) body_filters: Vec<BodyFilter>,
     /// Of the route's path, for handlers.
     pub params: Vec<(String, String)>,
+    /// What handlers may know of the request, once one of them asks.
+    info: Option<Arc<RequestInfo>>,
+    /// What handlers hand on, while none of them runs.
+    pub values: Values,
     /// Bytes of handlers that precede the streamed body of the upstream's answer.
     pub before_body: Bytes,
     pub(super) lease: Option<Lease>,
@@ -104,6 +110,8 @@ impl Context {
             closing: Vec::new(),
             body_filters: Vec::new(),
             params: Vec::new(),
+            info: None,
+            values: Values::new(),
             before_body: Bytes::new(),
             lease: None,
             tried: Tried::default(),
@@ -117,6 +125,29 @@ impl Context {
 
     pub fn request_id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// What handlers may know of the request beside its head.
+    pub fn info(&mut self, session: &Session) -> Arc<RequestInfo> {
+        static CONNECTIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        if let Some(info) = &self.info {
+            return info.clone();
+        }
+        let local = session.server_addr().and_then(|address| address.as_inet()).copied();
+        let tls = session.digest().and_then(|digest| digest.ssl_digest.as_ref());
+        let info = Arc::new(RequestInfo {
+            request_id: self.request_id().into(),
+            route: self.route().map_or_else(String::new, |route| route.name.to_string()),
+            began: self.start.mono,
+            wall: self.start.wall,
+            local,
+            // Both ends of a connection are its alone while it lives. Guests read a signed number.
+            connection: CONNECTIONS.hash_one((self.peer, local)) >> 1,
+            tls: tls.map(|tls| TlsInfo { version: tls.version.to_string(), server_name: None }),
+            principal: self.principal.clone(),
+            params: self.params.clone(),
+        });
+        self.info.insert(info).clone()
     }
 
     /// The configuration of the route that took the request.

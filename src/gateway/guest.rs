@@ -45,17 +45,26 @@ pub async fn answer(
         _ => command_env(session, ctx, handler),
     };
     let cancel = Cancel::default();
+    let mut input = Input { env, stdin, assets, reach: handler.reach(&shared.engine), ..Input::default() };
+    let knows = input.reach.is_some();
+    if knows {
+        input.info = Some(ctx.info(session));
+        input.values = std::mem::take(&mut ctx.values);
+    }
     let job = Job {
         module,
         owner: handler.config.owner.clone(),
         label: handler.label.clone(),
         limits: handler.limits.clone(),
-        input: Input { env, stdin, assets, ..Input::default() },
+        input,
         cancel: cancel.clone(),
     };
     let run = shared.engine.run(job);
     let (finished, gone) = while_here(&mut session.downstream_session, &cancel, run).await;
-    let Finished { result, meter, stderr } = finished;
+    let Finished { result, meter, stderr, values } = finished;
+    if knows {
+        ctx.values = values;
+    }
     let result = result.and_then(|output| match output.exit_code {
         0 => Ok(output),
         code => Err(GuestFailure::ExitCode(code).into()),

@@ -1,9 +1,10 @@
-//! Requests that guests send to upstreams.
+//! What guests ask of the world: requests to upstreams, values that they keep, quotas of their caller.
 //!
-//! Invariant: a guest reaches configured endpoints alone, by the upstream's name; redirects are its own to follow.
+//! Invariant: a guest reaches configured endpoints alone, by the upstream's name; redirects are its own to follow. Keys and
+//! values are in no log.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
@@ -16,22 +17,26 @@ use super::guest_grpc;
 use super::pool::{Client, Pool};
 use super::service::Shared;
 use super::upstream::Tried;
-use crate::domain::Name;
+use crate::domain::{Name, OwnerId, Principal, Timestamp};
 use crate::engine::grpc::{GrpcCall, GrpcStatus};
-use crate::engine::outbound::{Answering, Calling, Outbound};
+use crate::engine::outside::{Answering, Charged, Keep, Kept, Later, NotKept, Outside};
+use crate::limit::limiter::Now;
+use crate::limit::quota::Refused;
+use crate::store::{KvIncr, KvSet, Store, StoreError};
 
 pub struct GuestCalls {
     shared: Weak<Shared>,
     pool: Arc<Pool>,
+    store: Arc<dyn Store>,
 }
 
 impl GuestCalls {
-    pub fn of(shared: &Arc<Shared>) -> GuestCalls {
-        GuestCalls { shared: Arc::downgrade(shared), pool: Arc::new(Pool::new()) }
+    pub fn of(shared: &Arc<Shared>, store: Arc<dyn Store>) -> GuestCalls {
+        GuestCalls { shared: Arc::downgrade(shared), pool: Arc::new(Pool::new()), store }
     }
 }
 
-impl Outbound for GuestCalls {
+impl Outside for GuestCalls {
     fn call(&self, upstream: Name, request: Request<Bytes>, limit: u64) -> Answering {
         let (shared, pool) = (self.shared.clone(), self.pool.clone());
         Box::pin(async move {
@@ -51,7 +56,7 @@ impl Outbound for GuestCalls {
         })
     }
 
-    fn grpc(&self, call: GrpcCall) -> Calling {
+    fn grpc(&self, call: GrpcCall) -> Later<()> {
         let (shared, pool) = (self.shared.clone(), self.pool.clone());
         Box::pin(async move {
             let upstream = shared.upgrade().and_then(|shared| shared.snapshot.load().upstream(&call.upstream));
@@ -61,6 +66,50 @@ impl Outbound for GuestCalls {
             }
         })
     }
+
+    fn keep(&self, owner: OwnerId, key: Vec<u8>, operation: Keep) -> Later<Result<Kept, NotKept>> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            keep(&*store, &owner, &key, operation).await.map_err(|error| match error {
+                StoreError::Conflict(_) => NotKept::Conflict,
+                StoreError::Limit(_) | StoreError::Full => NotKept::Full,
+                error => {
+                    // Guests may ask in a loop; what the gateway itself can't write is told as an error.
+                    tracing::debug!(%error, %owner, "a guest's value");
+                    NotKept::Unavailable
+                }
+            })
+        })
+    }
+
+    fn charge(&self, principal: &Principal, quota: &str, cost: u64) -> Charged {
+        let Some(shared) = self.shared.upgrade() else { return Charged::Unknown };
+        match shared.limiter.spend(principal, quota, cost, Now::read()) {
+            None => Charged::Unknown,
+            Some(Ok(())) => Charged::Allowed,
+            Some(Err(Refused(Some(wait)))) => Charged::Limited(wait),
+            Some(Err(Refused(None))) => Charged::Never,
+        }
+    }
+}
+
+async fn keep(store: &dyn Store, owner: &OwnerId, key: &[u8], operation: Keep) -> Result<Kept, StoreError> {
+    let now = Timestamp::now();
+    let until = |ttl: Option<Duration>| ttl.map(|ttl| now.saturating_add(ttl));
+    Ok(match operation {
+        Keep::Get => store.kv_get(owner, key, now).await?.map_or(Kept::Nothing, Kept::Value),
+        Keep::Set { value, ttl, expected } => {
+            store.kv_set(owner, key, KvSet { value, expires_at: until(ttl), expected }, now).await?;
+            Kept::Written
+        }
+        Keep::Add { by, ttl } => {
+            Kept::Sum(store.kv_incr(owner, key, KvIncr { by, expires_at: until(ttl) }, now).await?)
+        }
+        Keep::Delete => match store.kv_delete(owner, key, now).await? {
+            true => Kept::Written,
+            false => Kept::Nothing,
+        },
+    })
 }
 
 /// One request and its whole answer. Once more where a kept connection had closed.

@@ -121,7 +121,7 @@ pub async fn request_phase(
             };
             body = Some(body::gather(session, ctx, limit).await?);
         }
-        let mut exchange = take_exchange(session, ctx);
+        let mut exchange = take_exchange(session, ctx, handler);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
         exchange.request_size = body.as_ref().map_or(0, |body| body.len() as u64);
         let ended = match filter {
@@ -212,9 +212,19 @@ struct BodyEdit {
 }
 
 /// Moves the head out of the session into the chain's exchange. Its framing is known to the session by now.
-fn take_exchange(session: &mut Session, ctx: &mut Context) -> Box<HttpExchange> {
+fn take_exchange(session: &mut Session, ctx: &mut Context, handler: &RouteHandler) -> Box<HttpExchange> {
     let spare = ctx.chain.as_mut().and_then(|chain| chain.exchange.take());
-    lend_head(session, ctx, spare)
+    let mut exchange = lend_head(session, ctx, spare);
+    lend_knowledge(session, ctx, handler, &mut exchange);
+    exchange
+}
+
+/// What the handler may know beside the head, and what others hand on to it.
+fn lend_knowledge(session: &Session, ctx: &mut Context, handler: &RouteHandler, exchange: &mut HttpExchange) {
+    if handler.wants_info() {
+        exchange.info = Some(ctx.info(session));
+    }
+    exchange.values = std::mem::take(&mut ctx.values);
 }
 
 fn lend_head(session: &mut Session, ctx: &Context, spare: Option<Box<HttpExchange>>) -> Box<HttpExchange> {
@@ -236,6 +246,7 @@ fn return_head(session: &mut Session, exchange: &mut HttpExchange) {
 fn put_back(session: &mut Session, ctx: &mut Context, mut exchange: Box<HttpExchange>) -> BodyEdit {
     return_head(session, &mut exchange);
     exchange.request_body = None;
+    ctx.values = std::mem::take(&mut exchange.values);
     if let Some(written) = exchange.response_body_replaced.take() {
         exchange.response_body = Some(written.into());
     }
@@ -280,6 +291,7 @@ async fn response_phase(
 ) -> Result<Result<Option<Reply>, Rejection>> {
     let Waiting { handler, place, streams, .. } = waiting;
     let mut lent = lend_head(session, ctx, exchange.take());
+    lend_knowledge(session, ctx, &handler, &mut lent);
     std::mem::swap(&mut lent.response, &mut answer.head);
     lent.response_body = answer.body.clone();
     let ended = match place.into_inner() {
@@ -295,6 +307,7 @@ async fn response_phase(
         }
     }
     return_head(session, &mut lent);
+    ctx.values = std::mem::take(&mut lent.values);
     std::mem::swap(&mut lent.response, &mut answer.head);
     if let Some(written) = lent.response_body_replaced.take() {
         answer.body = Some(written.into());
@@ -425,6 +438,8 @@ pub async fn finish(session: &mut Session, ctx: &mut Context) {
         return;
     }
     let mut exchange = lend_head(session, ctx, None);
+    exchange.info = Some(ctx.info(session));
+    exchange.values = std::mem::take(&mut ctx.values);
     if let Some(written) = session.response_written() {
         exchange.response = http::response::Parts::from(written.clone());
     }

@@ -14,6 +14,7 @@ use super::service::Shared;
 use super::snapshot::{Resolved, Snapshot};
 use crate::config;
 use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection};
+use crate::engine::outside::{Reach, uses_host_api};
 use crate::engine::{Assets, Engine, HttpHandler, LoadedModule, ProxyHandler, RunError};
 use crate::limit::network;
 use crate::telemetry::{Metrics, ModuleMetrics};
@@ -31,6 +32,8 @@ pub struct RouteHandler {
     module: OnceCell<Arc<LoadedModule>>,
     assets: OnceCell<Assets>,
     filter: OnceCell<Filter>,
+    /// Of a command that uses the gateway's own functions; filters have theirs.
+    reach: OnceLock<Arc<Reach>>,
 }
 
 /// What has the living VMs of a handler that sees requests in phases.
@@ -67,6 +70,7 @@ impl RouteHandler {
             module: OnceCell::new(),
             assets: OnceCell::new(),
             filter: OnceCell::new(),
+            reach: OnceLock::new(),
         }
     }
 
@@ -83,6 +87,18 @@ impl RouteHandler {
     /// It sees requests in phases, rather than whole.
     pub fn is_filter(&self) -> bool {
         self.version.as_ref().is_some_and(|version| version.abi.is_filter())
+    }
+
+    /// It can ask who calls.
+    pub fn wants_info(&self) -> bool {
+        self.version.as_ref().is_some_and(|v| v.abi == Abi::ProxyWasm || uses_host_api(&v.shape))
+    }
+
+    /// What a command reaches beside its input.
+    pub fn reach(&self, engine: &Engine) -> Option<Arc<Reach>> {
+        let version = self.version.as_ref().filter(|version| uses_host_api(&version.shape));
+        let make = || engine.reach_of(self.label.clone(), &self.config, self.limits.input_bytes);
+        version.map(|_| self.reach.get_or_init(make).clone())
     }
 
     /// What one run of it needs, if it may run now.

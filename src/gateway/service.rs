@@ -20,6 +20,7 @@ use crate::engine::{Cancel, Engine};
 use crate::limit::failures::FailureGate;
 use crate::limit::limiter::Limiter;
 use crate::limit::usage::UsageRecorder;
+use crate::store::Store;
 use crate::telemetry::Metrics;
 
 /// A body as it arrives, or as it is to be sent.
@@ -65,6 +66,7 @@ impl Shared {
         engine: Arc<Engine>,
         metrics: Arc<Metrics>,
         usage: Arc<UsageRecorder>,
+        store: Arc<dyn Store>,
     ) -> Arc<Self> {
         let failures = FailureGate::new(snapshot.config.auth.failures_per_minute);
         let shared = Arc::new(Self {
@@ -79,7 +81,7 @@ impl Shared {
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         });
-        shared.engine.set_outbound(Arc::new(GuestCalls::of(&shared)));
+        shared.engine.set_outside(Arc::new(GuestCalls::of(&shared, store)));
         shared
     }
 

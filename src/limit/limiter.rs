@@ -136,6 +136,14 @@ impl Limiter {
         self.with_buckets(principal, now, |request| request.charge(cost, &self.fuel).map_err(|(_, r)| r))?
     }
 
+    /// Charges one policy of the caller's tier, by its name, beside what the request itself was charged; `None`: the tier
+    /// has no such policy.
+    pub fn spend(&self, principal: &Principal, policy: &str, cost: u64, now: Now) -> Option<Result<(), Refused>> {
+        let spent = self.with_buckets(principal, now, |request| request.spend(policy, cost));
+        // No place for the subject: it has to come again.
+        spent.unwrap_or(Some(Err(Refused(Some(Duration::from_secs(1))))))
+    }
+
     /// Charges fuel after a run against the day's fuel quota; debt is allowed and blocks later requests until the day
     /// ends. Fuel is the owner's: each of its keys is held to its own tier's `fuel_per_day` of the sum.
     pub fn charge_fuel(&self, subject: &Subject, fuel: u64, now: Now) {
@@ -327,6 +335,27 @@ impl Request<'_> {
             cell.charge(cost, tick);
         }
         Ok(())
+    }
+
+    /// One policy, where its cells have room for it in the caller's own bucket and in the wide one.
+    fn spend(&mut self, policy: &str, cost: u64) -> Option<Result<(), Refused>> {
+        let tick = self.tick;
+        let buckets = std::iter::once(&mut *self.own).chain(self.wide.as_deref_mut());
+        let named = |(policies, cell): (&Arc<Policy>, _)| (policies.name.as_str() == policy).then_some(cell);
+        let mut cells: Vec<&mut Cell> =
+            buckets.flat_map(|b| b.policies.iter().zip(&mut b.cells).filter_map(named)).collect();
+        let refused = cells.iter_mut().filter_map(|cell| cell.check(cost, tick).err()).max_by_key(|Refused(wait)| {
+            // Never is longest.
+            wait.map_or(Duration::MAX, |wait| wait)
+        });
+        match refused {
+            _ if cells.is_empty() => None,
+            Some(refused) => Some(Err(refused)),
+            None => {
+                cells.iter_mut().for_each(|cell| cell.charge(cost, tick));
+                Some(Ok(()))
+            }
+        }
     }
 
     /// The limit and how long it refuses.

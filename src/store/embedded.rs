@@ -12,6 +12,7 @@ mod modules;
 mod records;
 mod retired;
 mod sums;
+mod values;
 mod writer;
 
 use std::path::Path;
@@ -22,7 +23,8 @@ use redb::{ReadTransaction, WriteTransaction};
 use tokio::sync::Semaphore;
 
 use super::{
-    AdminToken, AuditEntry, Counter, NewVersion, Page, Result, Retention, Rotation, Store, StoreError, Stored, UsageRow,
+    AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation, Store,
+    StoreError, Stored, UsageRow,
 };
 use crate::domain::{
     ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
@@ -196,11 +198,31 @@ impl Store for EmbeddedStore {
 
     async fn prune(&self, keep: Retention) -> Result<u64> {
         // A look costs no commit, and nearly always there is nothing to do.
-        if self.scan(move |tx| records::can_prune(tx, &keep)).await? {
-            self.write(move |tx| records::prune(tx, &keep)).await
+        if self.scan(move |tx| Ok(records::can_prune(tx, &keep)? || values::can_sweep(tx, keep.now)?)).await? {
+            self.write(move |tx| Ok(records::prune(tx, &keep)? + values::sweep(tx, keep.now, records::PRUNE_BATCH)?))
+                .await
         } else {
             Ok(0)
         }
+    }
+
+    async fn kv_get(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> Result<Option<KvValue>> {
+        self.db.read(|tx| values::get(tx, owner, key, now))
+    }
+
+    async fn kv_set(&self, owner: &OwnerId, key: &[u8], set: KvSet, now: Timestamp) -> Result<u64> {
+        let (owner, key) = (owner.clone(), key.to_vec());
+        self.write(move |tx| values::set(tx, &owner, &key, &set, now)).await
+    }
+
+    async fn kv_incr(&self, owner: &OwnerId, key: &[u8], incr: KvIncr, now: Timestamp) -> Result<i64> {
+        let (owner, key) = (owner.clone(), key.to_vec());
+        self.write(move |tx| values::incr(tx, &owner, &key, &incr, now)).await
+    }
+
+    async fn kv_delete(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> Result<bool> {
+        let (owner, key) = (owner.clone(), key.to_vec());
+        self.write(move |tx| values::delete(tx, &owner, &key, now)).await
     }
 
     async fn append_audit(&self, entry: &AuditEntry) -> Result<()> {

@@ -66,6 +66,10 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// Versions a module may have: reading a module reads them all.
 pub const MAX_VERSIONS: u32 = 100;
 
+/// What an owner's guests may keep together: values, and bytes of keys and values.
+pub const MAX_KV_ENTRIES: u64 = 10_000;
+pub const MAX_KV_BYTES: u64 = 16 << 20;
+
 /// A named admin token. Its text is kept only as a keyed hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminToken {
@@ -173,7 +177,18 @@ pub trait Store: Send + Sync + 'static {
     /// Newest first.
     async fn audit(&self, limit: u64) -> Result<Vec<AuditEntry>>;
 
-    /// Deletes the oldest audit lines and usage rows that are no longer to be kept, at most a batch of each; how many.
+    /// A value of the owner's guests, unless its time is over by `now`.
+    async fn kv_get(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> Result<Option<KvValue>>;
+    /// Gives the value's number, which no value of the owner had before. `Conflict`: it has another number than was
+    /// expected. `Limit`: the owner has no room for it ([`MAX_KV_ENTRIES`], [`MAX_KV_BYTES`]).
+    async fn kv_set(&self, owner: &OwnerId, key: &[u8], set: KvSet, now: Timestamp) -> Result<u64>;
+    /// Adds to a number, in decimal digits, in one step. `Conflict`: the value is no such number, or the sum is none.
+    async fn kv_incr(&self, owner: &OwnerId, key: &[u8], incr: KvIncr, now: Timestamp) -> Result<i64>;
+    /// Whether there was a value.
+    async fn kv_delete(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> Result<bool>;
+
+    /// Deletes the oldest audit lines and usage rows that are no longer to be kept, and values whose time is over, at most
+    /// a batch of each; how many.
     async fn prune(&self, keep: Retention) -> Result<u64>;
 
     /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds).
@@ -189,6 +204,33 @@ pub struct Retention {
     pub audit_entries: u64,
     /// Usage of this day or later.
     pub usage_from_day: i64,
+    /// Values of guests whose time is not over by then.
+    pub now: Timestamp,
+}
+
+/// A value that a guest keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvValue {
+    pub value: Vec<u8>,
+    /// Another one after every write.
+    pub version: u64,
+}
+
+/// See [`Store::kv_set`].
+#[derive(Clone, Debug, Default)]
+pub struct KvSet {
+    pub value: Vec<u8>,
+    pub expires_at: Option<Timestamp>,
+    /// The number that the value there has to have; 0: there has to be none.
+    pub expected: Option<u64>,
+}
+
+/// See [`Store::kv_incr`].
+#[derive(Clone, Copy, Debug)]
+pub struct KvIncr {
+    pub by: i64,
+    /// Of a number that begins with this; one that is there keeps its time.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// See [`Store::rotate_key`].

@@ -20,8 +20,8 @@ use wasmgate::domain::{
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, NewVersion, Page, Result as StoreResult, Retention, Role, Rotation, Store,
-    StoreError, Stored, UsageRow,
+    AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result as StoreResult, Retention, Role,
+    Rotation, Store, StoreError, Stored, UsageRow,
 };
 
 use crate::store::{at, name};
@@ -104,6 +104,10 @@ pass_on! {
     fn audit(&self, limit: u64) -> StoreResult<Vec<AuditEntry>>;
     fn save_counters(&self, counters: &[Counter], expire_before: i64) -> StoreResult<()>;
     fn load_counters(&self) -> StoreResult<Vec<Counter>>;
+    fn kv_get(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> StoreResult<Option<KvValue>>;
+    fn kv_set(&self, owner: &OwnerId, key: &[u8], set: KvSet, now: Timestamp) -> StoreResult<u64>;
+    fn kv_incr(&self, owner: &OwnerId, key: &[u8], incr: KvIncr, now: Timestamp) -> StoreResult<i64>;
+    fn kv_delete(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> StoreResult<bool>;
 }
 
 fn settings(fresh: Duration, max_stale: Duration) -> Settings {

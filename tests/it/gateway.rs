@@ -103,7 +103,7 @@ impl Kit {
         })
         .unwrap();
         let usage = Arc::new(UsageRecorder::default());
-        let shared = Shared::new(snapshot, auth, Limiter::new(1000), engine, metrics.clone(), usage);
+        let shared = Shared::new(snapshot, auth, Limiter::new(1000), engine, metrics.clone(), usage, store);
         shared.set_ready();
         let running = wasmgate::gateway::start(shared.clone(), Arc::new(EchoApi), Arc::new(EchoApi)).unwrap();
         Kit { running: Some(running), shared, metrics, key: minted.secret, runtime, _dir: dir }

@@ -24,6 +24,7 @@ mod files;
 mod gateway;
 mod generated;
 mod handlers;
+mod host_api;
 mod http2_clients;
 mod http_wasm;
 mod http_wasm_tck;

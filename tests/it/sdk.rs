@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::support::api::{self, Form};
 use crate::support::toml::{route, upstream};
 use crate::support::upstream::respond;
-use crate::support::{Gateway, Upstream};
+use crate::support::{Gateway, Upstream, eventually};
 
 fn guest(name: &str) -> Vec<u8> {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guests").join(format!("{name}.wasm"));
@@ -83,4 +83,23 @@ fn rust_works_on_files() {
 fn go_works_on_files() {
     let expected = "open /new: Read-only file system\nb false 3\n0 <nil>\n";
     assert_eq!(with_page("sum", &guest("sum"), "files"), format!("{PAGE}{expected}"));
+}
+
+/// The crate in `examples/sdk/rust`.
+#[test]
+fn a_rust_command_uses_the_host_api() {
+    let near = Upstream::start(|_, stream| respond(stream, 201, &[("X-Answer", "yes")], &[b'x'; 5000]));
+    let handler = route(
+        "rust",
+        "match.path_prefix = \"/\"\nauth = \"none\"\ntarget.handler = { module = \"acme/host\", config = \"configured\", wall = \"60s\", upstreams = [\"near\"] }",
+    );
+    let config = upstream("near", near.addr, "");
+    let gw = Gateway::with_modules(&config, &[("acme/host", "command", &guest("host_api"))], &handler);
+    let expected = "config configured\nroute Some(Ok(\"rust\"))\nowner None\nget Ok(None)\nreplace Err(Conflict)\nfound 1000 Ok(())\n\
+                    incr Ok(2) Err(Conflict)\ndelete Ok(true) Ok(false)\nbounds Err(BadArgument) Err(NotFound)\nvalue Some([49]) None\n\
+                    call 201 Some([121, 101, 115]) 5000\nfar Err(true)\nmetric Ok(()) Ok(()) Err(BadArgument)\n";
+    assert_eq!(gw.get("/").send().expect(200).text(), expected);
+    let asked = near.only();
+    assert_eq!((asked.header("x-from"), &asked.body[..]), (Some("rust"), &b"body"[..]));
+    eventually("it has logged", || gw.log().contains("from rust"));
 }

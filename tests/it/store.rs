@@ -13,7 +13,8 @@ use wasmgate::domain::{
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, NewVersion, NoRoom, Retention, Role, Rotation, Store, StoreError, Stored,
+    AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewVersion, NoRoom, Retention, Role,
+    Rotation, Store, StoreError, Stored,
 };
 
 pub fn name(text: &str) -> Name {
@@ -131,6 +132,11 @@ const CASES: &[Case] = cases![
     old_lines_and_rows_are_pruned_in_batches,
     a_tier_is_reset_by_name,
     counters_are_replaced_and_expire,
+    values_are_found_by_owner_and_key,
+    values_change_only_under_their_number,
+    numbers_add_up,
+    values_expire,
+    values_are_bounded_by_owner,
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -573,6 +579,7 @@ async fn old_lines_and_rows_are_pruned_in_batches(store: Shared) {
         audit_from: at(audit_from),
         audit_entries,
         usage_from_day,
+        now: at(0),
     };
     assert_eq!(store.prune(keep(0, 100, 0)).await.unwrap(), 0);
     assert_eq!(store.prune(keep(10, 100, 22)).await.unwrap(), 10 + 1_000);
@@ -606,6 +613,125 @@ async fn counters_are_replaced_and_expire(store: Shared) {
     assert_eq!(store.load_counters().await.unwrap(), [counter("a", 200, 2), counter("b", 200, 5)]);
     store.save_counters(&[counter("c", 300, 1)], 300).await.unwrap();
     assert_eq!(store.load_counters().await.unwrap(), [counter("c", 300, 1)]);
+}
+
+fn kv(value: impl AsRef<[u8]>) -> KvSet {
+    KvSet { value: value.as_ref().to_vec(), ..KvSet::default() }
+}
+
+async fn value(store: &Shared, owner: &str, key: &[u8], now: i64) -> Option<Vec<u8>> {
+    store.kv_get(&name(owner), key, at(now)).await.unwrap().map(|found| found.value)
+}
+
+async fn values_are_found_by_owner_and_key(store: Shared) {
+    let (alice, bob) = (name("alice"), name("bob"));
+    assert_eq!(value(&store, "alice", b"k", 1).await, None);
+    store.kv_set(&alice, b"k", kv("of alice"), at(1)).await.unwrap();
+    store.kv_set(&bob, b"k", kv(""), at(1)).await.unwrap();
+    store.kv_set(&alice, b"\0\xff", kv([0, 255]), at(1)).await.unwrap();
+    assert_eq!(value(&store, "alice", b"k", 1).await.unwrap(), b"of alice");
+    assert_eq!(value(&store, "bob", b"k", 1).await.unwrap(), b"");
+    assert_eq!(value(&store, "alice", b"\0\xff", 1).await.unwrap(), [0, 255]);
+    assert!(store.kv_delete(&alice, b"k", at(1)).await.unwrap());
+    assert!(!store.kv_delete(&alice, b"k", at(1)).await.unwrap());
+    assert_eq!(value(&store, "alice", b"k", 1).await, None);
+    assert_eq!(value(&store, "bob", b"k", 1).await.unwrap(), b"");
+}
+
+async fn values_change_only_under_their_number(store: Shared) {
+    let alice = name("alice");
+    let cas = |value: &str, expected| KvSet { expected: Some(expected), ..kv(value) };
+    let conflict = |result| matches!(result, Err(StoreError::Conflict(_)));
+    assert!(conflict(store.kv_set(&alice, b"k", cas("1", 7), at(1)).await), "there is none");
+    let first = store.kv_set(&alice, b"k", cas("1", 0), at(1)).await.unwrap();
+    assert!(conflict(store.kv_set(&alice, b"k", cas("2", 0), at(1)).await), "there is one");
+    let second = store.kv_set(&alice, b"k", cas("2", first), at(1)).await.unwrap();
+    assert!(second > first);
+    assert!(conflict(store.kv_set(&alice, b"k", cas("3", first), at(1)).await));
+    assert_eq!(store.kv_get(&alice, b"k", at(1)).await.unwrap().unwrap().version, second);
+    store.kv_delete(&alice, b"k", at(1)).await.unwrap();
+    let third = store.kv_set(&alice, b"k", kv("3"), at(1)).await.unwrap();
+    assert!(third > second, "a number never comes again");
+    // Of many at once that have seen the same value one wins.
+    let at_once = (0..20).map(|_| {
+        let (store, alice) = (store.clone(), alice.clone());
+        async move { store.kv_set(&alice, b"k", cas("4", third), at(1)).await }
+    });
+    assert_eq!(together(at_once).await.into_iter().filter(Result::is_ok).count(), 1);
+}
+
+async fn numbers_add_up(store: Shared) {
+    let alice = name("alice");
+    let incr = |by| KvIncr { by, expires_at: None };
+    let at_once = (0..50).map(|_| {
+        let (store, alice) = (store.clone(), alice.clone());
+        async move { store.kv_incr(&alice, b"n", incr(2), at(1)).await.unwrap() }
+    });
+    let mut seen = together(at_once).await;
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=50).map(|n| 2 * n).collect::<Vec<_>>());
+    assert_eq!(value(&store, "alice", b"n", 1).await.unwrap(), b"100");
+    assert_eq!(store.kv_incr(&alice, b"n", incr(-101), at(1)).await.unwrap(), -1);
+    store.kv_set(&alice, b"n", kv(i64::MAX.to_string()), at(1)).await.unwrap();
+    assert!(matches!(store.kv_incr(&alice, b"n", incr(1), at(1)).await, Err(StoreError::Conflict(_))));
+    store.kv_set(&alice, b"n", kv("text"), at(1)).await.unwrap();
+    assert!(matches!(store.kv_incr(&alice, b"n", incr(1), at(1)).await, Err(StoreError::Conflict(_))));
+    assert_eq!(value(&store, "alice", b"n", 1).await.unwrap(), b"text");
+}
+
+async fn values_expire(store: Shared) {
+    let alice = name("alice");
+    store.kv_set(&alice, b"k", KvSet { expires_at: Some(at(10)), ..kv("1") }, at(1)).await.unwrap();
+    assert_eq!(value(&store, "alice", b"k", 9).await.unwrap(), b"1");
+    assert_eq!(value(&store, "alice", b"k", 10).await, None);
+    let fresh = KvSet { expected: Some(0), ..kv("2") };
+    store.kv_set(&alice, b"k", fresh, at(10)).await.unwrap();
+    assert_eq!(value(&store, "alice", b"k", 99).await.unwrap(), b"2", "without a time it stays");
+    // The first addition sets the time of a counter; further ones leave it.
+    let until = |seconds| KvIncr { by: 1, expires_at: Some(at(seconds)) };
+    assert_eq!(store.kv_incr(&alice, b"n", until(20), at(11)).await.unwrap(), 1);
+    assert_eq!(store.kv_incr(&alice, b"n", until(30), at(12)).await.unwrap(), 2);
+    assert_eq!(store.kv_incr(&alice, b"n", until(40), at(20)).await.unwrap(), 1);
+    assert!(!store.kv_delete(&alice, b"n", at(50)).await.unwrap());
+    for n in 0..1_200u32 {
+        store.kv_set(&alice, &n.to_be_bytes(), KvSet { expires_at: Some(at(60)), ..kv("x") }, at(50)).await.unwrap();
+    }
+    let keep = |now| Retention { audit_from: at(0), audit_entries: 100, usage_from_day: 0, now: at(now) };
+    assert_eq!(store.prune(keep(59)).await.unwrap(), 0);
+    assert_eq!(store.prune(keep(60)).await.unwrap(), 1_000);
+    assert_eq!(store.prune(keep(60)).await.unwrap(), 200);
+    assert_eq!(store.prune(keep(60)).await.unwrap(), 0);
+    assert_eq!(value(&store, "alice", b"k", 99).await.unwrap(), b"2");
+}
+
+async fn values_are_bounded_by_owner(store: Shared) {
+    let (alice, bob) = (name("alice"), name("bob"));
+    let full = |result| matches!(result, Err(StoreError::Limit(_)));
+    let quarter = || kv(vec![1; MAX_KV_BYTES as usize / 4]);
+    for key in [b"a", b"b", b"c"] {
+        store.kv_set(&alice, key, quarter(), at(1)).await.unwrap();
+    }
+    assert!(full(store.kv_set(&alice, b"d", quarter(), at(1)).await), "keys count");
+    assert_eq!(value(&store, "alice", b"d", 1).await, None);
+    store.kv_set(&bob, b"d", quarter(), at(1)).await.unwrap();
+    store.kv_set(&alice, b"a", quarter(), at(1)).await.unwrap();
+    // What has expired makes room.
+    store.kv_set(&alice, b"a", KvSet { expires_at: Some(at(5)), ..quarter() }, at(1)).await.unwrap();
+    assert!(full(store.kv_set(&alice, b"d", quarter(), at(4)).await));
+    store.kv_set(&alice, b"d", quarter(), at(5)).await.unwrap();
+    for key in [b"b", b"c", b"d"] {
+        store.kv_delete(&alice, key, at(5)).await.unwrap();
+    }
+    let many = (0..MAX_KV_ENTRIES as u32).map(|n| {
+        let (store, alice) = (store.clone(), alice.clone());
+        async move { store.kv_set(&alice, &n.to_be_bytes(), kv(""), at(6)).await.unwrap() }
+    });
+    together(many).await;
+    assert!(full(store.kv_set(&alice, b"k", kv(""), at(6)).await));
+    assert!(full(store.kv_incr(&alice, b"k", KvIncr { by: 1, expires_at: None }, at(6)).await.map(|_| 0)));
+    store.kv_set(&alice, &0u32.to_be_bytes(), kv("again"), at(6)).await.unwrap();
+    store.kv_delete(&alice, &1u32.to_be_bytes(), at(6)).await.unwrap();
+    store.kv_set(&alice, b"k", kv(""), at(6)).await.unwrap();
 }
 
 // ---- the embedded store's file ----
@@ -650,7 +776,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 3 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 4 });
 }
 
 /// As of the release before: no sums, and tiers without a bound of storage.

@@ -7,7 +7,7 @@ mod body;
 mod edits;
 mod head;
 mod headers;
-mod output;
+pub mod output;
 
 use crate::domain::rejection::NotLoadableKind;
 use crate::domain::{Abi, ModuleShape, NotLoadable};

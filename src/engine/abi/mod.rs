@@ -17,6 +17,7 @@ pub mod http_wasm;
 pub mod proxy_wasm;
 pub mod wasi;
 pub mod wasix;
+pub mod wasmgate;
 pub mod wire;
 
 use wasmer::{Function, FunctionEnv, Store};
@@ -161,12 +162,25 @@ impl Resolver {
 
     /// The function behind an import, if this ABI may have it.
     pub fn resolve(&self, module: &str, name: &str) -> Option<Import> {
+        if module == wasmgate::MODULE && wasmgate::serves(self.host.abi()) {
+            return wasmgate::host_fn(name).map(Import::Host);
+        }
         if self.wasix {
             return wasix::resolve(module, name).map(Import::Wasix);
         }
         let is_wasi = module == wasi::MODULE || (module == wasi::OLD_MODULE && self.host.abi() == Abi::ProxyWasm);
         let wasi = is_wasi && self.host.wasi();
         if wasi { wasi::host_fn(name) } else { self.host.host_fn(module, name) }.map(Import::Host)
+    }
+}
+
+/// A function that waits, or whose effect outlives the run.
+pub fn reaches_out(module: &str, name: &str) -> bool {
+    match module {
+        wasmgate::MODULE => wasmgate::reaches_out(name),
+        // By name, which only the call tells.
+        proxy_wasm::MODULE => name == "proxy_call_foreign_function",
+        _ => false,
     }
 }
 

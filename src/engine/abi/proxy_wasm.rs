@@ -5,6 +5,7 @@
 
 mod buffers;
 mod calls;
+mod foreign;
 mod grpc;
 mod maps;
 mod pairs;
@@ -26,6 +27,7 @@ use super::{AbiHost, HostFn, host_fns};
 
 use buffers::{proxy_get_buffer_bytes, proxy_get_buffer_status, proxy_set_buffer_bytes};
 use calls::{proxy_get_status, proxy_http_call};
+use foreign::proxy_call_foreign_function;
 use grpc::{proxy_grpc_call, proxy_grpc_cancel, proxy_grpc_close, proxy_grpc_send, proxy_grpc_stream};
 use maps::{
     proxy_add_header_map_value, proxy_get_header_map_pairs, proxy_get_header_map_size, proxy_get_header_map_value,
@@ -42,9 +44,8 @@ use streams::{
     proxy_continue_stream, proxy_done, proxy_send_local_response, proxy_set_effective_context,
 };
 use system::{
-    emscripten_notify_memory_growth, proxy_call_foreign_function, proxy_get_configuration,
-    proxy_get_current_time_nanoseconds, proxy_get_log_level, proxy_log, proxy_set_tick_period_milliseconds,
-    pthread_equal,
+    emscripten_notify_memory_growth, proxy_get_configuration, proxy_get_current_time_nanoseconds, proxy_get_log_level,
+    proxy_log, proxy_set_tick_period_milliseconds, pthread_equal,
 };
 
 pub use calls::{Call, CallAnswer};

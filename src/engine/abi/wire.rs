@@ -1,8 +1,9 @@
 //! What guests may put on the wire, whatever their ABI.
 
-use http::header::{self, HeaderName};
+use bytes::Bytes;
+use http::header::{self, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
 
 /// Fields of one message after a guest's writes.
 pub const FIELDS: usize = 256;
@@ -50,4 +51,35 @@ pub fn target(text: &[u8]) -> Option<PathAndQuery> {
 /// A status that ends a request.
 pub fn status(code: u16) -> Option<StatusCode> {
     StatusCode::from_u16(code).ok().filter(|code| (200..600).contains(&code.as_u16()))
+}
+
+/// A guest's request to an upstream: fields with `:method`, `:path` and `:authority` among them, which it needs.
+pub fn request(given: &[(&[u8], &[u8])], body: Bytes) -> Option<Request<Bytes>> {
+    if given.len() > FIELDS {
+        return None;
+    }
+    let (mut to, mut path, mut host) = (None, None, None);
+    let mut fields = HeaderMap::with_capacity(given.len());
+    for (name, value) in given {
+        match *name {
+            b":method" => to = Some(method(value)?),
+            b":path" => path = Some(target(value)?),
+            b":authority" if is_host(value) => host = Some(HeaderValue::from_bytes(value).ok()?),
+            b":authority" => return None,
+            [b':', ..] => {}
+            name => {
+                let name = HeaderName::from_bytes(name).ok()?;
+                let value = HeaderValue::from_bytes(value).ok()?;
+                if name != HOST && !is_gateways(&name, Message::Request) {
+                    fields.try_append(name, value).ok()?;
+                }
+            }
+        }
+    }
+    fields.insert(HOST, host?);
+    let mut request = Request::new(body);
+    *request.method_mut() = to?;
+    *request.uri_mut() = path?.into();
+    *request.headers_mut() = fields;
+    Some(request)
 }

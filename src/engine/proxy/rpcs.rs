@@ -16,8 +16,8 @@ impl ProxyHandler {
         let Begun { id, unary, mut call, mut events } = begun;
         call.limit = self.limits.input_bytes;
         let gone = call.gone.clone();
-        let calling = match self.engine.outbound() {
-            Some(outbound) => outbound.grpc(call),
+        let calling = match self.engine.outside() {
+            Some(outside) => outside.grpc(call),
             None => Box::pin(async move {
                 call.end(GrpcStatus::unavailable("there are no upstreams here")).await;
             }),

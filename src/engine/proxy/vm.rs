@@ -24,6 +24,7 @@ use crate::engine::guest::{Allowance, Guest};
 use crate::engine::guest_log::GuestLog;
 use crate::engine::host::HostState;
 use crate::engine::http::{HttpExchange, Verdict};
+use crate::engine::outside::Reach;
 use crate::engine::vms::{Turn, start_failure};
 use crate::engine::{Assets, Compiler, LoadedModule, RunError};
 
@@ -148,7 +149,7 @@ impl Vm {
         limits: &Limits,
         reserved: Reserved,
         (plugin, assets): (&Arc<Plugin>, Option<Assets>),
-        log: &GuestLog,
+        reach: &Arc<Reach>,
     ) -> Result<(Box<Vm>, Asked), RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
@@ -158,11 +159,12 @@ impl Vm {
         let files = Files::new(assets, 0, reserved.none_yet());
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
             host.proxy = Some(Box::new(ProxyState::new(plugin.clone(), version)));
+            host.reaching.reach = Some(reach.clone());
             host.wasi.files = files;
             host.wasi.env = plugin.env.clone();
         });
         let mut guest = made.map_err(|e| {
-            log.printed("", &e.log);
+            reach.log.printed("", &e.log);
             start_failure(e.ended)
         })?;
         let allocate = ALLOCATORS.iter().find_map(|name| guest.function::<i32, i32>(name));
@@ -180,7 +182,7 @@ impl Vm {
             failed: 0,
         });
         let started = vm.configure(plugin);
-        log.flush("", vm.guest.get().host());
+        reach.log.flush("", vm.guest.get().host());
         started.map_err(start_failure)?;
         let asked = vm.asked();
         Ok((vm, asked))

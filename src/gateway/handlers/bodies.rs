@@ -70,9 +70,9 @@ impl BodyFilter {
             exchange.request_size = common.request_size;
             exchange.info = common.info.clone();
             exchange.upstream = common.upstream.clone();
-            exchange.values = common.values.clone();
             exchange.cancel = common.cancel.clone();
         }
+        exchange.values = ctx.values.clone();
         exchange.response = head.clone();
         self.exchange = Some(exchange);
     }

@@ -2,8 +2,7 @@
 //!
 //! Invariant: a filter that fails leaves heads as they were, where its policy lets the request go on.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
@@ -13,7 +12,7 @@ use pingora::proxy::Session;
 use super::{Ended, Place};
 use crate::config::{HandlerFail, HeaderBytes};
 use crate::domain::{GuestFailure, Rejection};
-use crate::engine::{Cancel, Event, HttpExchange, ProxyHandler, ProxyStream, RequestInfo, TlsInfo, Told, Verdict};
+use crate::engine::{Cancel, Event, HttpExchange, ProxyHandler, ProxyStream, Told, Verdict};
 use crate::gateway::answer::has_body;
 use crate::gateway::context::Context;
 use crate::gateway::pipeline::Stop;
@@ -52,9 +51,6 @@ pub async fn request(
 ) -> Result<Ended, Stop> {
     if !readable(&mut exchange.request.headers, handler.config.proxy.header_bytes) {
         return Err(Rejection::BadRequest("a header value is not UTF-8".into()).into());
-    }
-    if exchange.info.is_none() {
-        exchange.info = Some(Arc::new(info(session, ctx)));
     }
     let body = exchange.request_body.clone().filter(|body| proxy.wants_request_body() && !body.is_empty());
     let holds_head = body.is_some() && handler.config.proxy.hold_headers;
@@ -192,21 +188,4 @@ fn readable(fields: &mut HeaderMap, policy: HeaderBytes) -> bool {
         }
     }
     true
-}
-
-fn info(session: &Session, ctx: &Context) -> RequestInfo {
-    static CONNECTIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let local = session.server_addr().and_then(|address| address.as_inet()).copied();
-    let tls = session.digest().and_then(|digest| digest.ssl_digest.as_ref());
-    RequestInfo {
-        route: ctx.route().map_or_else(String::new, |route| route.name.to_string()),
-        began: ctx.start.mono,
-        wall: ctx.start.wall,
-        local,
-        // Both ends of a connection are its alone while it lives. Guests read a signed number.
-        connection: CONNECTIONS.hash_one((ctx.peer, local)) >> 1,
-        tls: tls.map(|tls| TlsInfo { version: tls.version.to_string(), server_name: None }),
-        principal: ctx.principal.clone(),
-        params: ctx.params.clone(),
-    }
 }

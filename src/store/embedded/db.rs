@@ -18,7 +18,7 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{keys, modules, records, retired};
+use super::{keys, modules, records, retired, values};
 use crate::store::{Result, StoreError};
 
 /// redb's page cache; its default is 1 GiB.
@@ -41,6 +41,7 @@ const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
         modules::sum_bytes(tx)?;
         records::bound_storage(tx)
     },
+    values::create,
 ];
 
 pub struct Db {

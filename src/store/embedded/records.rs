@@ -17,7 +17,7 @@ const TOKENS: TableDefinition<&str, &[u8]> = TableDefinition::new("tokens");
 const TOKENS_BY_HASH: TableDefinition<&[u8; 32], &str> = TableDefinition::new("token_hashes");
 const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
 /// Rows of one kind that one transaction deletes.
-const PRUNE_BATCH: u64 = 1_000;
+pub const PRUNE_BATCH: u64 = 1_000;
 /// By counter id: start of the window, and what is used.
 const COUNTERS: TableDefinition<&str, (i64, u64)> = TableDefinition::new("counters");
 

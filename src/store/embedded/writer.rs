@@ -1,6 +1,6 @@
 //! The one writer: a thread that puts all waiting writes into one transaction (group commit) and answers each after it.
 //!
-//! Invariant: a job that fails by its own rules (`NotFound`, `Conflict`, `Limit`) has written nothing, so the others of
+//! Invariant: a job that fails by its own rules (`NotFound`, `Conflict`, `Limit`) has written nothing of its own, so the others of
 //! its group go on; any other error fails the whole group, and nothing of it is kept.
 
 use std::sync::Arc;

@@ -23,7 +23,7 @@ pub fn wasix_guest(name: &str) -> Vec<u8> {
     c_source(&format!("tests/guests/wasix/{name}.c"))
 }
 
-/// As [`c_guest`], by the source's path in the repository. Headers beside it count as part of it.
+/// As [`c_guest`], by the source's path in the repository. Headers beside it and those of the SDK count as part of it.
 #[track_caller]
 pub fn c_source(path: &str) -> Vec<u8> {
     static BUILDING: Mutex<()> = Mutex::new(());
@@ -32,10 +32,13 @@ pub fn c_source(path: &str) -> Vec<u8> {
     let name = source.file_stem().and_then(|name| name.to_str()).expect("a plain name");
     let mut text = std::fs::read(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
     let freestanding = text.starts_with(b"// freestanding");
-    for header in std::fs::read_dir(source.parent().expect("it has a folder")).expect("the folder is there") {
-        let header = header.expect("the folder is readable").path();
-        if header.extension().is_some_and(|extension| extension == "h") {
-            text.extend(std::fs::read(&header).expect("the header is readable"));
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/sdk/c");
+    for folder in [source.parent().expect("it has a folder"), &sdk] {
+        for header in std::fs::read_dir(folder).expect("the folder is there") {
+            let header = header.expect("the folder is readable").path();
+            if header.extension().is_some_and(|extension| extension == "h") {
+                text.extend(std::fs::read(&header).expect("the header is readable"));
+            }
         }
     }
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");

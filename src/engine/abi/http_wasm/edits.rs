@@ -11,7 +11,7 @@ use http::{Method, StatusCode, Uri};
 use crate::domain::{GuestFailure, Reply};
 use crate::engine::abi::wire::{FIELDS, Message, is_gateways, is_host};
 use crate::engine::failure::Halt;
-use crate::engine::http::HttpExchange;
+use crate::engine::http::{HttpExchange, Values};
 
 /// Bytes of names and values that a guest may write in one phase.
 const HEADER_BYTES: usize = 256 << 10;
@@ -35,6 +35,8 @@ pub struct Edits {
     pub response_body: Option<Vec<u8>>,
     /// The request body was read and not kept.
     pub consumed: bool,
+    /// What handlers hand on, with what this one changed.
+    pub values: Option<Values>,
     header_bytes: usize,
 }
 

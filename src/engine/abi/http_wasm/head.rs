@@ -13,6 +13,7 @@ use super::edits::bad;
 use super::{SUPPORTED, Stage, exchange, output};
 use crate::engine::abi::wire;
 use crate::engine::failure::Halt;
+use crate::engine::guest_log;
 use crate::engine::host::HostState;
 use crate::engine::http::Features;
 
@@ -41,15 +42,9 @@ pub fn get_config(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Halt> {
     output::len(memory, config, buf, cap)
 }
 
-/// `log_level` is signed: debug -1, info 0, warn 1, error 2, none 3. `None` where nothing is logged.
+/// `None` where nothing is logged.
 fn enabled(level: i32) -> Option<Level> {
-    match level {
-        -1 if tracing::enabled!(target: "guest", Level::DEBUG) => Some(Level::DEBUG),
-        0 if tracing::enabled!(target: "guest", Level::INFO) => Some(Level::INFO),
-        1 if tracing::enabled!(target: "guest", Level::WARN) => Some(Level::WARN),
-        2 if tracing::enabled!(target: "guest", Level::ERROR) => Some(Level::ERROR),
-        _ => None,
-    }
+    guest_log::level(level).filter(|level| guest_log::is_enabled(*level))
 }
 
 pub fn log_enabled(_env: Env<'_>, level: i32) -> Result<i32, Halt> {

@@ -5,20 +5,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, StatusCode};
+use http::header::HeaderMap;
+use http::{Request, StatusCode};
 
-use super::pairs::{self, Pair};
-use super::{Done, Env, Parts, ProxyState, Status, bytes, call, give, parts, put_u32};
+use super::{Done, Env, Parts, ProxyState, Status, bytes, call, give, pairs, parts, put_u32};
 use crate::domain::Name;
-use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
+use crate::engine::abi::wire;
 use crate::engine::failure::Halt;
 use crate::engine::grpc::GrpcEvent;
+use crate::engine::outside::MAX_CALL;
 
 /// Of one VM at once, gRPC calls among them.
 pub const MAX_OPEN: usize = 256;
-/// The longest that a call may take; also where the guest sets none.
-pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A call that a guest asked for.
 pub struct Call {
@@ -69,12 +67,13 @@ pub fn proxy_http_call(
         pairs::decode(bytes(memory, trailers, trailers_len)?)?;
         bytes(memory, id, 4)?;
         fuel.spend(headers.len() + body.len())?;
-        let request = request(&pairs::decode(headers)?, body)?;
+        let mut request = wire::request(&pairs::decode(headers)?, Bytes::new()).ok_or(Status::BAD_ARGUMENT)?;
         if proxy.calls_under_way() >= MAX_OPEN || body.len() as u64 > limit {
             return Err(Status::INTERNAL_FAILURE.into());
         }
+        *request.body_mut() = Bytes::copy_from_slice(body);
         let timeout = Duration::from_millis(u64::from(timeout as u32));
-        let timeout = if timeout.is_zero() { MAX_TIMEOUT } else { timeout.min(MAX_TIMEOUT) };
+        let timeout = if timeout.is_zero() { MAX_CALL } else { timeout.min(MAX_CALL) };
         proxy.open_calls += 1;
         let number = proxy.next_call();
         proxy.calls.push(Call { id: number, upstream, request, timeout });
@@ -86,40 +85,6 @@ pub fn proxy_http_call(
 pub fn granted(proxy: &ProxyState, name: &[u8]) -> Done<Name> {
     let found = proxy.plugin.upstreams.iter().find(|known| known.as_str().as_bytes() == name);
     found.cloned().ok_or_else(|| Status::BAD_ARGUMENT.into())
-}
-
-fn request(given: &[Pair<'_>], body: &[u8]) -> Done<Request<Bytes>> {
-    let bad = Status::BAD_ARGUMENT;
-    if given.len() > FIELDS {
-        return Err(bad.into());
-    }
-    let (mut method, mut target, mut host) = (None, None, None);
-    let mut fields = HeaderMap::with_capacity(given.len());
-    for (name, value) in given {
-        match *name {
-            b":method" => method = Some(wire::method(value).ok_or(bad)?),
-            b":path" => target = Some(wire::target(value).ok_or(bad)?),
-            b":authority" => {
-                let valid = Some(*value).filter(|value| wire::is_host(value));
-                host = Some(valid.and_then(|value| HeaderValue::from_bytes(value).ok()).ok_or(bad)?);
-            }
-            [b':', ..] => {}
-            name => {
-                let name = HeaderName::from_bytes(name).map_err(|_| bad)?;
-                let value = HeaderValue::from_bytes(value).map_err(|_| bad)?;
-                if name != HOST && !is_gateways(&name, Message::Request) {
-                    fields.try_append(name, value).map_err(|_| bad)?;
-                }
-            }
-        }
-    }
-    fields.insert(HOST, host.ok_or(bad)?);
-    let mut request = Request::new(Bytes::copy_from_slice(body));
-    let method: Method = method.ok_or(bad)?;
-    *request.method_mut() = method;
-    *request.uri_mut() = target.ok_or(bad)?.into();
-    *request.headers_mut() = fields;
-    Ok(request)
 }
 
 /// Of the call that the guest is told of: an answer's HTTP status, or how a gRPC call ended; 0 elsewhere.

@@ -10,12 +10,13 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use tokio::sync::mpsc;
 
-use super::calls::{MAX_OPEN, MAX_TIMEOUT, granted};
+use super::calls::{MAX_OPEN, granted};
 use super::{Done, Env, Parts, ProxyState, Status, Stop, bytes, call, pairs, parts, put_u32};
 use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
 use crate::engine::cancel::Cancel;
 use crate::engine::failure::Halt;
 use crate::engine::grpc::{GrpcCall, GrpcEvent, Outgoing, Queued};
+use crate::engine::outside::MAX_CALL;
 
 /// Messages of one call that wait to be sent.
 const MAX_QUEUED: usize = 64;
@@ -119,8 +120,8 @@ fn begin(mut env: Env<'_>, asked: Asked) -> Result<i32, Halt> {
             sender.try_send(message).map_err(|_| Status::INTERNAL_FAILURE)?;
         }
         let timeout = asked.unary.map(|(_, timeout)| match timeout as u32 {
-            0 => MAX_TIMEOUT,
-            millis => Duration::from_millis(millis.into()).min(MAX_TIMEOUT),
+            0 => MAX_CALL,
+            millis => Duration::from_millis(millis.into()).min(MAX_CALL),
         });
         let (tell, events) = mpsc::channel(1);
         let gone = Cancel::default();

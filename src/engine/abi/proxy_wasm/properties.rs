@@ -12,11 +12,7 @@ use http::header::{REFERER, USER_AGENT};
 use super::{Env, Event, Parts, ProxyState, Status, bytes, call, give, pairs, parts};
 use crate::domain::Tier;
 use crate::engine::failure::Halt;
-use crate::engine::http::{HttpExchange, RequestInfo};
-
-/// Of one request's own properties.
-const MAX_VALUES: usize = 64;
-const MAX_VALUE_BYTES: usize = 64 << 10;
+use crate::engine::http::{HttpExchange, RequestInfo, hand_on};
 
 type Value<'a> = Option<Cow<'a, [u8]>>;
 
@@ -36,12 +32,7 @@ pub fn proxy_set_property(env: Env<'_>, path: i32, len: i32, value: i32, value_l
         let (path, value) = (bytes(memory, path, len)?, bytes(memory, value, value_len)?);
         fuel.spend(path.len() + value.len())?;
         let (exchange, _) = proxy.exchange()?;
-        let values = &mut exchange.values;
-        if path.len() + value.len() > MAX_VALUE_BYTES || (values.len() >= MAX_VALUES && !values.contains_key(path)) {
-            return Err(Status::INTERNAL_FAILURE.into());
-        }
-        values.insert(path.to_vec(), Bytes::copy_from_slice(value));
-        Ok(())
+        if hand_on(&mut exchange.values, path, value) { Ok(()) } else { Err(Status::INTERNAL_FAILURE.into()) }
     })
 }
 
@@ -143,7 +134,7 @@ fn response<'a>(exchange: &'a HttpExchange, event: Event, segments: &[&[u8]]) ->
 
 fn of_info<'a>(info: &'a RequestInfo, segments: &[&[u8]]) -> Value<'a> {
     match *segments {
-        [b"route_name"] | [b"wasmgate", b"route"] => text(&info.route),
+        [b"route_name"] => text(&info.route),
         [b"destination", b"address"] => Some(Cow::Owned(info.local?.to_string().into_bytes())),
         [b"destination", b"port"] => number(info.local?.port().into()),
         [b"connection", b"id"] => number(info.connection),
@@ -151,13 +142,8 @@ fn of_info<'a>(info: &'a RequestInfo, segments: &[&[u8]]) -> Value<'a> {
         [b"connection", b"mtls"] => Some(Cow::Borrowed(b"\0")),
         [b"connection", b"tls_version"] => text(&info.tls.as_ref()?.version),
         [b"connection", b"requested_server_name"] => text(info.tls.as_ref()?.server_name.as_deref()?),
-        [b"wasmgate", b"key_id"] => text(info.principal.as_ref()?.key_id()?.as_str()),
-        [b"wasmgate", b"owner"] => text(info.principal.as_ref()?.owner()?.as_str()),
-        [b"wasmgate", b"tier"] => text(info.principal.as_ref().map_or(Tier::ANONYMOUS, |p| p.tier.name.as_str())),
-        [b"wasmgate", b"params", name] => {
-            let found = info.params.iter().find(|(known, _)| known.as_bytes() == name);
-            text(&found?.1)
-        }
+        [b"wasmgate", b"tier"] => text(info.field(b"tier").unwrap_or(Tier::ANONYMOUS)),
+        [b"wasmgate", ref rest @ ..] => text(info.field(&rest.join(&b'.'))?),
         _ => None,
     }
 }

@@ -1,11 +1,12 @@
-//! Log, clock, timer, foreign functions, and what Emscripten's start-up code asks.
+//! Log, clock, timer, and what Emscripten's start-up code asks.
 
 use std::time::Duration;
 
 use tracing::Level;
 
-use super::{Done, Env, Parts, Status, basic_call, bytes, call, give, parts, put_u32, put_u64};
+use super::{Done, Env, Status, basic_call, bytes, call, give, parts, put_u32, put_u64};
 use crate::engine::failure::Halt;
+use crate::engine::guest_log::is_enabled;
 use crate::engine::host::HostState;
 
 /// A timer is not to be shorter.
@@ -21,16 +22,6 @@ fn level(level: i32) -> Done<Level> {
         4 | 5 => Level::ERROR,
         _ => return Err(Status::BAD_ARGUMENT.into()),
     })
-}
-
-fn is_enabled(level: Level) -> bool {
-    match level {
-        Level::TRACE => tracing::enabled!(target: "guest", Level::TRACE),
-        Level::DEBUG => tracing::enabled!(target: "guest", Level::DEBUG),
-        Level::INFO => tracing::enabled!(target: "guest", Level::INFO),
-        Level::WARN => tracing::enabled!(target: "guest", Level::WARN),
-        Level::ERROR => tracing::enabled!(target: "guest", Level::ERROR),
-    }
 }
 
 pub fn proxy_log(env: Env<'_>, at: i32, message: i32, len: i32) -> Result<i32, Halt> {
@@ -67,41 +58,6 @@ pub fn proxy_set_tick_period_milliseconds(env: Env<'_>, period: i32) -> Result<i
         let period = Duration::from_millis(u64::from(period as u32));
         parts(env)?.proxy.tick = Some(if period.is_zero() { period } else { period.max(MIN_TICK) });
         Ok(())
-    })
-}
-
-/// Functions of a host's own by name.
-pub fn proxy_call_foreign_function(
-    env: Env<'_>,
-    name: i32,
-    name_len: i32,
-    arguments: i32,
-    arguments_len: i32,
-    results: i32,
-    size: i32,
-) -> Result<i32, Halt> {
-    call(env, |env| {
-        let Parts { memory, fuel, proxy } = parts(env)?;
-        let name = bytes(memory, name, name_len)?;
-        let arguments = bytes(memory, arguments, arguments_len)?;
-        fuel.spend(arguments.len())?;
-        let result = match name {
-            // A route is found once, before any filter.
-            b"clear_route_cache" => Vec::new(),
-            // All values of a header, which `proxy_get_header_map_value` gives the first of, each with a NUL.
-            b"wasmgate_request_header_values" => {
-                let name = http::HeaderName::from_bytes(arguments).map_err(|_| Status::BAD_ARGUMENT)?;
-                let (exchange, _) = proxy.exchange()?;
-                let values = exchange.request.headers.get_all(name).iter();
-                values.flat_map(|value| value.as_bytes().iter().copied().chain([0])).collect()
-            }
-            _ => return Err(Status::NOT_FOUND.into()),
-        };
-        // Who wants no result says so with a pointer to nowhere.
-        if results == 0 || size == 0 {
-            return Ok(());
-        }
-        give(env, &result, results, size)
     })
 }
 

@@ -1,0 +1,215 @@
+//! Values that guests keep, by owner and key.
+//!
+//! Invariant: the three tables change together, and an owner's sums count every row there is of it, so that nothing gets
+//! beyond the bounds. A value whose time is over is as good as gone, whether or not its row has been swept.
+
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
+
+use super::db::fault;
+use crate::domain::{OwnerId, Timestamp};
+use crate::store::{KvIncr, KvSet, KvValue, MAX_KV_BYTES, MAX_KV_ENTRIES, Result, StoreError};
+
+type Key = (&'static str, &'static [u8]);
+/// Its number, when it expires (Unix milliseconds), and the value.
+type Row = (u64, i64, &'static [u8]);
+const VALUES: TableDefinition<Key, Row> = TableDefinition::new("kv");
+/// Of values that expire: owner, when, key.
+const EXPIRING: TableDefinition<(&str, i64, &[u8]), ()> = TableDefinition::new("kv_expiring");
+/// By owner: rows, bytes of keys and values, and the number given last. Kept when all values are gone, so that no number
+/// comes again.
+const OWNERS: TableDefinition<&str, (u64, u64, u64)> = TableDefinition::new("kv_owners");
+const NEVER: i64 = i64::MAX;
+
+pub fn create(tx: &WriteTransaction) -> Result<()> {
+    tx.open_table(VALUES).map_err(fault)?;
+    tx.open_table(EXPIRING).map_err(fault)?;
+    tx.open_table(OWNERS).map_err(fault)?;
+    Ok(())
+}
+
+pub fn get(tx: &ReadTransaction, owner: &OwnerId, key: &[u8], now: Timestamp) -> Result<Option<KvValue>> {
+    let values = tx.open_table(VALUES).map_err(fault)?;
+    Ok(live(&values, owner, key, now)?.map(|(value, _)| value))
+}
+
+pub fn set(tx: &WriteTransaction, owner: &OwnerId, key: &[u8], set: &KvSet, now: Timestamp) -> Result<u64> {
+    let mut tables = Tables::open(tx)?;
+    if let Some(expected) = set.expected {
+        let found = live(&tables.values, owner, key, now)?.map_or(0, |(value, _)| value.version);
+        if found != expected {
+            return Err(StoreError::Conflict("the value has changed".into()));
+        }
+    }
+    tables.put(owner, key, &set.value, set.expires_at.map_or(NEVER, Timestamp::unix_millis), now)
+}
+
+pub fn incr(tx: &WriteTransaction, owner: &OwnerId, key: &[u8], incr: &KvIncr, now: Timestamp) -> Result<i64> {
+    let mut tables = Tables::open(tx)?;
+    let (before, expires) = match live(&tables.values, owner, key, now)? {
+        Some((found, expires)) => {
+            let number = std::str::from_utf8(&found.value).ok().and_then(|text| text.parse::<i64>().ok());
+            (number.ok_or_else(|| StoreError::Conflict("the value is no number".into()))?, expires)
+        }
+        None => (0, incr.expires_at.map_or(NEVER, Timestamp::unix_millis)),
+    };
+    let after = before.checked_add(incr.by).ok_or_else(|| StoreError::Conflict("the number is too large".into()))?;
+    tables.put(owner, key, after.to_string().as_bytes(), expires, now)?;
+    Ok(after)
+}
+
+pub fn delete(tx: &WriteTransaction, owner: &OwnerId, key: &[u8], now: Timestamp) -> Result<bool> {
+    let mut tables = Tables::open(tx)?;
+    let was_live = live(&tables.values, owner, key, now)?.is_some();
+    let mut sums = tables.sums(owner)?;
+    tables.remove(owner, key, &mut sums)?;
+    tables.keep(owner, sums)?;
+    Ok(was_live)
+}
+
+/// Whether some value's time is over.
+pub fn can_sweep(tx: &ReadTransaction, now: Timestamp) -> Result<bool> {
+    let (owners, expiring) = (tx.open_table(OWNERS).map_err(fault)?, tx.open_table(EXPIRING).map_err(fault)?);
+    for owner in owners.iter().map_err(fault)? {
+        let owner = owner.map_err(fault)?.0;
+        if first_expired(&expiring, owner.value(), now)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes rows whose time is over, at most `most`; how many.
+pub fn sweep(tx: &WriteTransaction, now: Timestamp, most: u64) -> Result<u64> {
+    let mut tables = Tables::open(tx)?;
+    let mut owners: Vec<OwnerId> = Vec::new();
+    for owner in tables.owners.iter().map_err(fault)? {
+        let owner = owner.map_err(fault)?.0.value().parse::<OwnerId>();
+        owners.push(owner.map_err(|e| StoreError::Corrupt(e.to_string()))?);
+    }
+    let mut swept = 0;
+    for owner in owners {
+        let mut sums = tables.sums(&owner)?;
+        let before = swept;
+        while swept < most && tables.remove_expired(&owner, &mut sums, now)? {
+            swept += 1;
+        }
+        if swept > before {
+            tables.keep(&owner, sums)?;
+        }
+    }
+    Ok(swept)
+}
+
+/// The value with when it expires, unless that is over.
+fn live(
+    values: &impl ReadableTable<Key, Row>,
+    owner: &OwnerId,
+    key: &[u8],
+    now: Timestamp,
+) -> Result<Option<(KvValue, i64)>> {
+    let Some(row) = values.get((owner.as_str(), key)).map_err(fault)? else { return Ok(None) };
+    let (version, expires, value) = row.value();
+    let live = expires > now.unix_millis();
+    Ok(live.then(|| (KvValue { value: value.to_vec(), version }, expires)))
+}
+
+fn first_expired(
+    expiring: &impl ReadableTable<(&'static str, i64, &'static [u8]), ()>,
+    owner: &str,
+    now: Timestamp,
+) -> Result<Option<Vec<u8>>> {
+    let over = (owner, i64::MIN, &[][..])..(owner, now.unix_millis().saturating_add(1), &[][..]);
+    let first = expiring.range(over).map_err(fault)?.next().transpose().map_err(fault)?;
+    Ok(first.map(|(row, _)| row.value().2.to_vec()))
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    entries: u64,
+    bytes: u64,
+    last: u64,
+}
+
+struct Tables<'tx> {
+    values: Table<'tx, Key, Row>,
+    expiring: Table<'tx, (&'static str, i64, &'static [u8]), ()>,
+    owners: Table<'tx, &'static str, (u64, u64, u64)>,
+}
+
+impl<'tx> Tables<'tx> {
+    fn open(tx: &'tx WriteTransaction) -> Result<Self> {
+        Ok(Self {
+            values: tx.open_table(VALUES).map_err(fault)?,
+            expiring: tx.open_table(EXPIRING).map_err(fault)?,
+            owners: tx.open_table(OWNERS).map_err(fault)?,
+        })
+    }
+
+    fn sums(&self, owner: &OwnerId) -> Result<Sums> {
+        let row = self.owners.get(owner.as_str()).map_err(fault)?;
+        Ok(row.map_or_else(Sums::default, |row| {
+            let (entries, bytes, last) = row.value();
+            Sums { entries, bytes, last }
+        }))
+    }
+
+    fn keep(&mut self, owner: &OwnerId, sums: Sums) -> Result<()> {
+        self.owners.insert(owner.as_str(), (sums.entries, sums.bytes, sums.last)).map_err(fault)?;
+        Ok(())
+    }
+
+    /// In the place of what the key had. Where there is no room, what has expired makes some.
+    fn put(&mut self, owner: &OwnerId, key: &[u8], value: &[u8], expires: i64, now: Timestamp) -> Result<u64> {
+        let mut sums = self.sums(owner)?;
+        let before = self.size(owner, key)?;
+        let needs = (key.len() + value.len()) as u64;
+        let fits = |sums: &Sums, before: Option<u64>| {
+            sums.bytes - before.unwrap_or(0) + needs <= MAX_KV_BYTES
+                && sums.entries + u64::from(before.is_none()) <= MAX_KV_ENTRIES
+        };
+        if !fits(&sums, before) {
+            while self.remove_expired(owner, &mut sums, now)? {}
+            // What was there under this key may be among it.
+            if !fits(&sums, self.size(owner, key)?) {
+                return Err(StoreError::Limit(format!("`{owner}` has no room for another value")));
+            }
+        }
+        self.remove(owner, key, &mut sums)?;
+        sums.entries += 1;
+        sums.bytes += needs;
+        sums.last += 1;
+        self.values.insert((owner.as_str(), key), (sums.last, expires, value)).map_err(fault)?;
+        if expires != NEVER {
+            self.expiring.insert((owner.as_str(), expires, key), ()).map_err(fault)?;
+        }
+        self.keep(owner, sums)?;
+        Ok(sums.last)
+    }
+
+    /// Of the row under this key, whether or not its time is over.
+    fn size(&self, owner: &OwnerId, key: &[u8]) -> Result<Option<u64>> {
+        let row = self.values.get((owner.as_str(), key)).map_err(fault)?;
+        Ok(row.map(|row| (key.len() + row.value().2.len()) as u64))
+    }
+
+    fn remove(&mut self, owner: &OwnerId, key: &[u8], sums: &mut Sums) -> Result<()> {
+        let removed = self.values.remove((owner.as_str(), key)).map_err(fault)?.map(|row| {
+            let (_, expires, value) = row.value();
+            (expires, (key.len() + value.len()) as u64)
+        });
+        let Some((expires, bytes)) = removed else { return Ok(()) };
+        sums.entries -= 1;
+        sums.bytes -= bytes;
+        if expires != NEVER {
+            self.expiring.remove((owner.as_str(), expires, key)).map_err(fault)?;
+        }
+        Ok(())
+    }
+
+    fn remove_expired(&mut self, owner: &OwnerId, sums: &mut Sums, now: Timestamp) -> Result<bool> {
+        match first_expired(&self.expiring, owner.as_str(), now)? {
+            Some(key) => self.remove(owner, &key, sums).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
