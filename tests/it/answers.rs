@@ -45,6 +45,8 @@ const TABLE: [(&str, Got); 17] = [
 ];
 
 fn answers(script: &str, stream: &mut TcpStream) {
+    // It says that it closes, as it does: no POST is to meet a connection that is about to end.
+    let script = &script.replacen("\r\n", "\r\nConnection: close\r\n", 1);
     let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     if let Some(last) = script.strip_prefix("<a few interim answers>") {
         stream.write_all((hint.repeat(8) + last).as_bytes()).ok();
