@@ -157,7 +157,7 @@ impl Queued {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        self.queued.0.fetch_sub((self.framed.len()) as u64, Ordering::Relaxed);
+        self.queued.0.fetch_sub(self.framed.len() as u64, Ordering::Relaxed);
     }
 }
 

@@ -109,6 +109,14 @@ impl HttpExchange {
         written.map(Bytes::from).or(given).unwrap_or_default()
     }
 
+    pub fn body_len(&self, of_request: bool) -> usize {
+        let (written, given) = match of_request {
+            true => (&self.request_body_replaced, &self.request_body),
+            false => (&self.response_body_replaced, &self.response_body),
+        };
+        written.as_ref().map(Vec::len).or(given.as_ref().map(Bytes::len)).unwrap_or(0)
+    }
+
     /// What has come behind it.
     pub fn append(&mut self, of_request: bool, more: Bytes) {
         let before = self.take_body(of_request);

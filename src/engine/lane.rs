@@ -39,19 +39,44 @@ pub fn took(meter: &Meter) -> Duration {
 }
 
 /// The history of one module or handler.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lane {
     short_in_a_row: AtomicU32,
+    /// So many make it inline.
+    wanted: AtomicU32,
+}
+
+/// How much longer a row has to be after each run that held up its worker.
+const LONGER: u32 = 4;
+/// At about so many it is never inline again.
+const LONGEST_ROW: u32 = 1 << 24;
+/// An inline run of this has held up its worker.
+const HELD_UP: Duration = Duration::from_millis(2);
+
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane::new()
+    }
 }
 
 impl Lane {
     pub const fn new() -> Lane {
-        Lane { short_in_a_row: AtomicU32::new(0) }
+        Lane { short_in_a_row: AtomicU32::new(0), wanted: AtomicU32::new(SHORT_RUNS) }
     }
 
     /// The next run may use the calling worker, for [`INLINE_FUEL`].
     pub fn is_inline(&self) -> bool {
-        self.short_in_a_row.load(Ordering::Relaxed) >= SHORT_RUNS
+        self.short_in_a_row.load(Ordering::Relaxed) >= self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// As [`Self::record`], of an inline run that was not to be broken off: who takes long again and again is let on a
+    /// worker less and less often.
+    pub fn record_whole(&self, took: Duration) {
+        if took >= HELD_UP {
+            let wanted = self.wanted.load(Ordering::Relaxed);
+            self.wanted.store(wanted.saturating_mul(LONGER).min(LONGEST_ROW), Ordering::Relaxed);
+        }
+        self.record(took);
     }
 
     /// A run ended after `took` in the guest, without the time in queues.
@@ -62,7 +87,7 @@ impl Lane {
         }
         // Lost updates only delay the inline lane.
         let n = self.short_in_a_row.load(Ordering::Relaxed);
-        if n < SHORT_RUNS {
+        if n < self.wanted.load(Ordering::Relaxed) {
             self.short_in_a_row.store(n + 1, Ordering::Relaxed);
         }
     }
@@ -85,6 +110,21 @@ mod tests {
             lane.record(Duration::from_micros(50));
         }
         assert!(lane.is_inline());
+    }
+
+    #[test]
+    fn who_holds_a_worker_up_is_let_on_it_less_often() {
+        let lane = Lane::new();
+        let row = |n: u32| (0..n).for_each(|_| lane.record(Duration::ZERO));
+        row(SHORT_RUNS);
+        lane.record_whole(HELD_UP);
+        row(SHORT_RUNS);
+        assert!(!lane.is_inline());
+        row(3 * SHORT_RUNS);
+        assert!(lane.is_inline());
+        lane.record_whole(SHORT);
+        row(4 * SHORT_RUNS);
+        assert!(lane.is_inline(), "a run that was only not short costs its row alone");
     }
 
     #[test]

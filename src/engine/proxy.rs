@@ -11,11 +11,14 @@ mod restarts;
 mod rpcs;
 mod vm;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{self, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::task::AbortHandle;
@@ -36,9 +39,12 @@ pub use super::abi::proxy_wasm::Event;
 use restarts::Restarts;
 use vm::{Asked, Closed, Step, Vm};
 
-/// What a callback may use of the worker that it runs on. A stateful VM can't be run again elsewhere, so it gets more
-/// than a run that can; who uses it goes to the guest pool for as long as its past says.
-const INLINE_FUEL: u64 = 8 * lane::INLINE_FUEL;
+/// What a callback may use of the worker that it runs on: some 100 ms. It can't be run again elsewhere, as its VM has
+/// other streams, and a garbage collector's turn must not end it; so it is long, and who needs it is let on a worker less
+/// and less often. No clock bounds it but the handler's own: a busy machine would make a guest look slow.
+const INLINE_FUEL: u64 = 100 * lane::INLINE_FUEL;
+/// Of a body that is shown on a worker. How long a guest takes for more depends on the body: its past says nothing.
+const INLINE_BODY: usize = 4 << 10;
 
 /// A VM that failed in an event is there again after so long: what failed once in a timer fails often.
 const REVIVED_AFTER: Duration = Duration::from_millis(250);
@@ -142,7 +148,11 @@ impl ProxyHandler {
 
     /// The filter wants to see bodies of answers.
     pub fn wants_response_body(&self) -> bool {
-        self.exports("proxy_on_response_body") || self.exports("proxy_on_response_trailers")
+        self.exports("proxy_on_response_body") || self.wants_response_trailers()
+    }
+
+    pub fn wants_response_trailers(&self) -> bool {
+        self.exports("proxy_on_response_trailers")
     }
 
     fn exports(&self, name: &str) -> bool {
@@ -229,7 +239,8 @@ impl ProxyHandler {
 
     /// A callback's limits from now on. It goes on when its client goes: ending it would end the VM for all others.
     fn turn(&self, inline: bool) -> Turn<'_> {
-        let limits = if inline { lane::inline(&self.limits, INLINE_FUEL) } else { self.limits.clone() };
+        let fuel = if inline { self.limits.fuel.min(INLINE_FUEL) } else { self.limits.fuel };
+        let limits = Limits { fuel, ..self.limits.clone() };
         Turn { allowance: Allowance::from_now(limits, Cancel::default()), may_block: !inline, log: &self.reach.log }
     }
 
@@ -240,20 +251,21 @@ impl ProxyHandler {
         slot: &Arc<Slot>,
         cancel: &Cancel,
         input: I,
-        starts: bool,
+        (starts, may_inline): (bool, bool),
         work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<T, GuestFailure>, Meter) + Send + 'static,
     ) -> Outcome<I, T> {
         let mut guard = match self.lock(slot).await {
             Ok(guard) => guard,
             Err(busy) => return Outcome::NotRun(input, busy),
         };
-        if self.lane.is_inline()
+        if may_inline
+            && self.lane.is_inline()
             && !self.module.needs_pool()
             && let Some(vm) = guard.as_mut()
         {
             let turn = self.turn(true);
             let (result, meter) = work(vm, input, &turn);
-            return self.settle(slot, guard, result, meter, true);
+            return self.settle(slot, guard, result, meter, Some(true));
         }
         if guard.is_none() && !starts {
             return Outcome::NotRun(input, gone());
@@ -274,7 +286,7 @@ impl ProxyHandler {
             };
             let vm = guard.as_mut()?;
             let (result, meter) = work(vm, input, &handler.turn(false));
-            Some(handler.settle(&slot, guard, result, meter, false))
+            Some(handler.settle(&slot, guard, result, meter, may_inline.then_some(false)))
         };
         match self.engine.pool().run(&self.owner, cancel, need, job).await {
             Ok(Some(outcome)) => outcome,
@@ -286,16 +298,21 @@ impl ProxyHandler {
         }
     }
 
-    /// After a callback: what the guest asked for is done, and a VM that failed goes.
+    /// After a callback: what the guest asked for is done, and a VM that failed goes. `inline`: `None` of one that says
+    /// nothing about how long others take.
     fn settle<I, T>(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         mut guard: Guard,
         result: Result<T, GuestFailure>,
         meter: Meter,
-        inline: bool,
+        inline: Option<bool>,
     ) -> Outcome<I, T> {
-        self.lane.record(took(&meter));
+        match inline {
+            Some(true) => self.lane.record_whole(took(&meter)),
+            Some(false) => self.lane.record(took(&meter)),
+            None => {}
+        }
         match result {
             Ok(value) => {
                 if let Some(vm) = guard.as_mut() {
@@ -306,9 +323,8 @@ impl ProxyHandler {
                 Outcome::Ran(value, meter)
             }
             Err(failure) => {
-                self.lane.overran();
                 // The lane's fuel stood for time.
-                let of_lane = inline && self.limits.fuel > INLINE_FUEL;
+                let of_lane = inline == Some(true) && self.limits.fuel > INLINE_FUEL;
                 let failure = match failure {
                     GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
                     failure => failure,
@@ -405,7 +421,7 @@ impl ProxyHandler {
         input: I,
         work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<(), GuestFailure>, Meter) + Send + 'static,
     ) -> bool {
-        match self.on_vm(slot, &Cancel::default(), input, false, work).await {
+        match self.on_vm(slot, &Cancel::default(), input, (false, true), work).await {
             Outcome::Ran((), _) => return true,
             Outcome::NotRun(_, error) => {
                 tracing::debug!(
@@ -545,6 +561,41 @@ impl ProxyStream {
         self.told(exchange, more, (event, end), end, cancel).await
     }
 
+    /// What follows the answer's body, for a filter that may have some of that since a pause. A further pause is waited
+    /// for.
+    pub async fn trailers(&mut self, exchange: Option<Box<HttpExchange>>, fields: HeaderMap, cancel: &Cancel) -> Told {
+        let held = match self.paused.take() {
+            Some(mut receiver) => match receiver.try_recv() {
+                Ok(Woken { exchange, result: Ok(Verdict::Continue) }) => Some(exchange),
+                Ok(Woken { exchange, result }) => {
+                    return Told { exchange: Some(exchange), result, meter: Meter::default() };
+                }
+                Err(_) => self.take_back(receiver).await,
+            },
+            None => None,
+        };
+        let Some(mut exchange) = exchange.or(held) else {
+            return Told { exchange: None, result: Err(gone()), meter: Meter::default() };
+        };
+        exchange.response_trailers = Some(fields);
+        self.tell(Some(exchange), (Event::ResponseTrailers, true), true, cancel).await
+    }
+
+    /// Whether a pause that was not waited for has ended, and how.
+    pub fn poll_woken(&mut self, cx: &mut task::Context<'_>) -> Poll<Told> {
+        let Some(receiver) = &mut self.paused else { return Poll::Pending };
+        let woken = ready!(Pin::new(receiver).poll(cx));
+        self.paused = None;
+        Poll::Ready(match woken {
+            Ok(Woken { exchange, result }) => Told { exchange: Some(exchange), result, meter: Meter::default() },
+            Err(_) => {
+                // Its VM is gone, with what it held.
+                self.ended = true;
+                Told { exchange: None, result: Err(gone()), meter: Meter::default() }
+            }
+        })
+    }
+
     async fn told(
         &mut self,
         exchange: Option<Box<HttpExchange>>,
@@ -556,6 +607,9 @@ impl ProxyStream {
         let first = self.context == 0;
         self.paused = None;
         let context = self.context;
+        let is_body = matches!(event, Event::RequestBody | Event::ResponseBody);
+        let shown = more.len() + exchange.as_ref().map_or(0, |exchange| exchange.body_len(event.is_request()));
+        let may_inline = !is_body || shown <= INLINE_BODY;
         let work = move |vm: &mut Vm, exchange: Option<Box<HttpExchange>>, turn: &Turn<'_>| {
             let context = if first { vm.open() } else { context };
             let (result, meter) = vm.event(context, (event, end), (exchange, more), turn);
@@ -570,7 +624,7 @@ impl ProxyStream {
         };
         let handler = self.handler.clone();
         let slot = self.slot.clone();
-        match handler.on_vm(&slot, cancel, exchange, first, work).await {
+        match handler.on_vm(&slot, cancel, exchange, (first, may_inline), work).await {
             Outcome::Ran((context, step), meter) => {
                 self.context = context;
                 self.decided(step, waits, cancel, meter).await
@@ -631,7 +685,7 @@ impl ProxyStream {
         let context = self.context;
         let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, true, turn);
         let (handler, slot) = (self.handler.clone(), self.slot.clone());
-        match handler.on_vm(&slot, &Cancel::default(), exchange, false, work).await {
+        match handler.on_vm(&slot, &Cancel::default(), exchange, (false, true), work).await {
             Outcome::Ran(Closed::Now(exchange), meter) => (exchange, meter),
             Outcome::Ran(Closed::Later(context), meter) => {
                 handler.end(&slot, context, handler.pause);

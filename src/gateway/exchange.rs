@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora::protocols::http::ServerSession;
@@ -21,7 +21,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use super::answer::{self, has_body};
 use super::context::Context;
 use super::forward::{self, Fields};
-use super::handlers::bodies::{self, Out};
+use super::handlers::bodies::{self, Came, Out};
 use super::handlers::{self, Headed};
 use super::pipeline::Stop;
 use super::pool::{Client, Pool};
@@ -283,53 +283,77 @@ async fn filtered(
 ) -> Result<(), Stop> {
     let mut waiting = Some(head);
     loop {
-        let chunk = next_chunk(session, connected).await?;
-        let end = chunk.is_none() || connected.client()?.response_done();
-        let before = std::mem::take(&mut first);
-        let chunk = chunk.unwrap_or_default();
-        let data = if before.is_empty() { chunk } else { [before, chunk].concat().into() };
-        let out = match bodies::pass(session, ctx, shared, data, end).await? {
-            Out::Bytes(out) => out,
+        let came = next_for_filters(session, ctx, connected, &mut first).await?;
+        let end = matches!(came, Came::End(..));
+        let (out, trailers) = match bodies::pass(session, ctx, shared, came).await? {
+            Out::Bytes(out, trailers) => (out, trailers),
             Out::Instead(reply) => {
                 let (head, body) = answer::from_reply(reply)?;
                 return Ok(answer::send(session, ctx, shared, head, body).await?);
             }
         };
+        // Pingora writes none to HTTP/1 clients.
+        let takes_trailers = matches!(*session.downstream_session, ServerSession::H2(_));
+        let trailers = trailers.filter(|fields| takes_trailers && !fields.is_empty());
         match waiting.take() {
-            Some(head) if end => {
+            Some(head) if end && trailers.is_none() => {
                 connected.done(ctx).await;
                 return Ok(answer::send(session, ctx, shared, head, out).await?);
             }
-            Some(head) if out.is_empty() => waiting = Some(head),
+            Some(head) if out.is_empty() && !end => waiting = Some(head),
             Some(mut head) => {
                 head.drop_all(&CONTENT_LENGTH);
                 forward::finish_response(&mut head, ctx)?;
                 frame(session, &mut head, true, 0)?;
                 bodies::head_is_sent(ctx, &head);
                 answer::write_head(session, shared, head, false).await?;
-                session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?;
             }
-            None if out.is_empty() => {}
-            None => session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?,
+            None => {}
+        }
+        if !out.is_empty() {
+            session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?;
         }
         if end {
+            if let Some(trailers) = trailers {
+                session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
+            }
             break;
         }
     }
-    trailers(session, connected).await?;
     connected.done(ctx).await;
     Ok(session.downstream_session.finish_body().await.map_err(|e| e.into_down())?)
 }
 
+/// The next that filters are to see: more of the answer behind `first`, or one of them that goes on by itself.
+async fn next_for_filters(
+    session: &mut Session,
+    ctx: &mut Context,
+    connected: &mut Connected<'_>,
+    first: &mut Bytes,
+) -> Result<Came, Stop> {
+    let chunk = tokio::select! {
+        biased;
+        chunk = next_chunk(session, connected) => chunk?,
+        woken = bodies::woken(&mut ctx.body_filters) => return Ok(woken),
+    };
+    let end = chunk.is_none() || connected.client()?.response_done();
+    let (before, chunk) = (std::mem::take(first), chunk.unwrap_or_default());
+    let data = if before.is_empty() { chunk } else { [before, chunk].concat().into() };
+    Ok(if end { Came::End(data, read_trailers(connected).await?) } else { Came::Piece(data) })
+}
+
 /// The end of an HTTP/2 answer, with what follows its body.
 async fn trailers(session: &mut Session, connected: &mut Connected<'_>) -> Result<(), Stop> {
-    if let HttpSession::H2(h2) = connected.client()? {
-        h2.check_response_end_or_error().map_err(|e| e.into_up())?;
-        if let Some(trailers) = h2.read_trailers().await.map_err(|e| e.into_up())? {
-            session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
-        }
+    if let Some(trailers) = read_trailers(connected).await? {
+        session.downstream_session.write_response_trailers(trailers).await.map_err(|e| e.into_down())?;
     }
     Ok(())
+}
+
+async fn read_trailers(connected: &mut Connected<'_>) -> Result<Option<HeaderMap>, Stop> {
+    let HttpSession::H2(h2) = connected.client()? else { return Ok(None) };
+    h2.check_response_end_or_error().map_err(|e| e.into_up())?;
+    Ok(h2.read_trailers().await.map_err(|e| e.into_up())?)
 }
 
 /// The next of the upstream's body, or the client's end.

@@ -321,14 +321,10 @@ impl Vm {
     fn size_of(&mut self, context: u32, event: Event) -> i32 {
         let stream = self.state().streams.get(&context);
         let Some(exchange) = stream.and_then(|stream| stream.exchange.as_deref()) else { return 0 };
-        let body = |written: &Option<Vec<u8>>, given: &Option<Bytes>| {
-            written.as_ref().map(Vec::len).or(given.as_ref().map(Bytes::len)).unwrap_or(0)
-        };
         count(match event {
             Event::RequestHeaders => request_pairs(exchange).count(),
             Event::ResponseHeaders => response_pairs(exchange).count(),
-            Event::RequestBody => body(&exchange.request_body_replaced, &exchange.request_body),
-            Event::ResponseBody => body(&exchange.response_body_replaced, &exchange.response_body),
+            Event::RequestBody | Event::ResponseBody => exchange.body_len(event.is_request()),
             Event::RequestTrailers => exchange.request_trailers.as_ref().map_or(0, http::HeaderMap::len),
             Event::ResponseTrailers => exchange.response_trailers.as_ref().map_or(0, http::HeaderMap::len),
         })

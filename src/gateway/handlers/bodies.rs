@@ -1,11 +1,14 @@
-//! The body of an answer on its way through the proxy-wasm filters that want to see it.
+//! The body of an answer, and its trailers, on their way through the proxy-wasm filters that want to see it.
 //!
 //! Invariant: a filter holds at most its limit of it, and what one lets go is what the next one is shown. Until the first
 //! bytes go out the head has not gone either, so that a filter can still answer in the upstream's place.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
@@ -30,9 +33,19 @@ pub struct BodyFilter {
     skipped: bool,
 }
 
+/// What has come for filters.
+pub enum Came {
+    Piece(Bytes),
+    /// The last of the body, and what follows it.
+    End(Bytes, Option<HeaderMap>),
+    /// The filter at this place goes on by itself with what it held.
+    Woken(usize, Told),
+}
+
 /// What came out behind the last filter.
 pub enum Out {
-    Bytes(Bytes),
+    /// With what follows the body, behind its last piece.
+    Bytes(Bytes, Option<HeaderMap>),
     /// A filter answers in place of the upstream, whose head has not gone yet.
     Instead(Reply),
 }
@@ -79,16 +92,22 @@ pub fn head_is_sent(ctx: &mut Context, head: &ResponseHeader) {
     }
 }
 
-/// Shows filters what came of the body, in their order.
-pub async fn pass(
-    session: &mut Session,
-    ctx: &mut Context,
-    shared: &Shared,
-    chunk: Bytes,
-    end: bool,
-) -> Result<Out, Stop> {
+/// Resolves when a filter goes on that held a part of the body.
+pub async fn woken(filters: &mut [BodyFilter]) -> Came {
+    poll_fn(|cx| {
+        let ready = filters.iter_mut().enumerate().find_map(|(place, filter)| match filter.stream.poll_woken(cx) {
+            Poll::Ready(told) => Some(Came::Woken(place, told)),
+            Poll::Pending => None,
+        });
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+/// Shows filters what came, in their order.
+pub async fn pass(session: &mut Session, ctx: &mut Context, shared: &Shared, came: Came) -> Result<Out, Stop> {
     let mut filters = std::mem::take(&mut ctx.body_filters);
-    let out = pass_through(session, ctx, shared, &mut filters, chunk, end).await;
+    let out = pass_through(session, ctx, shared, &mut filters, came).await;
     ctx.body_filters = filters;
     out
 }
@@ -98,54 +117,100 @@ async fn pass_through(
     ctx: &mut Context,
     shared: &Shared,
     filters: &mut [BodyFilter],
-    mut data: Bytes,
-    end: bool,
+    came: Came,
 ) -> Result<Out, Stop> {
-    for filter in filters.iter_mut().filter(|filter| !filter.skipped) {
-        if data.is_empty() && !end {
-            break;
+    let (mut data, mut trailers, end, from) = match came {
+        Came::Piece(data) => (data, None, false, 0),
+        Came::End(data, trailers) => (data, trailers, true, 0),
+        Came::Woken(place, told) => match settle(ctx, shared, &mut filters[place], (told, None), Bytes::new())? {
+            Ok(data) => (data, None, false, place + 1),
+            Err(reply) => return Ok(Out::Instead(reply)),
+        },
+    };
+    for filter in filters.iter_mut().skip(from).filter(|filter| !filter.skipped) {
+        // As in Envoy, trailers are the end for who sees them.
+        let follows = trailers.is_some() && filter.stream.handler().wants_response_trailers();
+        let last = end && !follows;
+        if last || !data.is_empty() {
+            data = match show_body(session, ctx, shared, filter, data, last).await? {
+                Ok(data) => data,
+                Err(reply) => return Ok(Out::Instead(reply)),
+            };
         }
-        let limit = filter.handler.limits.input_bytes;
-        let came = data.clone();
-        if filter.exchange.is_none() && filter.held + data.len() as u64 > limit {
-            return Err(Rejection::UpstreamTooLarge { limit }.into());
-        }
-        let (told, gone) = tell(session, filter, data, end).await;
-        let Told { exchange, result, meter } = told;
-        filter.handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
-        if let Some(error) = gone {
-            return Err(Stop::Broken(error));
-        }
-        match (result, exchange) {
-            (Ok(Verdict::Continue), Some(mut exchange)) => {
-                data = exchange.take_body(false);
-                filter.held = 0;
-                filter.exchange = Some(exchange);
+        if let Some(fields) = trailers.take_if(|_| follows && !filter.skipped) {
+            let told = tell_trailers(session, filter, fields.clone()).await;
+            match settle(ctx, shared, filter, told, Bytes::new())? {
+                Ok(more) if data.is_empty() => data = more,
+                Ok(more) => data = [data, more].concat().into(),
+                Err(reply) => return Ok(Out::Instead(reply)),
             }
-            (Ok(Verdict::Continue), None) => {
-                filter.held += came.len() as u64;
-                if filter.held > limit {
-                    return Err(Rejection::UpstreamTooLarge { limit }.into());
-                }
-                data = Bytes::new();
-            }
-            (Ok(Verdict::Respond(reply)), exchange) => {
-                filter.exchange = exchange;
-                return Ok(Out::Instead(reply));
-            }
-            (Ok(Verdict::Close), _) => return Err(Stop::Broken(closed())),
-            (Err(error), _) => {
-                filter.skipped = true;
-                tolerate(ctx, &filter.handler, rejection_of(error))?;
-                if filter.held > 0 {
-                    // What it held is lost with it.
-                    return Err(Stop::Broken(closed()));
-                }
-                data = came;
-            }
+            let edited = filter.exchange.as_mut().and_then(|exchange| exchange.response_trailers.take());
+            trailers = Some(edited.unwrap_or(fields));
         }
     }
-    Ok(Out::Bytes(data))
+    Ok(Out::Bytes(data, trailers))
+}
+
+/// What the filter lets go of the body, or its answer in the upstream's place.
+async fn show_body(
+    session: &mut Session,
+    ctx: &mut Context,
+    shared: &Shared,
+    filter: &mut BodyFilter,
+    data: Bytes,
+    end: bool,
+) -> Result<Result<Bytes, Reply>, Stop> {
+    let limit = filter.handler.limits.input_bytes;
+    if filter.exchange.is_none() && filter.held + data.len() as u64 > limit {
+        return Err(Rejection::UpstreamTooLarge { limit }.into());
+    }
+    let told = tell(session, filter, data.clone(), end).await;
+    let out = settle(ctx, shared, filter, told, data)?;
+    if filter.held > limit {
+        return Err(Rejection::UpstreamTooLarge { limit }.into());
+    }
+    Ok(out)
+}
+
+/// `came`: what it was shown.
+fn settle(
+    ctx: &mut Context,
+    shared: &Shared,
+    filter: &mut BodyFilter,
+    (told, gone): (Told, Option<Box<pingora::Error>>),
+    came: Bytes,
+) -> Result<Result<Bytes, Reply>, Stop> {
+    let Told { exchange, result, meter } = told;
+    filter.handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
+    if let Some(error) = gone {
+        return Err(Stop::Broken(error));
+    }
+    match (result, exchange) {
+        (Ok(Verdict::Continue), Some(mut exchange)) => {
+            let data = exchange.take_body(false);
+            filter.held = 0;
+            filter.exchange = Some(exchange);
+            Ok(Ok(data))
+        }
+        (Ok(Verdict::Continue), None) => {
+            filter.held += came.len() as u64;
+            Ok(Ok(Bytes::new()))
+        }
+        (Ok(Verdict::Respond(reply)), exchange) => {
+            filter.exchange = exchange;
+            Ok(Err(reply))
+        }
+        (Ok(Verdict::Close), _) => Err(Stop::Broken(closed())),
+        (Err(error), _) => {
+            filter.skipped = true;
+            tolerate(ctx, &filter.handler, rejection_of(error))?;
+            if filter.held > 0 {
+                // What it held is lost with it.
+                return Err(Stop::Broken(closed()));
+            }
+            Ok(Ok(came))
+        }
+    }
 }
 
 async fn tell(
@@ -167,5 +232,16 @@ async fn tell(
             None => stream.feed(data, event, &cancel).await,
         }
     };
+    while_here(&mut session.downstream_session, &cancel, work).await
+}
+
+async fn tell_trailers(
+    session: &mut Session,
+    filter: &mut BodyFilter,
+    fields: HeaderMap,
+) -> (Told, Option<Box<pingora::Error>>) {
+    let BodyFilter { stream, exchange, .. } = filter;
+    let cancel = exchange.as_ref().map(|exchange| exchange.cancel.clone()).unwrap_or_default();
+    let work = stream.trailers(exchange.take(), fields, &cancel);
     while_here(&mut session.downstream_session, &cancel, work).await
 }

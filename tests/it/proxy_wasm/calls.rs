@@ -213,6 +213,37 @@ fn a_body_waits_for_a_call() {
     assert_eq!(up.last().body, b"body-checked");
 }
 
+/// What a filter lets go between two pieces of a body flows at once, and not with the next piece.
+#[test]
+fn a_body_goes_on_as_soon_as_its_filter_does() {
+    let gate = Gate::default();
+    let up = Upstream::start({
+        let gate = gate.clone();
+        move |_, stream| {
+            let first = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+            if stream.write_all(first).is_err() {
+                return false;
+            }
+            gate.wait();
+            stream.write_all(b"6\r\nsecond\r\n0\r\n\r\n").is_ok()
+        }
+    });
+    let auth = Upstream::start(auth);
+    let gw = calling(&up, &auth, "", "");
+    let script = format!(
+        "response_body: more? {}; response_body: more? pause; call: ok? set_buffer_bytes 1 0 0 s:checked-; call: ok? continue_stream 1",
+        call("/allow", 20_000)
+    );
+    let mut conn = crate::support::Conn::connect(gw.proxy);
+    conn.send(scripted(&gw, script).bytes());
+    assert_eq!(conn.head().expect("a head").0, 200);
+    let first = conn.take(18).expect("the first piece, while the second is held back");
+    assert_eq!(String::from_utf8_lossy(&first), "D\r\nchecked-first\r\n");
+    gate.open();
+    let rest = conn.take(16).expect("the rest");
+    assert!(String::from_utf8_lossy(&rest).contains("second"), "{:?}", String::from_utf8_lossy(&rest));
+}
+
 /// Deny by default: what the handler was not granted is never asked.
 #[test]
 fn only_granted_upstreams_are_called() {

@@ -122,6 +122,21 @@ fn a_trap_fails_its_request_and_nobody_elses() {
     }
 }
 
+/// A VM that has always been quick may take its time once, as for a large body or its garbage: it can't be begun again.
+#[test]
+fn a_long_callback_behind_many_short_ones_is_no_timeout() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, ONE_VM, &filter("run", "", ""));
+    let large = vec![b'a'; 2 << 20];
+    for _ in 0..2 {
+        for _ in 0..200 {
+            gw.get("/run").send().expect(200);
+        }
+        scripted(&gw, "request_body: more? pause; request_body: end? upper 0").body(large.clone()).send().expect(200);
+        assert!(up.last().body == large.to_ascii_uppercase());
+    }
+}
+
 #[test]
 fn a_loop_ends_with_its_time() {
     let up = Upstream::text("answer");

@@ -48,6 +48,7 @@ fn module(wasi: &str, callbacks: &str) -> Vec<u8> {
         ("environ_sizes_get", "i32 i32"),
         ("environ_get", "i32 i32"),
         ("fd_prestat_get", "i32 i32"),
+        ("poll_oneoff", "i32 i32 i32 i32"),
     ]
     .map(|(name, params)| format!("(import \"{wasi}\" \"{name}\" (func ${name} (param {params}) (result i32)))"))
     .concat();
@@ -144,6 +145,22 @@ fn the_monotonic_clock_goes_on() {
           (i32.const 0))"#;
     let gw = gateway_of(&up, &module("wasi_snapshot_preview1", callback));
     for _ in 0..50 {
+        gw.get("/run").send().expect(200);
+    }
+}
+
+/// Section 6: runtimes with a scheduler (Go's) ask to wait when they have nothing to do; that ends nobody.
+#[test]
+fn a_wait_is_short_and_ends_well() {
+    let up = Upstream::text("answer");
+    // One relative clock subscription of 50 microseconds: kind at 8, clock at 16, timeout at 24.
+    let callback = r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+          (i32.store (i32.const 144) (i32.const 1))
+          (i64.store (i32.const 152) (i64.const 50000))
+          (if (call $poll_oneoff (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 64)) (then unreachable))
+          (i32.const 0))"#;
+    let gw = gateway_of(&up, &module("wasi_snapshot_preview1", callback));
+    for _ in 0..300 {
         gw.get("/run").send().expect(200);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -161,32 +162,70 @@ async fn exchange(
 pub struct H2Origin {
     pub addr: SocketAddr,
     runtime: Option<Runtime>,
+    calls: Arc<Calls>,
+}
+
+/// gRPC calls that an origin has seen, and those under way.
+#[derive(Default)]
+struct Calls {
+    seen: AtomicUsize,
+    open: AtomicUsize,
+}
+
+struct OpenCall(Arc<Calls>);
+
+impl OpenCall {
+    fn new(calls: &Arc<Calls>) -> Self {
+        calls.seen.fetch_add(1, Ordering::SeqCst);
+        calls.open.fetch_add(1, Ordering::SeqCst);
+        Self(calls.clone())
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl H2Origin {
     pub fn start(body: &'static str) -> Self {
-        Self::serving(move |tcp| serve(tcp, body))
+        Self::serving(move |tcp, _| serve(tcp, body))
     }
 
     /// gRPC: answers each message at once with `echo ` before it, and ends with status 0. A path that ends in `/Deny` ends
-    /// with status 7 and the message `denied`; one in `/Hang` never does.
+    /// with status 7 and the message `denied`, one in `/Hang` does not end by itself, one in `/Large` answers 100,000 bytes,
+    /// and one in `/Early` ends with its head.
     pub fn grpc() -> Self {
         Self::serving(serve_grpc)
     }
 
-    fn serving<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    pub fn calls_seen(&self) -> usize {
+        self.calls.seen.load(Ordering::SeqCst)
+    }
+
+    /// Neither ended nor reset.
+    pub fn calls_open(&self) -> usize {
+        self.calls.open.load(Ordering::SeqCst)
+    }
+
+    fn serving<F>(serve: impl Fn(TcpStream, Arc<Calls>) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let runtime = runtime();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
-        runtime.spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(serve(tcp));
+        let calls = Arc::<Calls>::default();
+        runtime.spawn({
+            let calls = calls.clone();
+            async move {
+                while let Ok((tcp, _)) = listener.accept().await {
+                    tokio::spawn(serve(tcp, calls.clone()));
+                }
             }
         });
-        Self { addr, runtime: Some(runtime) }
+        Self { addr, runtime: Some(runtime), calls }
     }
 }
 
@@ -213,10 +252,14 @@ async fn serve(tcp: TcpStream, body: &'static str) {
     }
 }
 
-async fn serve_grpc(tcp: TcpStream) {
+async fn serve_grpc(tcp: TcpStream, calls: Arc<Calls>) {
     let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
     while let Some(Ok((request, respond))) = connection.accept().await {
-        tokio::spawn(answer_grpc(request, respond));
+        let open = OpenCall::new(&calls);
+        tokio::spawn(async move {
+            answer_grpc(request, respond).await;
+            drop(open);
+        });
     }
 }
 
@@ -227,6 +270,10 @@ async fn answer_grpc(request: Request<h2::RecvStream>, mut respond: h2::server::
         if let Some(value) = request.headers().get(from) {
             head = head.header(to, value);
         }
+    }
+    if path.ends_with("/Early") {
+        let head = head.header("grpc-status", "5").header("grpc-message", "not%20here");
+        return respond.send_response(head.body(()).ok()?, true).ok().map(drop);
     }
     let mut answer = respond.send_response(head.header("x-path", &path).body(()).ok()?, false).ok()?;
     let (mut incoming, mut buffered) = (request.into_body(), Vec::new());
@@ -241,7 +288,8 @@ async fn answer_grpc(request: Request<h2::RecvStream>, mut respond: h2::server::
             if buffered.len() < 5 + len {
                 break;
             }
-            let message = [b"echo ", &buffered[5..5 + len]].concat();
+            let echo = || [b"echo ", &buffered[5..5 + len]].concat();
+            let message = if path.ends_with("/Large") { vec![b'x'; 100_000] } else { echo() };
             let framed = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
             buffered.drain(..5 + len);
             if !path.ends_with("/Deny") && !path.ends_with("/Hang") {
@@ -250,7 +298,8 @@ async fn answer_grpc(request: Request<h2::RecvStream>, mut respond: h2::server::
         }
     }
     if path.ends_with("/Hang") {
-        return std::future::pending().await;
+        std::future::poll_fn(|cx| answer.poll_reset(cx)).await.ok()?;
+        return None;
     }
     let (status, message) = if path.ends_with("/Deny") { ("7", "denied") } else { ("0", "") };
     let mut trailers = HeaderMap::new();

@@ -58,7 +58,7 @@ pub struct Begun {
 }
 
 impl Rpcs {
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.open.len()
     }
 

@@ -164,7 +164,7 @@ impl ProxyState {
     }
 
     pub fn calls_under_way(&self) -> usize {
-        self.open_calls + self.rpcs.len()
+        self.open_calls + self.rpcs.count()
     }
 
     /// A call's number: never zero, and not one that is under way. Requests are over long before numbers come again.
