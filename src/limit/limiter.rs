@@ -344,10 +344,9 @@ impl Request<'_> {
         let named = |(policies, cell): (&Arc<Policy>, _)| (policies.name.as_str() == policy).then_some(cell);
         let mut cells: Vec<&mut Cell> =
             buckets.flat_map(|b| b.policies.iter().zip(&mut b.cells).filter_map(named)).collect();
-        let refused = cells.iter_mut().filter_map(|cell| cell.check(cost, tick).err()).max_by_key(|Refused(wait)| {
-            // Never is longest.
-            wait.map_or(Duration::MAX, |wait| wait)
-        });
+        let refused = cells.iter_mut().filter_map(|cell| cell.check(cost, tick).err());
+        // Never is longest.
+        let refused = refused.max_by_key(|Refused(wait)| wait.unwrap_or(Duration::MAX));
         match refused {
             _ if cells.is_empty() => None,
             Some(refused) => Some(Err(refused)),
