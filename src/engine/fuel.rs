@@ -3,10 +3,10 @@
 //! Invariant: the sum of what guests are charged does not depend on how it was cut into slices, so fuel is the same on
 //! every run and with every compiler, while slices follow the clock.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use super::cancel::Cancel;
 use super::failure::Halt;
@@ -156,7 +156,8 @@ impl Fuel {
         limit: Duration,
     ) -> Result<Option<T>, Halt> {
         let (cancel, limit) = (self.cancel.clone(), limit.min(self.remaining()));
-        let (tell, told) = oneshot::channel();
+        // Of the standard library, as this thread may be one that tokio would not let wait.
+        let (tell, told) = mpsc::sync_channel(1);
         on.spawn(async move {
             let done = tokio::time::timeout(limit, cancel.or_cancelled(work)).await;
             // Who waited may have gone.
@@ -164,7 +165,7 @@ impl Fuel {
         });
         let mut done = None;
         // A runtime that ends drops its tasks, which tells as well.
-        permits::aside(self.deadline, || done = told.blocking_recv().ok().flatten());
+        permits::aside(self.deadline, || done = told.recv().ok().flatten());
         self.time_left(Instant::now())?;
         Ok(done)
     }

@@ -121,6 +121,8 @@ pub struct HostState {
     pub wasix: WasixState,
     /// The guest has a thread to itself and may sleep; else sleeping counts as running out of time.
     pub may_block: bool,
+    /// It has waited for something outside.
+    pub waited: bool,
     /// stderr and log calls.
     pub log: BoundedLog,
     /// What it logs by the ABI's call.
@@ -148,6 +150,7 @@ impl HostState {
             wasi: WasiState::default(),
             wasix: WasixState::default(),
             may_block: true,
+            waited: false,
             log: BoundedLog::default(),
             lines: Lines::default(),
             output_bytes: 0,

@@ -299,9 +299,11 @@ impl HostState {
     }
 
     /// `None`: not within its time. The deadline, or a client that has gone, ends the guest.
-    fn wait<T: Send + 'static>(&self, reach: &Reach, work: Later<T>, limit: Duration) -> Result<Option<T>, Halt> {
-        // As with sleep: this thread is not the guest's to wait in.
-        if !self.may_block {
+    fn wait<T: Send + 'static>(&mut self, reach: &Reach, work: Later<T>, limit: Duration) -> Result<Option<T>, Halt> {
+        self.waited = true;
+        // As with sleep: this thread is not the guest's to wait in. A filter can't be run again elsewhere: it waits here, and
+        // never comes here again.
+        if !self.may_block && self.proxy.is_none() {
             return Err(Halt::Deadline);
         }
         match &reach.waits {

@@ -63,6 +63,8 @@ pub struct ProxyHandler {
     cap: usize,
     slots: Mutex<Vec<Arc<Slot>>>,
     lane: Lane,
+    /// Its guest has waited for something outside: it is shown nothing on a worker any more.
+    waits: AtomicBool,
     reach: Arc<Reach>,
     restarts: Mutex<Restarts>,
 }
@@ -137,6 +139,7 @@ impl ProxyHandler {
             pause: proxy.pause,
             slots: Mutex::default(),
             lane: Lane::new(),
+            waits: AtomicBool::new(false),
             restarts: Mutex::default(),
         })
     }
@@ -260,7 +263,7 @@ impl ProxyHandler {
         };
         if may_inline
             && self.lane.is_inline()
-            && !self.module.needs_pool()
+            && !self.waits.load(Ordering::Relaxed)
             && let Some(vm) = guard.as_mut()
         {
             let turn = self.turn(true);
@@ -316,6 +319,9 @@ impl ProxyHandler {
         match result {
             Ok(value) => {
                 if let Some(vm) = guard.as_mut() {
+                    if vm.waited() {
+                        self.waits.store(true, Ordering::Relaxed);
+                    }
                     let asked = vm.asked();
                     self.serve(slot, asked);
                     self.retire(slot, vm);

@@ -174,14 +174,9 @@ impl Resolver {
     }
 }
 
-/// A function that waits, or whose effect outlives the run.
+/// A function that waits, or whose effect outlives the run. Of proxy-wasm filters only the call tells.
 pub fn reaches_out(module: &str, name: &str) -> bool {
-    match module {
-        wasmgate::MODULE => wasmgate::reaches_out(name),
-        // By name, which only the call tells.
-        proxy_wasm::MODULE => name == "proxy_call_foreign_function",
-        _ => false,
-    }
+    module == wasmgate::MODULE && wasmgate::reaches_out(name)
 }
 
 fn check_imports(host: &'static dyn AbiHost, shape: &ModuleShape) -> Result<(), NotLoadable> {

@@ -374,6 +374,11 @@ impl Vm {
         }
     }
 
+    /// It has waited for something outside.
+    pub fn waited(&mut self) -> bool {
+        self.guest.get().host().waited
+    }
+
     pub fn asked(&mut self) -> Asked {
         let state = self.state();
         Asked {
