@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::support::api;
 use crate::support::toml::{route, upstream};
-use crate::support::{Gateway, Upstream, eventually, wat as binary};
+use crate::support::{Gateway, Upstream, poll, wat as binary};
 
 /// Some hundred kilobytes; gives 7.
 fn large(version: u32) -> Vec<u8> {
@@ -33,6 +33,12 @@ fn is_optimised(gw: &Gateway) -> bool {
     gw.artifacts("cranelift-fast").is_empty() && !gw.artifacts("cranelift").is_empty()
 }
 
+/// As `eventually`, for the optimising compiler on a busy machine.
+#[track_caller]
+fn in_time(what: &str, done: impl FnMut() -> bool) {
+    assert!(poll(Duration::from_secs(300), done), "not in time: {what}");
+}
+
 fn execute(gw: &Gateway, key: &str, module: &str) -> Value {
     let body = serde_json::json!({"module": module});
     gw.request("POST", "/api/wasm/execute").key(key).json(&body).send().expect(200).json()
@@ -47,7 +53,7 @@ fn an_upload_answers_at_once_and_gets_better_code_in_use() {
     let first = execute(&gw, &key, "large");
     assert_eq!((compiles(&gw, "cranelift-fast"), &first["result"]), (1.0, &Value::from(7)), "{first}");
     // Not one of the requests meanwhile fails, and the code does not show in what is charged.
-    eventually("the optimised code is there", || {
+    in_time("the optimised code is there", || {
         let doc = execute(&gw, &key, "large");
         assert_eq!((&doc["result"], &doc["fuel"]), (&first["result"], &first["fuel"]), "{doc}");
         compiles(&gw, "cranelift") == 1.0 && is_optimised(&gw)
@@ -69,7 +75,7 @@ fn what_a_killed_gateway_left_fast_is_optimised_by_the_next() {
     gw.upload("acme/large", "core", &large(2));
     let gw = gw.restart(&config);
     assert_eq!(execute(&gw, &key, "large")["result"], 7);
-    eventually("the optimised code is there", || is_optimised(&gw));
+    in_time("the optimised code is there", || is_optimised(&gw));
 }
 
 #[test]
@@ -80,7 +86,7 @@ fn an_inline_module_seen_again_is_promoted() {
     gw.execute(&key, &wasm, b"").expect(200);
     assert_eq!((compiles(&gw, "cranelift-fast"), compiles(&gw, "cranelift")), (1.0, 0.0));
     let again = gw.execute(&key, &wasm, b"").expect(200).json()["fuel"].clone();
-    eventually("it is optimised", || compiles(&gw, "cranelift") == 1.0);
+    in_time("it is optimised", || compiles(&gw, "cranelift") == 1.0);
     for _ in 0..3 {
         assert_eq!(gw.execute(&key, &wasm, b"").expect(200).json()["fuel"], again);
     }
@@ -140,7 +146,7 @@ fn living_vms_move_to_the_better_code_without_a_failed_request() {
         "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/m\" }]";
     let gw =
         Gateway::with_modules(&upstream("up", up.addr, ""), &[("acme/m", "http-wasm", &guest)], &route("all", lines));
-    eventually("the optimised code is there", || {
+    in_time("the optimised code is there", || {
         gw.get("/").send().expect(200);
         is_optimised(&gw)
     });
