@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2 as guests' calls have it (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md): messages with
+//! gRPC over HTTP/2 as guests' calls have it (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): messages with
 //! their prefix, the status at the end, and what a call and its guest tell each other.
 //!
 //! Invariant: a call ends with one status, and nothing follows that; no message is over its limit.

@@ -1,4 +1,4 @@
-//! Proxy-Wasm 0.2.1 and 0.2.0 for HTTP, 0.1.0 by shim (https://github.com/proxy-wasm/spec): the host functions of `env`.
+//! Proxy-Wasm 0.2.1 and 0.2.0 for HTTP, 0.1.0 by shim (<https://github.com/proxy-wasm/spec>): the host functions of `env`.
 //!
 //! Invariant: a function answers with a status and traps for nothing but its guest's limits; a bad pointer is
 //! `INVALID_MEMORY_ACCESS` with nothing written, and a status is one that the SDKs survive where the ABI leaves a choice.
