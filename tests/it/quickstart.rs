@@ -5,11 +5,18 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
 use crate::support::gateway::binary;
 use crate::support::{DEADLINE, poll};
+
+/// Its ports are the same for all who have not taken them yet: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 struct Quickstart {
     child: Child,
@@ -77,6 +84,7 @@ impl Drop for Quickstart {
 
 #[test]
 fn the_four_printed_lines_do_what_they_say() {
+    let _alone = alone();
     let quickstart = Quickstart::start();
     let curls = quickstart.curls();
     assert_eq!(curls.len(), 4, "{curls:#?}");
@@ -92,6 +100,7 @@ fn the_four_printed_lines_do_what_they_say() {
 
 #[test]
 fn a_second_start_revokes_the_first_demo_key() {
+    let _alone = alone();
     let first = Quickstart::start();
     let old = first.curls().remove(0);
     assert!(first.paste(&old).contains("200"), "{old}");
@@ -110,6 +119,7 @@ fn a_second_start_revokes_the_first_demo_key() {
 
 #[test]
 fn taken_ports_are_replaced_by_free_ones_and_it_says_so() {
+    let _alone = alone();
     // Taken here, or by another process.
     let _taken = [8080, 9090].map(|port| TcpListener::bind(("127.0.0.1", port)));
     let quickstart = Quickstart::start();
