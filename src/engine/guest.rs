@@ -183,7 +183,13 @@ impl Guest {
         meter(state, state.fuel.used(counter), self.started)
     }
 
-    /// Bytes of its memory now; a living VM over its ceiling is replaced.
+    /// Beyond half of its limit since it started: a living VM is replaced then. A module that starts with more than half
+    /// is not worn by that.
+    pub fn has_grown(&self, at_start: u64, limit: u64) -> bool {
+        self.memory_bytes() > (limit / 2).max(at_start)
+    }
+
+    /// Bytes of its memory now.
     pub fn memory_bytes(&self) -> u64 {
         self.env.as_ref(&self.store).memory.size() as u64
     }

@@ -25,6 +25,13 @@ pub enum Kind {
     Histogram,
 }
 
+impl Kind {
+    /// As proxy-wasm and the gateway's own functions number them.
+    pub fn of(number: i32) -> Option<Kind> {
+        [Kind::Counter, Kind::Gauge, Kind::Histogram].get(usize::try_from(number).ok()?).copied()
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Metric {
     pub name: String,

@@ -56,7 +56,6 @@ pub struct HttpExchange {
     pub response_body: Option<Bytes>,
     /// RESP: a guest wrote the body anew.
     pub response_body_replaced: Option<Vec<u8>>,
-    pub request_trailers: Option<HeaderMap>,
     pub response_trailers: Option<HeaderMap>,
     /// The answer's head can't be changed any more.
     pub head_sent: bool,
@@ -87,7 +86,6 @@ impl HttpExchange {
             response_status_set: false,
             response_body: None,
             response_body_replaced: None,
-            request_trailers: None,
             response_trailers: None,
             head_sent: false,
             peer,
@@ -117,6 +115,14 @@ impl HttpExchange {
         written.as_ref().map(Vec::len).or(given.as_ref().map(Bytes::len)).unwrap_or(0)
     }
 
+    /// In place of what there was.
+    pub fn set_body(&mut self, of_request: bool, body: Bytes) {
+        match of_request {
+            true => (self.request_body, self.request_body_replaced) = (Some(body), None),
+            false => (self.response_body, self.response_body_replaced) = (Some(body), None),
+        }
+    }
+
     /// What has come behind it.
     pub fn append(&mut self, of_request: bool, more: Bytes) {
         let before = self.take_body(of_request);
@@ -127,7 +133,7 @@ impl HttpExchange {
             all.extend_from_slice(&more);
             all.freeze()
         };
-        *(if of_request { &mut self.request_body } else { &mut self.response_body }) = Some(all);
+        self.set_body(of_request, all);
     }
 }
 
@@ -296,7 +302,7 @@ impl HttpHandler {
         let handler = self.clone();
         let start = move |memory| (handler.start_vm(memory), permit);
         let started = self.engine.pool().run(&self.owner, &Cancel::default(), self.need(false), start).await;
-        let (vm, permit) = started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?;
+        let (vm, permit) = started?;
         self.vms.give_back(Leased { vm: vm?, permit }, &self.module);
         Ok(())
     }
@@ -377,30 +383,20 @@ impl HttpHandler {
         need: Need,
         run: impl FnOnce(&Arc<HttpHandler>, Box<HttpExchange>, T, Reserved) -> HttpOutcome + Send + 'static,
     ) -> HttpOutcome {
-        let cancel = exchange.cancel.clone();
-        let ours = Arc::new(Mutex::new(Some((exchange, with))));
-        let (theirs, handler) = (ours.clone(), self.clone());
-        let job = move |memory| {
-            // The lock ends here; the guest runs without it.
-            let work = theirs.lock().take();
-            work.map(|(exchange, with)| run(&handler, exchange, with, memory))
-        };
-        let busy = match self.engine.pool().run(&self.owner, &cancel, need, job).await {
-            Ok(Some(outcome)) => return outcome,
-            Ok(None) => unreachable!("only this function takes the work back, after the pool has let it go"),
-            Err(busy) => RunError::Busy { retry_after: busy.retry_after },
-        };
-        let (exchange, _) = ours.lock().take().expect("a guest thread that took the exchange gives an outcome");
-        HttpOutcome::failed(exchange, busy, Meter::default())
+        let (cancel, handler) = (exchange.cancel.clone(), self.clone());
+        let job = move |(exchange, with), memory| run(&handler, exchange, with, memory);
+        match self.engine.pool().run_with(&self.owner, &cancel, need, (exchange, with), job).await {
+            Ok(outcome) => outcome,
+            Err(((exchange, _), busy)) => HttpOutcome::failed(exchange, busy.into(), Meter::default()),
+        }
     }
 
     /// A VM that lives has its memory; one that is to start needs some.
     fn need(&self, lives: bool) -> Need {
-        let mut need = self.engine.need(&self.module, &self.account, &self.limits);
-        if lives {
-            need.bytes = 0;
+        match lives {
+            true => Need::nothing(&self.account),
+            false => self.engine.need(&self.module, &self.account, &self.limits),
         }
-        need
     }
 
     fn start_vm(&self, memory: Reserved) -> Result<Box<Vm>, RunError> {

@@ -343,7 +343,7 @@ impl Engine {
         };
         match self.pool.run(&owner, &cancel, need, work).await {
             Ok(finished) => finished,
-            Err(busy) => run::refused(RunError::Busy { retry_after: busy.retry_after }),
+            Err(busy) => run::refused(busy.into()),
         }
     }
 

@@ -91,7 +91,15 @@ const MAX_VALUE: usize = 64 << 10;
 /// What a look-up is charged, in bytes moved: it takes some microseconds.
 const LOOK_UP: usize = 16 << 10;
 /// The longest that a call may take; also where the guest sets no time.
-pub const MAX_CALL: Duration = Duration::from_secs(60);
+const MAX_CALL: Duration = Duration::from_secs(60);
+
+/// How long a call may take for which a guest says so many milliseconds; 0: it sets no time.
+pub fn call_time(millis: i32) -> Duration {
+    match millis as u32 {
+        0 => MAX_CALL,
+        millis => Duration::from_millis(millis.into()).min(MAX_CALL),
+    }
+}
 
 /// What the guests of one handler, or of one execution, reach.
 pub struct Reach {
@@ -106,6 +114,13 @@ pub struct Reach {
     /// `None`: an execution, which has no handler.
     pub metrics: Option<Arc<HandlerMetrics>>,
     pub log: GuestLog,
+}
+
+impl Reach {
+    /// The upstream of this name, where the handler's configuration grants it.
+    pub fn granted(&self, name: &[u8]) -> Option<Name> {
+        self.upstreams.iter().find(|known| known.as_str().as_bytes() == name).cloned()
+    }
 }
 
 impl fmt::Debug for Reach {
@@ -256,9 +271,7 @@ impl HostState {
     pub fn fetch(&mut self, upstream: &[u8], request: Request<Bytes>, timeout: Duration) -> Asked<StatusCode> {
         self.reaching.answer = None;
         let Some((reach, outside)) = self.outside() else { return Ok(Err(Refusal::Denied)) };
-        let granted = reach.upstreams.iter().find(|known| known.as_str().as_bytes() == upstream);
-        let Some(upstream) = granted.cloned() else { return Ok(Err(Refusal::Denied)) };
-        let timeout = if timeout.is_zero() { MAX_CALL } else { timeout.min(MAX_CALL) };
+        let Some(upstream) = reach.granted(upstream) else { return Ok(Err(Refusal::Denied)) };
         let work = outside.call(upstream, request, reach.answer_limit);
         match self.wait(&reach, work, timeout)? {
             Some(Ok(answer)) => {

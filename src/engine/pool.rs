@@ -18,7 +18,7 @@ use crate::domain::OwnerId;
 use super::budget::{Account, Budget, Reserved};
 use super::cancel::Cancel;
 use super::permits::Permits;
-use super::{stack, sys};
+use super::{RunError, stack, sys};
 
 /// Guests give way to the proxy's own threads.
 const NICE: i32 = 5;
@@ -36,6 +36,13 @@ type Work = Box<dyn FnOnce(Reserved) + Send>;
 pub struct Need {
     pub account: Arc<Account>,
     pub bytes: u64,
+}
+
+impl Need {
+    /// Of a guest that has its memory.
+    pub fn nothing(account: &Arc<Account>) -> Need {
+        Need { account: account.clone(), bytes: 0 }
+    }
 }
 
 struct Queued {
@@ -85,6 +92,12 @@ pub struct Pool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy {
     pub retry_after: Duration,
+}
+
+impl From<Busy> for RunError {
+    fn from(busy: Busy) -> RunError {
+        RunError::Busy { retry_after: busy.retry_after }
+    }
 }
 
 impl Pool {
@@ -144,6 +157,32 @@ impl Pool {
         place.waiting = false;
         // A thread that died with the work (a panic in the host) leaves no result.
         result.await.map_err(|_| self.busy())
+    }
+
+    /// As [`Self::run`], with what has to come back where no thread takes the work in time.
+    pub async fn run_with<I: Send + 'static, T: Send + 'static>(
+        &self,
+        owner: &OwnerId,
+        cancel: &Cancel,
+        need: Need,
+        input: I,
+        work: impl FnOnce(I, Reserved) -> T + Send + 'static,
+    ) -> Result<T, (I, Busy)> {
+        let ours = Arc::new(Mutex::new(Some(input)));
+        let theirs = ours.clone();
+        let job = move |memory| {
+            // The lock ends here; the guest runs without it.
+            let input = theirs.lock().take();
+            input.map(|input| work(input, memory))
+        };
+        match self.run(owner, cancel, need, job).await {
+            Ok(Some(done)) => Ok(done),
+            Ok(None) => unreachable!("only this function takes the input back, after the pool has let the work go"),
+            Err(busy) => {
+                let input = ours.lock().take().expect("a guest thread that took the input gives a result");
+                Err((input, busy))
+            }
+        }
     }
 
     /// After the runs under way; what is queued is refused.

@@ -16,17 +16,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::AbortHandle;
 
 use super::abi::proxy_wasm::{Call, CallAnswer, Plugin};
-use super::budget::Account;
+use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::lane::{self, Lane, took};
-use super::outside::Reach;
+use super::pool::Need;
 use super::scope::Listener;
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
@@ -64,7 +63,6 @@ pub struct ProxyHandler {
     lane: Lane,
     /// Its guest has waited for something outside: it is shown nothing on a worker any more.
     waits: AtomicBool,
-    reach: Arc<Reach>,
     restarts: Mutex<Restarts>,
 }
 
@@ -98,12 +96,11 @@ impl ProxyHandler {
             root_id: proxy.root_id.clone(),
             vm_id: proxy.vm_id.clone(),
             vm_config: proxy.vm_config.clone().into(),
-            config: handler.config.clone().into(),
             env: handler.env.clone().into_iter().collect(),
-            upstreams: handler.upstreams.clone(),
             strict: proxy.strict,
             scope: engine.scopes().of(&handler.owner, &proxy.vm_id),
             metrics: engine.guest_metrics().of(&label),
+            reach: engine.reach_of(label, handler, limits.input_bytes),
         };
         let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -115,7 +112,6 @@ impl ProxyHandler {
             account: engine.account(&handler.owner),
             plugin: Arc::new(plugin),
             cap: cores.min(engine.config().vms_per_handler).min(own).max(1),
-            reach: engine.reach_of(label, handler, limits.input_bytes),
             limits,
             pause: proxy.pause,
             slots: Mutex::default(),
@@ -127,7 +123,7 @@ impl ProxyHandler {
 
     /// The filter wants to see bodies of requests.
     pub fn wants_request_body(&self) -> bool {
-        self.exports("proxy_on_request_body") || self.exports("proxy_on_request_trailers")
+        self.exports("proxy_on_request_body")
     }
 
     /// The filter wants to see bodies of answers.
@@ -147,15 +143,14 @@ impl ProxyHandler {
     /// its timers run.
     pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
         let slot = self.pick();
-        let guard = self.lock(&slot).await?;
+        let mut guard = self.lock(&slot).await?;
         if guard.is_some() {
             return Ok(());
         }
         let handler = self.clone();
         let need = self.engine.need(&self.module, &self.account, &self.limits);
-        let start = move |memory| handler.start(&slot, guard, memory).map(drop);
-        let started = self.engine.pool().run(&self.owner, &Cancel::default(), need, start).await;
-        started.map_err(|busy| RunError::Busy { retry_after: busy.retry_after })?
+        let start = move |memory| handler.start(&slot, memory).map(|vm| *guard = Some(vm));
+        self.engine.pool().run(&self.owner, &Cancel::default(), need, start).await?
     }
 
     /// A place for a request.
@@ -198,21 +193,14 @@ impl ProxyHandler {
         tokio::time::timeout(patience, slot.vm.clone().lock_owned()).await.map_err(|_| busy)
     }
 
-    /// Makes the slot's VM. On a guest thread.
-    fn start(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        mut guard: Guard,
-        memory: super::budget::Reserved,
-    ) -> Result<Guard, RunError> {
+    /// Makes a VM for the slot. On a guest thread.
+    fn start(self: &Arc<Self>, slot: &Arc<Slot>, memory: Reserved) -> Result<Box<Vm>, RunError> {
         self.restarts.lock().admit(Instant::now())?;
-        let made = Vm::start(&self.module, &self.limits, memory, (&self.plugin, self.assets.clone()), &self.reach);
-        match made {
+        match Vm::start(&self.module, &self.limits, memory, &self.plugin, self.assets.clone()) {
             Ok((vm, asked)) => {
-                *guard = Some(vm);
                 self.restarts.lock().started();
                 self.serve(slot, asked);
-                Ok(guard)
+                Ok(vm)
             }
             Err(error) => {
                 self.restarts.lock().failed(Instant::now(), &error);
@@ -225,7 +213,11 @@ impl ProxyHandler {
     fn turn(&self, inline: bool) -> Turn<'_> {
         let fuel = if inline { self.limits.fuel.min(INLINE_FUEL) } else { self.limits.fuel };
         let limits = Limits { fuel, ..self.limits.clone() };
-        Turn { allowance: Allowance::from_now(limits, Cancel::default()), may_block: !inline, log: &self.reach.log }
+        Turn {
+            allowance: Allowance::from_now(limits, Cancel::default()),
+            may_block: !inline,
+            log: &self.plugin.reach.log,
+        }
     }
 
     /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
@@ -254,31 +246,25 @@ impl ProxyHandler {
         if guard.is_none() && !starts {
             return Outcome::NotRun(input, gone());
         }
-        let lives = guard.is_some();
-        let mut need = self.engine.need(&self.module, &self.account, &self.limits);
-        if lives {
-            need.bytes = 0;
-        }
-        let ours = Arc::new(Mutex::new(Some((guard, input))));
-        let (theirs, handler, slot) = (ours.clone(), self.clone(), slot.clone());
-        let job = move |memory| {
-            // The lock ends here; the guest runs without it.
-            let (guard, input) = theirs.lock().take()?;
-            let mut guard = match if lives { Ok(guard) } else { handler.start(&slot, guard, memory) } {
-                Ok(guard) => guard,
-                Err(error) => return Some(Outcome::NotRun(input, error)),
-            };
-            let vm = guard.as_mut()?;
-            let (result, meter) = work(vm, input, &handler.turn(false));
-            Some(handler.settle(&slot, guard, result, meter, may_inline.then_some(false)))
+        let need = match guard.is_some() {
+            true => Need::nothing(&self.account),
+            false => self.engine.need(&self.module, &self.account, &self.limits),
         };
-        match self.engine.pool().run(&self.owner, cancel, need, job).await {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => unreachable!("a started VM is there, and only this function takes the work back"),
-            Err(busy) => {
-                let (_, input) = ours.lock().take().expect("a guest thread that took the work gives an outcome");
-                Outcome::NotRun(input, RunError::Busy { retry_after: busy.retry_after })
-            }
+        let (handler, slot) = (self.clone(), slot.clone());
+        let job = move |(mut guard, input): (Guard, I), memory| {
+            let vm = match &mut *guard {
+                Some(vm) => vm,
+                none => match handler.start(&slot, memory) {
+                    Ok(vm) => none.insert(vm),
+                    Err(error) => return Outcome::NotRun(input, error),
+                },
+            };
+            let (result, meter) = work(vm, input, &handler.turn(false));
+            handler.settle(&slot, guard, result, meter, may_inline.then_some(false))
+        };
+        match self.engine.pool().run_with(&self.owner, cancel, need, (guard, input), job).await {
+            Ok(outcome) => outcome,
+            Err(((_, input), busy)) => Outcome::NotRun(input, busy.into()),
         }
     }
 
@@ -392,7 +378,7 @@ impl ProxyHandler {
                     CallAnswer { id, status: Some(head.status), headers: head.headers, body, ..CallAnswer::default() }
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(handler = handler.reach.log.handler(), error, "a guest's call failed");
+                    tracing::debug!(handler = handler.plugin.reach.log.handler(), error, "a guest's call failed");
                     CallAnswer { id, ..CallAnswer::default() }
                 }
                 Err(_) => CallAnswer { id, ..CallAnswer::default() },
@@ -411,25 +397,15 @@ impl ProxyHandler {
         match self.on_vm(slot, &Cancel::default(), input, (false, true), work).await {
             Outcome::Ran((), _) => return true,
             Outcome::NotRun(_, error) => {
-                tracing::debug!(
-                    handler = self.reach.log.handler(),
-                    error = error_text(&error),
-                    "an event of a filter is lost"
-                );
+                tracing::debug!(handler = self.plugin.reach.log.handler(), %error, "an event of a filter is lost");
             }
             Outcome::Failed(_, error, _) => {
-                tracing::warn!(
-                    handler = self.reach.log.handler(),
-                    error = error_text(&error),
-                    "a filter failed beside requests"
-                );
+                tracing::warn!(handler = self.plugin.reach.log.handler(), %error, "a filter failed beside requests");
             }
         }
         false
     }
-}
 
-impl ProxyHandler {
     /// Ends a stream that nobody waits for, `after` so long at the latest.
     fn end(self: &Arc<Self>, slot: &Arc<Slot>, context: u32, after: Duration) {
         let (handler, slot) = (self.clone(), slot.clone());
@@ -458,14 +434,6 @@ enum Outcome<I, T> {
 fn gone() -> RunError {
     let reason = "the filter's VM failed in another request or event".to_owned();
     RunError::Guest(GuestFailure::Trap { reason, backtrace: String::new() })
-}
-
-fn error_text(error: &RunError) -> String {
-    match error {
-        RunError::Guest(failure) => failure.to_string(),
-        RunError::BadCall(why) => why.clone(),
-        RunError::Busy { .. } => "the guest pool is full".into(),
-    }
 }
 
 impl Slot {
@@ -521,5 +489,4 @@ const _: () = {
     const fn is_shared<T: Send + Sync>() {}
     travels::<ProxyStream>();
     is_shared::<ProxyHandler>();
-    is_shared::<Bytes>();
 };

@@ -183,9 +183,7 @@ impl Vm {
     }
 
     fn is_worn(&mut self, requests: u64, memory_limit: u64) -> bool {
-        // A module that starts with more than half of its limit is not worn by that.
-        let ceiling = (memory_limit / 2).max(self.memory_at_start);
-        self.requests >= requests || self.guest.get().memory_bytes() > ceiling
+        self.requests >= requests || self.guest.get().has_grown(self.memory_at_start, memory_limit)
     }
 }
 

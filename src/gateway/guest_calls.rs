@@ -123,16 +123,17 @@ async fn exchange(
     let mut head = RequestHeader::from(parts);
     frame_request(&mut head, Some(body.len()).filter(|n| *n > 0))?;
     head.set_version(http::Version::HTTP_11);
-    let (mut client, reused) = pool.connect(peer).await?;
-    client.set_read_timeout(peer.options.read_timeout);
-    client.set_write_timeout(peer.options.write_timeout);
-    let mut answered = read_head(&mut client, &head, &body).await;
-    if reused && head.method.is_idempotent() && answered.is_err() {
-        client.shutdown().await;
-        client = pool.connect(peer).await?.0;
-        answered = read_head(&mut client, &head, &body).await;
-    }
-    answered?;
+    let mut again = head.method.is_idempotent();
+    let mut client = loop {
+        let (mut client, reused) = pool.connect(peer).await?;
+        client.set_read_timeout(peer.options.read_timeout);
+        client.set_write_timeout(peer.options.write_timeout);
+        match read_head(&mut client, &head, &body).await {
+            Ok(()) => break client,
+            Err(_) if reused && std::mem::take(&mut again) => client.shutdown().await,
+            Err(error) => return Err(error),
+        }
+    };
     let Some(answer) = client.response_header() else {
         return Error::e_explain(ErrorType::InvalidHTTPHeader, "an answer without a head");
     };

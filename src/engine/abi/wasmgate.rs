@@ -15,7 +15,7 @@ use crate::engine::guest_log;
 use crate::engine::guest_metrics::{HandlerMetrics, Kind};
 use crate::engine::host::HostState;
 use crate::engine::http;
-use crate::engine::outside::{Keep, Kept, Refusal};
+use crate::engine::outside::{Keep, Kept, Refusal, call_time};
 
 pub const MODULE: &str = "wasmgate_v1";
 
@@ -248,8 +248,7 @@ pub fn http_call(
     let Some(request) = parse(&upstream, &head).and_then(|fields| wire::request(&fields, body.into())) else {
         return Ok(number(Refusal::BadArgument));
     };
-    let timeout = Duration::from_millis(u64::from(timeout_ms as u32));
-    Ok(state.fetch(&upstream, request, timeout)?.map_or_else(number, |status| status.as_u16().into()))
+    Ok(state.fetch(&upstream, request, call_time(timeout_ms))?.map_or_else(number, |status| status.as_u16().into()))
 }
 
 /// As `wire::request` wants it. Without a `host` it is the upstream's name.
@@ -295,12 +294,7 @@ pub fn http_answer_body(mut env: Env<'_>, buf: i32, cap: i32) -> Result<i32, Hal
 pub fn metric_define(mut env: Env<'_>, kind: i32, name: i32, name_len: i32) -> Result<i32, Halt> {
     let state = env.data_mut();
     let Some(name) = given(state, name, name_len)? else { return Ok(number(Refusal::BadArgument)) };
-    let kind = match kind {
-        0 => Kind::Counter,
-        1 => Kind::Gauge,
-        2 => Kind::Histogram,
-        _ => return Ok(number(Refusal::BadArgument)),
-    };
+    let Some(kind) = Kind::of(kind) else { return Ok(number(Refusal::BadArgument)) };
     let defined = metrics(state).and_then(|metrics| metrics.define(kind, &name).map_err(Refusal::from));
     // What is beyond the bound has a number that no guest can hold.
     let id = defined.and_then(|id| i32::try_from(id).map_err(|_| Refusal::Full));

@@ -1,7 +1,7 @@
 //! What guests may put on the wire, whatever their ABI.
 
 use bytes::Bytes;
-use http::header::{self, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HOST, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, StatusCode};
 
@@ -53,33 +53,41 @@ pub fn status(code: u16) -> Option<StatusCode> {
     StatusCode::from_u16(code).ok().filter(|code| (200..600).contains(&code.as_u16()))
 }
 
-/// A guest's request to an upstream: fields with `:method`, `:path` and `:authority` among them, which it needs.
-pub fn request(given: &[(&[u8], &[u8])], body: Bytes) -> Option<Request<Bytes>> {
+/// Fields of a guest's for a message, but pseudo headers and those that are the gateway's to write.
+pub fn fields(given: &[(&[u8], &[u8])], message: Message) -> Option<Vec<(HeaderName, HeaderValue)>> {
     if given.len() > FIELDS {
         return None;
     }
+    let mut fields = Vec::with_capacity(given.len());
+    for (name, value) in given.iter().filter(|(name, _)| !name.starts_with(b":")) {
+        let name = HeaderName::from_bytes(name).ok()?;
+        let value = HeaderValue::from_bytes(value).ok()?;
+        if !is_gateways(&name, message) {
+            fields.push((name, value));
+        }
+    }
+    Some(fields)
+}
+
+/// A guest's request to an upstream: fields with `:method`, `:path` and `:authority` among them, which it needs.
+pub fn request(given: &[(&[u8], &[u8])], body: Bytes) -> Option<Request<Bytes>> {
     let (mut to, mut path, mut host) = (None, None, None);
-    let mut fields = HeaderMap::with_capacity(given.len());
     for (name, value) in given {
         match *name {
             b":method" => to = Some(method(value)?),
             b":path" => path = Some(target(value)?),
             b":authority" if is_host(value) => host = Some(HeaderValue::from_bytes(value).ok()?),
             b":authority" => return None,
-            [b':', ..] => {}
-            name => {
-                let name = HeaderName::from_bytes(name).ok()?;
-                let value = HeaderValue::from_bytes(value).ok()?;
-                if name != HOST && !is_gateways(&name, Message::Request) {
-                    fields.try_append(name, value).ok()?;
-                }
-            }
+            _ => {}
         }
     }
-    fields.insert(HOST, host?);
     let mut request = Request::new(body);
+    for (name, value) in fields(given, Message::Request)? {
+        request.headers_mut().try_append(name, value).ok()?;
+    }
+    // Not one of the guest's fields.
+    request.headers_mut().insert(HOST, host?);
     *request.method_mut() = to?;
     *request.uri_mut() = path?.into();
-    *request.headers_mut() = fields;
     Some(request)
 }

@@ -39,6 +39,19 @@ pub struct Told {
     pub meter: Meter,
 }
 
+impl Told {
+    /// Its VM is gone, with what it held.
+    fn gone() -> Told {
+        Told { exchange: None, result: Err(gone()), meter: Meter::default() }
+    }
+}
+
+impl From<Woken> for Told {
+    fn from(Woken { exchange, result }: Woken) -> Told {
+        Told { exchange: Some(exchange), result, meter: Meter::default() }
+    }
+}
+
 impl ProxyStream {
     pub(super) fn new(handler: Arc<ProxyHandler>, slot: Arc<Slot>) -> ProxyStream {
         ProxyStream { handler, slot, context: 0, paused: None, ended: false }
@@ -62,17 +75,26 @@ impl ProxyStream {
         self.told(exchange, Bytes::new(), (event, end), waits, cancel).await
     }
 
-    /// More of a body, for a filter that has what came before since a pause. At its end a pause is waited for.
-    pub async fn feed(&mut self, more: Bytes, (event, end): (Event, bool), cancel: &Cancel) -> Told {
+    /// A piece of a body, beside what the filter has of it since a pause; then there is no `exchange`. At the end a pause
+    /// is waited for.
+    pub async fn show(
+        &mut self,
+        exchange: Option<Box<HttpExchange>>,
+        piece: Bytes,
+        (event, end): (Event, bool),
+        cancel: &Cancel,
+    ) -> Told {
+        if let Some(mut exchange) = exchange {
+            exchange.set_body(event.is_request(), piece);
+            return self.tell(Some(exchange), (event, end), end, cancel).await;
+        }
         // It may have ended the pause just now.
         let exchange = match self.paused.as_mut().map(oneshot::Receiver::try_recv) {
             Some(Ok(Woken { exchange, result: Ok(Verdict::Continue) })) => Some(exchange),
-            Some(Ok(Woken { exchange, result })) => {
-                return Told { exchange: Some(exchange), result, meter: Meter::default() };
-            }
+            Some(Ok(woken)) => return woken.into(),
             _ => None,
         };
-        self.told(exchange, more, (event, end), end, cancel).await
+        self.told(exchange, piece, (event, end), end, cancel).await
     }
 
     /// What follows the answer's body, for a filter that may have some of that since a pause. A further pause is waited
@@ -81,16 +103,12 @@ impl ProxyStream {
         let held = match self.paused.take() {
             Some(mut receiver) => match receiver.try_recv() {
                 Ok(Woken { exchange, result: Ok(Verdict::Continue) }) => Some(exchange),
-                Ok(Woken { exchange, result }) => {
-                    return Told { exchange: Some(exchange), result, meter: Meter::default() };
-                }
+                Ok(woken) => return woken.into(),
                 Err(_) => self.take_back(receiver).await,
             },
             None => None,
         };
-        let Some(mut exchange) = exchange.or(held) else {
-            return Told { exchange: None, result: Err(gone()), meter: Meter::default() };
-        };
+        let Some(mut exchange) = exchange.or(held) else { return Told::gone() };
         exchange.response_trailers = Some(fields);
         self.tell(Some(exchange), (Event::ResponseTrailers, true), true, cancel).await
     }
@@ -101,11 +119,10 @@ impl ProxyStream {
         let woken = ready!(Pin::new(receiver).poll(cx));
         self.paused = None;
         Poll::Ready(match woken {
-            Ok(Woken { exchange, result }) => Told { exchange: Some(exchange), result, meter: Meter::default() },
+            Ok(woken) => woken.into(),
             Err(_) => {
-                // Its VM is gone, with what it held.
                 self.ended = true;
-                Told { exchange: None, result: Err(gone()), meter: Meter::default() }
+                Told::gone()
             }
         })
     }
@@ -166,11 +183,10 @@ impl ProxyStream {
         }
         let woken = tokio::time::timeout(self.handler.pause, cancel.or_cancelled(&mut receiver)).await;
         match woken {
-            Ok(Some(Ok(Woken { exchange, result }))) => Told { exchange: Some(exchange), result, meter },
-            // Its VM is gone, with what it held.
+            Ok(Some(Ok(woken))) => Told { meter, ..woken.into() },
             Ok(Some(Err(_))) => {
                 self.ended = true;
-                Told { exchange: None, result: Err(gone()), meter }
+                Told { meter, ..Told::gone() }
             }
             late => {
                 let why = if late.is_ok() { GuestFailure::Cancelled } else { GuestFailure::Deadline };

@@ -24,7 +24,6 @@ use crate::engine::guest::{Allowance, Guest};
 use crate::engine::guest_log::GuestLog;
 use crate::engine::host::HostState;
 use crate::engine::http::{HttpExchange, Verdict};
-use crate::engine::outside::Reach;
 use crate::engine::vms::{Turn, start_failure};
 use crate::engine::{Assets, Compiler, LoadedModule, RunError};
 
@@ -80,7 +79,6 @@ struct Exports {
     response_headers: Headers,
     request_body: Fn<(i32, i32, i32), i32>,
     response_body: Fn<(i32, i32, i32), i32>,
-    request_trailers: Fn<(i32, i32), i32>,
     response_trailers: Fn<(i32, i32), i32>,
 }
 
@@ -130,7 +128,6 @@ impl Exports {
             response_headers: Headers::of(guest, "proxy_on_response_headers"),
             request_body: guest.function("proxy_on_request_body"),
             response_body: guest.function("proxy_on_response_body"),
-            request_trailers: guest.function("proxy_on_request_trailers"),
             response_trailers: guest.function("proxy_on_response_trailers"),
         }
     }
@@ -148,13 +145,14 @@ impl Vm {
         module: &LoadedModule,
         limits: &Limits,
         reserved: Reserved,
-        (plugin, assets): (&Arc<Plugin>, Option<Assets>),
-        reach: &Arc<Reach>,
+        plugin: &Arc<Plugin>,
+        assets: Option<Assets>,
     ) -> Result<(Box<Vm>, Asked), RunError> {
         // Others wait for it as well: it does not end with one client.
         let allowance = Allowance::from_now(limits.clone(), Cancel::default());
         // Read before: should it change meanwhile, the VM goes early rather than never.
         let compiler = module.code().compiler;
+        let reach = &plugin.reach;
         let version = Version::of(module.shape()).unwrap_or(Version::V0_2);
         let files = Files::new(assets, 0, reserved.none_yet());
         let made = Guest::instantiate(module, &allowance, reserved, |host: &mut HostState| {
@@ -208,7 +206,7 @@ impl Vm {
         self.create(ROOT, 0)?;
         let phases = [
             (Callback::VmStart, "proxy_on_vm_start", plugin.vm_config.len()),
-            (Callback::Configure, "proxy_on_configure", plugin.config.len()),
+            (Callback::Configure, "proxy_on_configure", plugin.reach.config.len()),
         ];
         for (callback, name, len) in phases {
             let guest = self.guest.get();
@@ -295,9 +293,6 @@ impl Vm {
             Event::ResponseBody => {
                 exports.response_body.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size, end))
             }
-            Event::RequestTrailers => {
-                exports.request_trailers.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size))
-            }
             Event::ResponseTrailers => {
                 exports.response_trailers.as_ref().map_or(Ok(CONTINUE), |f| f.call(store, id, size))
             }
@@ -325,7 +320,6 @@ impl Vm {
             Event::RequestHeaders => request_pairs(exchange).count(),
             Event::ResponseHeaders => response_pairs(exchange).count(),
             Event::RequestBody | Event::ResponseBody => exchange.body_len(event.is_request()),
-            Event::RequestTrailers => exchange.request_trailers.as_ref().map_or(0, http::HeaderMap::len),
             Event::ResponseTrailers => exchange.response_trailers.as_ref().map_or(0, http::HeaderMap::len),
         })
     }
@@ -519,9 +513,7 @@ impl Vm {
     }
 
     pub fn is_worn(&mut self, memory_limit: u64) -> bool {
-        // A module that starts with more than half of its limit is not worn by that.
-        let ceiling = (memory_limit / 2).max(self.memory_at_start);
-        self.guest.get().memory_bytes() > ceiling
+        self.guest.get().has_grown(self.memory_at_start, memory_limit)
     }
 }
 

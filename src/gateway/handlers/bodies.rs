@@ -222,16 +222,7 @@ async fn tell(
     let BodyFilter { stream, exchange, .. } = filter;
     let event = (Event::ResponseBody, end);
     let cancel = exchange.as_ref().map(|exchange| exchange.cancel.clone()).unwrap_or_default();
-    let work = async {
-        match exchange.take() {
-            Some(mut exchange) => {
-                exchange.response_body = Some(data);
-                exchange.response_body_replaced = None;
-                stream.tell(Some(exchange), event, end, &cancel).await
-            }
-            None => stream.feed(data, event, &cancel).await,
-        }
-    };
+    let work = stream.show(exchange.take(), data, event, &cancel);
     while_here(&mut session.downstream_session, &cancel, work).await
 }
 

@@ -88,14 +88,7 @@ async fn show_body(
         if last.exchange.is_none() && held > limit {
             return Err(Rejection::PayloadTooLarge { limit });
         }
-        last = match last.exchange {
-            Some(mut exchange) => {
-                exchange.request_body = Some(piece);
-                exchange.request_body_replaced = None;
-                stream.tell(Some(exchange), event, event.1, cancel).await
-            }
-            None => stream.feed(piece, event, cancel).await,
-        };
+        last = stream.show(last.exchange, piece, event, cancel).await;
         last.meter = last.meter.and(meter);
         if !matches!(last.result, Ok(Verdict::Continue)) {
             return Ok(last);

@@ -41,11 +41,11 @@ impl Buffer {
 /// The body of one direction, while it is in the filter's hands.
 fn body(proxy: &mut ProxyState, of_request: bool) -> Done<&mut HttpExchange> {
     let (exchange, event) = proxy.exchange()?;
-    let (body, trailers) = match of_request {
-        true => (Event::RequestBody, Event::RequestTrailers),
-        false => (Event::ResponseBody, Event::ResponseTrailers),
+    let is_there = match of_request {
+        true => event == Event::RequestBody,
+        false => matches!(event, Event::ResponseBody | Event::ResponseTrailers),
     };
-    if event == body || event == trailers { Ok(exchange) } else { Err(Status::NOT_FOUND.into()) }
+    if is_there { Ok(exchange) } else { Err(Status::NOT_FOUND.into()) }
 }
 
 fn written(exchange: &mut HttpExchange, of_request: bool) -> (&mut Option<Vec<u8>>, &Option<Bytes>) {
@@ -69,7 +69,7 @@ fn content(proxy: &mut ProxyState, buffer: Buffer) -> Done<&[u8]> {
         },
         Buffer::VmConfig if proxy.callback == Callback::VmStart => Ok(&proxy.plugin.vm_config),
         Buffer::VmConfig => Err(Status::NOT_FOUND.into()),
-        Buffer::PluginConfig => Ok(&proxy.plugin.config),
+        Buffer::PluginConfig => Ok(&proxy.plugin.reach.config),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::domain::Name;
 use crate::engine::abi::wire;
 use crate::engine::failure::Halt;
 use crate::engine::grpc::GrpcEvent;
-use crate::engine::outside::MAX_CALL;
+use crate::engine::outside::call_time;
 
 /// Of one VM at once, gRPC calls among them.
 pub const MAX_OPEN: usize = 256;
@@ -72,8 +72,7 @@ pub fn proxy_http_call(
             return Err(Status::INTERNAL_FAILURE.into());
         }
         *request.body_mut() = Bytes::copy_from_slice(body);
-        let timeout = Duration::from_millis(u64::from(timeout as u32));
-        let timeout = if timeout.is_zero() { MAX_CALL } else { timeout.min(MAX_CALL) };
+        let timeout = call_time(timeout);
         proxy.open_calls += 1;
         let number = proxy.next_call();
         proxy.calls.push(Call { id: number, upstream, request, timeout });
@@ -83,8 +82,7 @@ pub fn proxy_http_call(
 
 /// An upstream that the handler's configuration names.
 pub fn granted(proxy: &ProxyState, name: &[u8]) -> Done<Name> {
-    let found = proxy.plugin.upstreams.iter().find(|known| known.as_str().as_bytes() == name);
-    found.cloned().ok_or_else(|| Status::BAD_ARGUMENT.into())
+    proxy.plugin.reach.granted(name).ok_or_else(|| Status::BAD_ARGUMENT.into())
 }
 
 /// Of the call that the guest is told of: an answer's HTTP status, or how a gRPC call ended; 0 elsewhere.

@@ -4,19 +4,18 @@
 //! can't begin, the status is one that SDKs survive: they know PARSE_FAILURE and INTERNAL_FAILURE there.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HOST, HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
 use tokio::sync::mpsc;
 
 use super::calls::{MAX_OPEN, granted};
 use super::{Done, Env, Parts, ProxyState, Status, Stop, bytes, call, pairs, parts, put_u32};
-use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
+use crate::engine::abi::wire::{self, Message};
 use crate::engine::cancel::Cancel;
 use crate::engine::failure::Halt;
 use crate::engine::grpc::{GrpcCall, GrpcEvent, Outgoing, Queued};
-use crate::engine::outside::MAX_CALL;
+use crate::engine::outside::call_time;
 
 /// Messages of one call that wait to be sent.
 const MAX_QUEUED: usize = 64;
@@ -119,10 +118,7 @@ fn begin(mut env: Env<'_>, asked: Asked) -> Result<i32, Halt> {
             let message = proxy.rpcs.queued.message(message, limit).ok_or(Status::INTERNAL_FAILURE)?;
             sender.try_send(message).map_err(|_| Status::INTERNAL_FAILURE)?;
         }
-        let timeout = asked.unary.map(|(_, timeout)| match timeout as u32 {
-            0 => MAX_CALL,
-            millis => Duration::from_millis(millis.into()).min(MAX_CALL),
-        });
+        let timeout = asked.unary.map(|(_, timeout)| call_time(timeout));
         let (tell, events) = mpsc::channel(1);
         let gone = Cancel::default();
         let id = proxy.next_call();
@@ -154,22 +150,15 @@ fn path(service: &[u8], method: &[u8]) -> Done<PathAndQuery> {
 /// The guest's own fields: those of the protocol are the gateway's.
 fn metadata(given: &[u8], unary: bool) -> Done<HeaderMap> {
     let bad = Status::PARSE_FAILURE;
-    let given = pairs::decode(given).map_err(unparsed)?;
-    if given.len() > FIELDS {
-        return Err(bad.into());
-    }
+    let given = wire::fields(&pairs::decode(given).map_err(unparsed)?, Message::Request).ok_or(bad)?;
+    let is_protocols = |name: &HeaderName| match name.as_str() {
+        "content-type" | "grpc-encoding" | "grpc-accept-encoding" => true,
+        "grpc-timeout" => unary,
+        _ => *name == HOST,
+    };
     let mut fields = HeaderMap::with_capacity(given.len());
-    for (name, value) in given.iter().filter(|(name, _)| !name.starts_with(b":")) {
-        let name = HeaderName::from_bytes(name).map_err(|_| bad)?;
-        let value = HeaderValue::from_bytes(value).map_err(|_| bad)?;
-        let is_protocols = match name.as_str() {
-            "content-type" | "grpc-encoding" | "grpc-accept-encoding" => true,
-            "grpc-timeout" => unary,
-            _ => name == HOST || is_gateways(&name, Message::Request),
-        };
-        if !is_protocols {
-            fields.try_append(name, value).map_err(|_| bad)?;
-        }
+    for (name, value) in given.into_iter().filter(|(name, _)| !is_protocols(name)) {
+        fields.try_append(name, value).map_err(|_| bad)?;
     }
     Ok(fields)
 }

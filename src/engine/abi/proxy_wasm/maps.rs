@@ -18,7 +18,8 @@ use crate::engine::http::HttpExchange;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Map {
     Request,
-    RequestTrailers,
+    /// The request's trailers, which nobody gives us.
+    Absent,
     Response,
     ResponseTrailers,
     /// Of a gRPC call.
@@ -32,7 +33,7 @@ impl Map {
     fn of(id: i32) -> Done<Map> {
         Ok(match id {
             0 => Map::Request,
-            1 => Map::RequestTrailers,
+            1 => Map::Absent,
             2 => Map::Response,
             3 => Map::ResponseTrailers,
             4 => Map::Metadata,
@@ -117,7 +118,6 @@ fn view(proxy: &mut ProxyState, map: Map) -> View<'_> {
     let Ok((exchange, event)) = proxy.exchange() else { return View::empty() };
     match map {
         Map::Request => request(exchange),
-        Map::RequestTrailers => View::fields(exchange.request_trailers.as_ref()),
         Map::Response if !event.is_request() => response(exchange),
         Map::ResponseTrailers if !event.is_request() => View::fields(exchange.response_trailers.as_ref()),
         _ => View::empty(),
@@ -235,7 +235,6 @@ impl<'a> Target<'a> {
             // What has gone on is written in vain, as in Envoy: SDKs would trap on the error that the ABI has for it.
             Map::Request if event.is_request() || !strict => Ok(Target::Request(exchange)),
             Map::Response if !event.is_request() => Ok(Target::Response(exchange)),
-            Map::RequestTrailers => exchange.request_trailers.as_mut().map(Target::Trailers).ok_or(not_there.into()),
             Map::ResponseTrailers if !event.is_request() => {
                 exchange.response_trailers.as_mut().map(Target::Trailers).ok_or(not_there.into())
             }

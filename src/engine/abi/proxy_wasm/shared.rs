@@ -1,6 +1,6 @@
 //! Shared data, queues and metrics.
 
-use super::{Done, Env, Parts, Status, bytes, call, give, parts, put_u32, put_u64};
+use super::{Env, Parts, Status, bytes, call, give, parts, put_u32, put_u64};
 use crate::engine::failure::Halt;
 use crate::engine::guest_metrics::{self, Kind};
 use crate::engine::scope;
@@ -90,19 +90,10 @@ pub fn proxy_dequeue_shared_queue(env: Env<'_>, queue: i32, data: i32, size: i32
     })
 }
 
-fn kind(kind: i32) -> Done<Kind> {
-    Ok(match kind {
-        0 => Kind::Counter,
-        1 => Kind::Gauge,
-        2 => Kind::Histogram,
-        _ => return Err(Status::BAD_ARGUMENT.into()),
-    })
-}
-
 pub fn proxy_define_metric(env: Env<'_>, of: i32, name: i32, len: i32, id: i32) -> Result<i32, Halt> {
     call(env, |env| {
         let Parts { memory, proxy, .. } = parts(env)?;
-        let (kind, name) = (kind(of)?, bytes(memory, name, len)?);
+        let (kind, name) = (Kind::of(of).ok_or(Status::BAD_ARGUMENT)?, bytes(memory, name, len)?);
         bytes(memory, id, 4)?;
         let number = proxy.plugin.metrics.define(kind, name).map_err(Status::from)?;
         put_u32(memory, id, number)

@@ -14,10 +14,11 @@ use wasmer::TypedFunction;
 use super::calls::{Call, CallAnswer};
 use super::grpc::Rpcs;
 use super::{Done, Status, Version};
-use crate::domain::{Name, Reply};
+use crate::domain::Reply;
 use crate::engine::RunError;
 use crate::engine::guest_metrics::HandlerMetrics;
 use crate::engine::http::{HttpExchange, Verdict};
+use crate::engine::outside::Reach;
 use crate::engine::scope::Scope;
 
 /// What a filter is configured with, the same for all VMs of a handler.
@@ -26,15 +27,14 @@ pub struct Plugin {
     pub root_id: String,
     pub vm_id: String,
     pub vm_config: Bytes,
-    pub config: Bytes,
     pub env: Vec<(String, String)>,
-    /// Upstreams that it may call.
-    pub upstreams: Vec<Name>,
     /// Writing the head of a request that has gone on is an error.
     pub strict: bool,
     /// Data and queues that it shares with the handlers of its owner that have the same `vm_id`.
     pub scope: Arc<Scope>,
     pub metrics: Arc<HandlerMetrics>,
+    /// Its configuration, the upstreams that it may call and its log among what it reaches.
+    pub reach: Arc<Reach>,
 }
 
 /// The root context of every VM.
@@ -61,7 +61,6 @@ pub enum Callback {
 pub enum Event {
     RequestHeaders,
     RequestBody,
-    RequestTrailers,
     ResponseHeaders,
     ResponseBody,
     ResponseTrailers,

@@ -8,7 +8,7 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use super::state::{ROOT, Stream};
 use super::{Done, Env, Parts, ProxyState, Status, bytes, call, pairs, parts};
 use crate::domain::Reply;
-use crate::engine::abi::wire::{FIELDS, Message, is_gateways};
+use crate::engine::abi::wire::{self, Message};
 use crate::engine::failure::Halt;
 use crate::engine::http::HttpExchange;
 
@@ -82,7 +82,8 @@ pub fn proxy_send_local_response(
         bytes(memory, details, details_len)?;
         let (body, headers) = (bytes(memory, body, body_len)?, bytes(memory, headers, headers_len)?);
         fuel.spend(body.len() + headers.len())?;
-        let headers = fields(&pairs::decode(headers)?)?;
+        // SDKs written for Envoy set `:status` among them, which the call's own argument says.
+        let headers = wire::fields(&pairs::decode(headers)?, Message::Response).ok_or(Status::BAD_ARGUMENT)?;
         let stream = touch(proxy)?;
         let Some(exchange) = &stream.exchange else { return Err(Status::BAD_ARGUMENT.into()) };
         if stream.replied {
@@ -107,23 +108,6 @@ pub fn proxy_send_local_response(
 /// What is no status becomes a failure.
 fn valid(status: i32) -> u16 {
     u16::try_from(status).ok().filter(|status| (200..600).contains(status)).unwrap_or(500)
-}
-
-fn fields(pairs: &[pairs::Pair<'_>]) -> Done<Vec<(HeaderName, HeaderValue)>> {
-    let bad = Status::BAD_ARGUMENT;
-    if pairs.len() > FIELDS {
-        return Err(bad.into());
-    }
-    let mut fields = Vec::with_capacity(pairs.len());
-    // SDKs written for Envoy set `:status` among them, which the call's own argument says.
-    for (name, value) in pairs.iter().filter(|(name, _)| !name.starts_with(b":")) {
-        let name = HeaderName::from_bytes(name).map_err(|_| bad)?;
-        let value = HeaderValue::from_bytes(value).map_err(|_| bad)?;
-        if !is_gateways(&name, Message::Response) {
-            fields.push((name, value));
-        }
-    }
-    Ok(fields)
 }
 
 fn is_grpc(exchange: &HttpExchange) -> bool {

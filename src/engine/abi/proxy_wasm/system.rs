@@ -67,7 +67,7 @@ pub fn proxy_get_configuration(env: Env<'_>, data: i32, size: i32) -> Result<i32
         let proxy = parts(env)?.proxy;
         let config = match proxy.callback {
             super::Callback::VmStart => proxy.plugin.vm_config.clone(),
-            _ => proxy.plugin.config.clone(),
+            _ => proxy.plugin.reach.config.clone(),
         };
         give(env, &config, data, size)
     })
