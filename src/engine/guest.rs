@@ -20,7 +20,7 @@ use super::budget::Reserved;
 use super::cancel::Cancel;
 use super::failure::{Ended, Halt, classify, classify_instantiation};
 use super::fuel::Fuel;
-use super::host::{BoundedLog, HostState};
+use super::host::{BoundedLog, HostState, Output};
 use super::loaded::{Code, Link};
 use super::memory::{Grant, GuestMemory, with_grant};
 use super::tunables::GuestTunables;
@@ -100,7 +100,7 @@ impl Guest {
             Fuel::new(limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone()),
             memory,
         );
-        state.output_limit = limits.output_bytes;
+        state.output = Output::up_to(limits.output_bytes);
         state.log = BoundedLog::new(limits.log_bytes);
         prepare(&mut state);
 
@@ -130,8 +130,7 @@ impl Guest {
         state.may_block = may_block;
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone());
         state.clock.begin(self.started.wall);
-        state.output_bytes = 0;
-        state.output_limit = allowance.limits.output_bytes;
+        state.output = Output::up_to(allowance.limits.output_bytes);
         state.log = BoundedLog::new(allowance.limits.log_bytes);
         state.reaching.answer = None;
         let slice = state.fuel.begin();
@@ -224,7 +223,7 @@ fn meter(state: &HostState, fuel: u64, started: Started) -> Meter {
         cpu: started.cpu.map_or(wall, |cpu| sys::thread_cpu_time().saturating_sub(cpu)),
         wall,
         memory_peak_bytes: state.memory.peak_bytes(),
-        output_bytes: state.output_bytes,
+        output_bytes: state.output.written,
     }
 }
 

@@ -111,6 +111,24 @@ impl Random {
     }
 }
 
+/// What a guest may hand out in one invocation, and what it has: counted by ABIs that write output, shown in the meter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Output {
+    pub limit: u64,
+    pub written: u64,
+}
+
+impl Output {
+    pub fn up_to(limit: u64) -> Output {
+        Output { limit, written: 0 }
+    }
+
+    pub fn spend(&mut self, bytes: usize) -> Result<(), Halt> {
+        self.written = self.written.saturating_add(bytes as u64);
+        if self.written > self.limit { Err(Halt::OutputTooLarge) } else { Ok(()) }
+    }
+}
+
 /// The data of every host function of one guest.
 pub struct HostState {
     pub fuel: Fuel,
@@ -127,9 +145,7 @@ pub struct HostState {
     pub log: BoundedLog,
     /// What it logs by the ABI's call.
     pub lines: Lines,
-    /// Counted by ABIs that write output; shown in the meter.
-    pub output_bytes: u64,
-    pub output_limit: u64,
+    pub output: Output,
     /// The handler's configuration, as the ABI's `get_config` gives it.
     pub config: Bytes,
     /// The exchange while a phase of an HTTP handler runs.
@@ -153,8 +169,7 @@ impl HostState {
             waited: false,
             log: BoundedLog::default(),
             lines: Lines::default(),
-            output_bytes: 0,
-            output_limit: 0,
+            output: Output::default(),
             config: Bytes::new(),
             http: None,
             http_state: HttpWasmState::default(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -15,6 +15,7 @@ use super::guest::Allowance;
 use super::lane::{self, INLINE_FUEL, Lane, took};
 use super::outside::Reach;
 use super::pool::Need;
+use super::restarts::{self, Restarts};
 use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Principal, Reply, Timestamp};
@@ -234,8 +235,6 @@ pub struct HttpOutcome {
 /// A response phase can't be run again, since its guest holds the request's state. It gets more, once per row of short
 /// runs, so that only a guest that is far from its own past loses the request.
 const INLINE_RESPONSE_FUEL: u64 = 4 * INLINE_FUEL;
-/// After a failed start, requests get its failure for so long before it is tried again.
-const START_AGAIN: Duration = Duration::from_secs(1);
 
 impl HttpOutcome {
     fn failed(exchange: Box<HttpExchange>, error: RunError, meter: Meter) -> HttpOutcome {
@@ -256,7 +255,7 @@ pub struct HttpHandler {
     vms: Vms,
     requests: Lane,
     responses: Lane,
-    start_failed: Mutex<Option<(Instant, RunError)>>,
+    restarts: Mutex<Restarts>,
 }
 
 /// A VM between its two phases. Dropping it without `response` discards the VM.
@@ -287,7 +286,7 @@ impl HttpHandler {
             limits,
             requests: Lane::new(),
             responses: Lane::new(),
-            start_failed: Mutex::new(None),
+            restarts: Mutex::default(),
         })
     }
 
@@ -400,17 +399,9 @@ impl HttpHandler {
     }
 
     fn start_vm(&self, memory: Reserved) -> Result<Box<Vm>, RunError> {
-        if let Some((when, failure)) = &*self.start_failed.lock()
-            && when.elapsed() < START_AGAIN
-        {
-            return Err(failure.clone());
-        }
-        let limits = self.limits.clone();
-        let started = Vm::start(&self.module, &limits, memory, &self.reach, self.assets.clone());
-        if let Err(failure) = &started {
-            *self.start_failed.lock() = Some((Instant::now(), failure.clone()));
-        }
-        started
+        restarts::start(&self.restarts, || {
+            Vm::start(&self.module, &self.limits, memory, &self.reach, self.assets.clone())
+        })
     }
 
     /// A phase's limits from now on: on a guest thread, or inline with so much fuel.

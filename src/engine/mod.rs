@@ -39,6 +39,7 @@ mod permits;
 pub mod pool;
 mod progress;
 pub mod proxy;
+mod restarts;
 mod run;
 mod scope;
 mod shared;

@@ -7,14 +7,13 @@
 //! Invariant: no stream waits for a VM that is gone, and nothing that guests do keeps one here for longer than its
 //! pause may last.
 
-mod restarts;
 mod rpcs;
 mod stream;
 mod vm;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -26,6 +25,7 @@ use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::lane::{self, Lane, took};
 use super::pool::Need;
+use super::restarts::{self, Restarts};
 use super::scope::Listener;
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
@@ -34,7 +34,6 @@ use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 pub use super::abi::proxy_wasm::Event;
 pub use stream::{ProxyStream, Told};
 
-use restarts::Restarts;
 use vm::{Asked, Vm};
 
 /// What a callback may use of the worker that it runs on: some 100 ms. It can't be run again elsewhere, as its VM has
@@ -195,18 +194,11 @@ impl ProxyHandler {
 
     /// Makes a VM for the slot. On a guest thread.
     fn start(self: &Arc<Self>, slot: &Arc<Slot>, memory: Reserved) -> Result<Box<Vm>, RunError> {
-        self.restarts.lock().admit(Instant::now())?;
-        match Vm::start(&self.module, &self.limits, memory, &self.plugin, self.assets.clone()) {
-            Ok((vm, asked)) => {
-                self.restarts.lock().started();
-                self.serve(slot, asked);
-                Ok(vm)
-            }
-            Err(error) => {
-                self.restarts.lock().failed(Instant::now(), &error);
-                Err(error)
-            }
-        }
+        let (vm, asked) = restarts::start(&self.restarts, || {
+            Vm::start(&self.module, &self.limits, memory, &self.plugin, self.assets.clone())
+        })?;
+        self.serve(slot, asked);
+        Ok(vm)
     }
 
     /// A callback's limits from now on. It goes on when its client goes: ending it would end the VM for all others.

@@ -11,33 +11,17 @@ use std::time::Duration;
 
 /// CPU time of the calling thread.
 pub fn thread_cpu_time() -> Duration {
-    cpu_time(libc::CLOCK_THREAD_CPUTIME_ID)
-}
-
-/// CPU time of the process.
-pub fn process_cpu_time() -> Duration {
-    cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID)
-}
-
-fn cpu_time(clock: libc::clockid_t) -> Duration {
     let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `ts` is valid for writes and outlives the call.
-    let rc = unsafe { libc::clock_gettime(clock, &mut ts) };
+    let rc = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut ts) };
     if rc != 0 {
         return Duration::ZERO;
     }
     Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32)
 }
 
-/// Ends the process by SIGPROF once it has used so much more CPU time; a later call takes the place of this one.
+/// Ends the process by SIGPROF once it has used so much more CPU time.
 pub fn end_after_cpu_time(left: Duration) {
-    if left.is_zero() {
-        // The timer looks at the clock once in a few milliseconds: calls in between would put the end off.
-        // SAFETY: `raise` takes its argument by value; nobody handles the signal.
-        unsafe {
-            libc::raise(libc::SIGPROF);
-        }
-    }
     let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
     // Zero would switch it off.
     let micros = left.as_micros().max(1);
@@ -47,6 +31,41 @@ pub fn end_after_cpu_time(left: Duration) {
     unsafe {
         libc::setitimer(libc::ITIMER_PROF, &timer, std::ptr::null_mut());
     }
+}
+
+thread_local! {
+    static THREAD_TIMER: io::Result<libc::timer_t> = thread_timer();
+}
+
+fn thread_timer() -> io::Result<libc::timer_t> {
+    // SAFETY: all zero is a valid `sigevent`, a structure of numbers and pointers.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGPROF;
+    let mut timer: libc::timer_t = std::ptr::null_mut();
+    // SAFETY: `event` is valid for reads, `timer` for writes, and both outlive the call.
+    match unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut timer) } {
+        0 => Ok(timer),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends the process by SIGPROF once the calling thread has used so much more CPU time; a later call in the same thread
+/// takes the place of this one.
+pub fn end_after_thread_cpu_time(left: Duration) -> io::Result<()> {
+    THREAD_TIMER.with(|timer| {
+        let timer = *timer.as_ref().map_err(|e| io::Error::from(e.kind()))?;
+        // Zero would switch it off.
+        let left = left.max(Duration::from_nanos(1));
+        let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
+        let spec = libc::itimerspec { it_interval: zero, it_value: value };
+        // SAFETY: the timer lives as long as the process; `spec` is valid for reads and outlives the call.
+        match unsafe { libc::timer_settime(timer, 0, &spec, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    })
 }
 
 /// Lowers the calling thread's priority, so that guests give way to the proxy's own threads. Best effort.

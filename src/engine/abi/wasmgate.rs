@@ -241,7 +241,7 @@ pub fn http_call(
 ) -> Result<i32, Halt> {
     let state = env.data_mut();
     let (upstream, head) = (given(state, upstream, upstream_len)?, given(state, head, head_len)?);
-    let body = up_to(state, state.output_limit, body, body_len)?;
+    let body = up_to(state, state.output.limit, body, body_len)?;
     let (Some(upstream), Some(head), Some(body)) = (upstream, head, body) else {
         return Ok(number(Refusal::BadArgument));
     };

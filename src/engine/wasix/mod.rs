@@ -177,10 +177,7 @@ impl HostState {
         if output.is_empty() {
             return Ok(());
         }
-        self.output_bytes = self.output_bytes.saturating_add(output.len() as u64);
-        if self.output_bytes > self.output_limit {
-            return Err(Halt::OutputTooLarge);
-        }
+        self.output.spend(output.len())?;
         match &mut self.wasi.stdout {
             super::abi::wasi::Stdout::Kept(out) => self.fuel.append(out, &output),
             super::abi::wasi::Stdout::Log => {

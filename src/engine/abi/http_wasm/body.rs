@@ -73,7 +73,7 @@ fn response_body<'a>(state: &'a HttpWasmState, exchange: &'a HttpExchange) -> &'
 }
 
 pub fn write_body(mut env: FunctionEnvMut<'_, HostState>, kind: i32, body: i32, len: i32) -> Result<(), Halt> {
-    let HostState { memory, http, http_state, fuel, output_bytes, output_limit, .. } = env.data_mut();
+    let HostState { memory, http, http_state, fuel, output, .. } = env.data_mut();
     exchange(http, "write_body")?;
     let message = message(kind, "write_body")?;
     match message {
@@ -82,10 +82,7 @@ pub fn write_body(mut env: FunctionEnvMut<'_, HostState>, kind: i32, body: i32, 
     }
     let bytes = memory.slice(body as u32, len as u32)?;
     fuel.spend(bytes.len())?;
-    *output_bytes = output_bytes.saturating_add(bytes.len() as u64);
-    if *output_bytes > *output_limit {
-        return Err(Halt::OutputTooLarge);
-    }
+    output.spend(bytes.len())?;
     let (written, read) = match message {
         Message::Request => (&mut http_state.edits.request_body, &mut http_state.request_read),
         Message::Response => (&mut http_state.edits.response_body, &mut http_state.response_read),

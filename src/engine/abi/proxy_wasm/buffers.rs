@@ -114,7 +114,7 @@ pub fn proxy_set_buffer_bytes(
     data: i32,
     len: i32,
 ) -> Result<i32, Halt> {
-    let limit = usize::try_from(env.data_mut().output_limit).unwrap_or(usize::MAX);
+    let limit = usize::try_from(env.data_mut().output.limit).unwrap_or(usize::MAX);
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
         let given = bytes(memory, data, len)?;

@@ -58,7 +58,7 @@ pub fn proxy_http_call(
     timeout: i32,
     id: i32,
 ) -> Result<i32, Halt> {
-    let limit = env.data_mut().output_limit;
+    let limit = env.data_mut().output.limit;
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
         let upstream = granted(proxy, bytes(memory, upstream, upstream_len)?)?;

@@ -97,7 +97,7 @@ struct Asked {
 }
 
 fn begin(mut env: Env<'_>, asked: Asked) -> Result<i32, Halt> {
-    let limit = env.data_mut().output_limit;
+    let limit = env.data_mut().output.limit;
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
         let read = |(at, len)| bytes(memory, at, len);
@@ -216,7 +216,7 @@ pub fn proxy_grpc_stream(
 
 /// BAD_ARGUMENT: there is no room for it now.
 pub fn proxy_grpc_send(mut env: Env<'_>, id: i32, message: i32, len: i32, end: i32) -> Result<i32, Halt> {
-    let limit = env.data_mut().output_limit;
+    let limit = env.data_mut().output.limit;
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
         let message = bytes(memory, message, len)?;

@@ -89,14 +89,11 @@ pub fn fd_write(mut env: Env<'_>, fd: i32, iovs: i32, iovs_len: i32, written: i3
 }
 
 fn print(host: &mut HostState, stream: Stream, at: u32, len: u32) -> Result<u64, Halt> {
-    let HostState { memory, fuel, wasi, log, output_bytes, output_limit, .. } = host;
+    let HostState { memory, fuel, wasi, log, output, .. } = host;
     let bytes = memory.slice(at, len)?;
     match &mut wasi.stdout {
         Stdout::Kept(out) if stream == Stream::Out => {
-            *output_bytes = output_bytes.saturating_add(u64::from(len));
-            if *output_bytes > *output_limit {
-                return Err(Halt::OutputTooLarge);
-            }
+            output.spend(bytes.len())?;
             fuel.append(out, bytes)?;
         }
         _ => log.write(bytes),

@@ -5,12 +5,25 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::RunError;
+use parking_lot::Mutex;
+
+use super::RunError;
 
 const FIRST: Duration = Duration::from_millis(100);
 pub const LONGEST: Duration = Duration::from_secs(30);
 /// So many failures in a row cost no time.
 const FREE: u32 = 3;
+
+/// Starts a VM, if it is time.
+pub fn start<V>(restarts: &Mutex<Restarts>, start: impl FnOnce() -> Result<V, RunError>) -> Result<V, RunError> {
+    restarts.lock().admit(Instant::now())?;
+    let started = start();
+    match &started {
+        Ok(_) => restarts.lock().started(),
+        Err(error) => restarts.lock().failed(Instant::now(), error),
+    }
+    started
+}
 
 #[derive(Default)]
 pub struct Restarts {
@@ -21,20 +34,20 @@ pub struct Restarts {
 }
 
 impl Restarts {
-    pub fn admit(&self, now: Instant) -> Result<(), RunError> {
+    fn admit(&self, now: Instant) -> Result<(), RunError> {
         match (&self.again_at, &self.last) {
             (Some(at), Some(error)) if now < *at => Err(error.clone()),
             _ => Ok(()),
         }
     }
 
-    pub fn failed(&mut self, now: Instant, error: &RunError) {
+    fn failed(&mut self, now: Instant, error: &RunError) {
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.last = Some(error.clone());
         self.again_at = self.in_a_row.checked_sub(FREE).map(|n| now + (FIRST * 2u32.pow(n.min(16))).min(LONGEST));
     }
 
-    pub fn started(&mut self) {
+    fn started(&mut self) {
         if self.in_a_row > 0 {
             *self = Restarts::default();
         }
