@@ -51,6 +51,10 @@ pub struct HttpExchange {
     /// In REQ: what guests set ahead of time (merged with the upstream's answer: single-valued fields: the
     /// upstream's wins; others append). In RESP: the answer itself.
     pub response: http::response::Parts,
+    /// The answer's head has gone on.
+    pub response_passed: bool,
+    /// Heads that have gone on, before a guest wrote into them.
+    pub passed: Passed,
     /// A guest called `set_status_code` in REQ.
     pub response_status_set: bool,
     /// REQ: body bytes that precede the upstream's. RESP with `BUFFER_RESPONSE`: the answer's body.
@@ -84,6 +88,8 @@ impl HttpExchange {
             request_size: 0,
             request_body_consumed: false,
             response: http::Response::new(()).into_parts().0,
+            response_passed: false,
+            passed: Passed::default(),
             response_status_set: false,
             response_body: None,
             response_body_replaced: None,
@@ -96,6 +102,50 @@ impl HttpExchange {
             upstream: None,
             values: BTreeMap::new(),
             cancel: Cancel::default(),
+        }
+    }
+
+    /// The same request and answer, without bodies.
+    pub fn twin(&self) -> Box<HttpExchange> {
+        let request = self.passed.0.as_deref().unwrap_or(&self.request);
+        Box::new(HttpExchange {
+            request_size: self.request_size,
+            response: self.passed.1.as_deref().unwrap_or(&self.response).clone(),
+            response_passed: self.response_passed,
+            response_status_set: self.response_status_set,
+            head_sent: self.head_sent,
+            scheme: self.scheme,
+            info: self.info.clone(),
+            upstream: self.upstream.clone(),
+            values: self.values.clone(),
+            cancel: self.cancel.clone(),
+            // A body is its filter's own.
+            ..HttpExchange::new(request.clone(), self.peer, self.request_id.clone())
+        })
+    }
+
+    /// Before a guest writes into the request's head, which has gone on.
+    pub fn keep_request(&mut self) {
+        let Passed(kept, _) = &mut self.passed;
+        kept.get_or_insert_with(|| Box::new(self.request.clone()));
+    }
+
+    /// Before a guest writes into the answer's head.
+    pub fn keep_response(&mut self) {
+        let Passed(_, kept) = &mut self.passed;
+        if self.response_passed {
+            kept.get_or_insert_with(|| Box::new(self.response.clone()));
+        }
+    }
+
+    /// After a guest: heads that have gone on are as they were.
+    pub fn restore_passed(&mut self) {
+        let Passed(request, response) = std::mem::take(&mut self.passed);
+        if let Some(head) = request {
+            self.request = *head;
+        }
+        if let Some(head) = response {
+            self.response = *head;
         }
     }
 
@@ -137,6 +187,9 @@ impl HttpExchange {
         self.set_body(of_request, all);
     }
 }
+
+#[derive(Debug, Default)]
+pub struct Passed(Option<Box<http::request::Parts>>, Option<Box<http::response::Parts>>);
 
 /// What handlers of a request hand on to later ones.
 pub type Values = BTreeMap<Vec<u8>, Bytes>;

@@ -78,7 +78,7 @@ pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, Reque
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
 pub use progress::Compile;
-pub use proxy::{Event, ProxyHandler, ProxyStream, Told};
+pub use proxy::{Event, Later, ProxyHandler, ProxyStream, Told};
 pub use turns::Turns;
 
 /// What the fuzz targets ask beside the rest.

@@ -32,7 +32,7 @@ use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 
 pub use super::abi::proxy_wasm::Event;
-pub use stream::{ProxyStream, Told};
+pub use stream::{Later, ProxyStream, Told};
 
 use vm::{Asked, Vm};
 
@@ -62,6 +62,8 @@ pub struct ProxyHandler {
     lane: Lane,
     /// Its guest has waited for something outside: it is shown nothing on a worker any more.
     waits: AtomicBool,
+    /// A callback goes on when its client goes: ending it would end the VM for all others.
+    never: Cancel,
     restarts: Mutex<Restarts>,
 }
 
@@ -79,6 +81,17 @@ struct Slot {
 }
 
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
+
+/// What a VM is to do with an input.
+trait Work<I, T>: FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<T, GuestFailure>, Meter) + Send + 'static {}
+
+impl<I, T, W> Work<I, T> for W where
+    W: FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<T, GuestFailure>, Meter) + Send + 'static
+{
+}
+
+/// The error: it was not to be run here and now.
+type Tried<I, T, W> = Result<Outcome<I, T>, (I, W)>;
 
 impl ProxyHandler {
     pub fn new(
@@ -116,6 +129,7 @@ impl ProxyHandler {
             slots: Mutex::default(),
             lane: Lane::new(),
             waits: AtomicBool::new(false),
+            never: Cancel::default(),
             restarts: Mutex::default(),
         })
     }
@@ -201,40 +215,58 @@ impl ProxyHandler {
         Ok(vm)
     }
 
-    /// A callback's limits from now on. It goes on when its client goes: ending it would end the VM for all others.
+    /// A callback's limits from now on.
     fn turn(&self, inline: bool) -> Turn<'_> {
         let fuel = if inline { self.limits.fuel.min(INLINE_FUEL) } else { self.limits.fuel };
         let limits = Limits { fuel, ..self.limits.clone() };
         Turn {
-            allowance: Allowance::from_now(limits, Cancel::default()),
+            allowance: Allowance::from_now(limits, self.never.clone()),
             may_block: !inline,
             log: &self.plugin.reach.log,
         }
     }
 
-    /// Has the VM do something: on this thread where its past says that it is short, else on a guest thread. `None`
-    /// from `work`: there was no VM. The input comes back where no thread took it in time.
+    /// Has the VM do something on this thread at once, where its past says that it is short and nobody else has it; else
+    /// gives back what it was given.
+    fn on_vm_now<I, T, W: Work<I, T>>(self: &Arc<Self>, slot: &Arc<Slot>, input: I, work: W) -> Tried<I, T, W> {
+        match slot.vm.try_lock() {
+            Ok(mut place) => self.inline(slot, &mut place, input, work),
+            Err(_) => Err((input, work)),
+        }
+    }
+
+    fn inline<I, T, W: Work<I, T>>(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        place: &mut Option<Box<Vm>>,
+        input: I,
+        work: W,
+    ) -> Tried<I, T, W> {
+        let is_short = self.lane.is_inline() && !self.waits.load(Ordering::Relaxed);
+        let Some(vm) = place.as_mut().filter(|_| is_short) else { return Err((input, work)) };
+        let (result, meter) = work(vm, input, &self.turn(true));
+        Ok(self.settle(slot, place, result, meter, Some(true)))
+    }
+
+    /// Has the VM do something: on this thread as [`Self::on_vm_now`], else on a guest thread. The input comes back where
+    /// there was no VM, or no thread took it in time.
     async fn on_vm<I: Send + 'static, T: Send + 'static>(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         cancel: &Cancel,
         input: I,
         (starts, may_inline): (bool, bool),
-        work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<T, GuestFailure>, Meter) + Send + 'static,
+        work: impl Work<I, T>,
     ) -> Outcome<I, T> {
         let mut guard = match self.lock(slot).await {
             Ok(guard) => guard,
             Err(busy) => return Outcome::NotRun(input, busy),
         };
-        if may_inline
-            && self.lane.is_inline()
-            && !self.waits.load(Ordering::Relaxed)
-            && let Some(vm) = guard.as_mut()
-        {
-            let turn = self.turn(true);
-            let (result, meter) = work(vm, input, &turn);
-            return self.settle(slot, guard, result, meter, Some(true));
-        }
+        let tried = if may_inline { self.inline(slot, &mut guard, input, work) } else { Err((input, work)) };
+        let (input, work) = match tried {
+            Ok(outcome) => return outcome,
+            Err(back) => back,
+        };
         if guard.is_none() && !starts {
             return Outcome::NotRun(input, gone());
         }
@@ -252,7 +284,7 @@ impl ProxyHandler {
                 },
             };
             let (result, meter) = work(vm, input, &handler.turn(false));
-            handler.settle(&slot, guard, result, meter, may_inline.then_some(false))
+            handler.settle(&slot, &mut guard, result, meter, may_inline.then_some(false))
         };
         match self.engine.pool().run_with(&self.owner, cancel, need, (guard, input), job).await {
             Ok(outcome) => outcome,
@@ -265,7 +297,7 @@ impl ProxyHandler {
     fn settle<I, T>(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
-        mut guard: Guard,
+        place: &mut Option<Box<Vm>>,
         result: Result<T, GuestFailure>,
         meter: Meter,
         inline: Option<bool>,
@@ -277,7 +309,7 @@ impl ProxyHandler {
         }
         match result {
             Ok(value) => {
-                if let Some(vm) = guard.as_mut() {
+                if let Some(vm) = place {
                     if vm.waited() {
                         self.waits.store(true, Ordering::Relaxed);
                     }
@@ -295,7 +327,7 @@ impl ProxyHandler {
                     failure => failure,
                 };
                 self.lost(slot);
-                let mut vm = guard.take();
+                let mut vm = place.take();
                 if let Some(vm) = &mut vm {
                     vm.abandon(&gone());
                 }
@@ -380,13 +412,8 @@ impl ProxyHandler {
     }
 
     /// An event for the root context; whether the guest had it. One for a VM that is gone is nothing.
-    async fn event<I: Send + 'static>(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        input: I,
-        work: impl FnOnce(&mut Vm, I, &Turn<'_>) -> (Result<(), GuestFailure>, Meter) + Send + 'static,
-    ) -> bool {
-        match self.on_vm(slot, &Cancel::default(), input, (false, true), work).await {
+    async fn event<I: Send + 'static>(self: &Arc<Self>, slot: &Arc<Slot>, input: I, work: impl Work<I, ()>) -> bool {
+        match self.on_vm(slot, &self.never, input, (false, true), work).await {
             Outcome::Ran((), _) => return true,
             Outcome::NotRun(_, error) => {
                 tracing::debug!(handler = self.plugin.reach.log.handler(), %error, "an event of a filter is lost");

@@ -14,7 +14,7 @@ use super::snapshot::{RouteState, Snapshot};
 use super::upstream::{Endpoint, Lease, Tried, Upstream};
 use crate::config::{self, HashOn};
 use crate::domain::{Meter, Principal, Rejection};
-use crate::engine::{RequestInfo, TlsInfo, Values};
+use crate::engine::{HttpExchange, RequestInfo, TlsInfo, Values};
 use crate::limit::limiter::{InFlight, Now};
 
 pub struct Context {
@@ -54,6 +54,8 @@ pub struct Context {
     pub(super) closing: Closing,
     /// Those that see the answer's body as it comes, in their order.
     pub(super) body_filters: Vec<BodyFilter>,
+    /// What they share of it, while none of them runs: with the answer's head, without the request's.
+    pub(super) lent: Option<Box<HttpExchange>>,
     /// Of the route's path, for handlers.
     pub params: Vec<(String, String)>,
     /// What handlers may know of the request, once one of them asks.
@@ -109,6 +111,7 @@ impl Context {
             chain: None,
             closing: Vec::new(),
             body_filters: Vec::new(),
+            lent: None,
             params: Vec::new(),
             info: None,
             values: Values::new(),

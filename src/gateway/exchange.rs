@@ -281,7 +281,8 @@ async fn filtered(
     head: ResponseHeader,
     mut first: Bytes,
 ) -> Result<(), Stop> {
-    let mut waiting = Some(head);
+    bodies::keep_head(session, ctx, head);
+    let mut head_waits = true;
     loop {
         let came = next_for_filters(session, ctx, connected, &mut first).await?;
         let end = matches!(came, Came::End(..));
@@ -295,20 +296,18 @@ async fn filtered(
         // Pingora writes none to HTTP/1 clients.
         let takes_trailers = matches!(*session.downstream_session, ServerSession::H2(_));
         let trailers = trailers.filter(|fields| takes_trailers && !fields.is_empty());
-        match waiting.take() {
-            Some(head) if end && trailers.is_none() => {
-                connected.done(ctx).await;
-                return Ok(answer::send(session, ctx, shared, head, out).await?);
-            }
-            Some(head) if out.is_empty() && !end => waiting = Some(head),
-            Some(mut head) => {
-                head.drop_all(&CONTENT_LENGTH);
-                forward::finish_response(&mut head, ctx)?;
-                frame(session, &mut head, true, 0)?;
-                bodies::head_is_sent(ctx, &head);
-                answer::write_head(session, shared, head, false).await?;
-            }
-            None => {}
+        if head_waits && end && trailers.is_none() {
+            connected.done(ctx).await;
+            let head = bodies::take_head(ctx, true)?;
+            return Ok(answer::send(session, ctx, shared, head, out).await?);
+        }
+        if head_waits && (end || !out.is_empty()) {
+            head_waits = false;
+            let mut head = bodies::take_head(ctx, end)?;
+            head.drop_all(&CONTENT_LENGTH);
+            forward::finish_response(&mut head, ctx)?;
+            frame(session, &mut head, true, 0)?;
+            answer::write_head(session, shared, head, false).await?;
         }
         if !out.is_empty() {
             session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?;

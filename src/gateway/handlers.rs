@@ -127,7 +127,10 @@ pub async fn request_phase(
         let ended = match filter {
             Filter::Http(http) => http_request(session, http, exchange).await,
             Filter::Proxy(proxy) => {
-                Box::pin(proxy_wasm::request(session, ctx, (handler, proxy), exchange, has_body)).await?
+                match proxy_wasm::request_now(session, ctx, (handler, proxy), exchange, has_body)? {
+                    Ok(ended) => ended,
+                    Err(begun) => Box::pin(proxy_wasm::request(session, ctx, handler, begun)).await?,
+                }
             }
         };
         let Ended { exchange, result, meter, place, gone } = ended;
@@ -296,7 +299,10 @@ async fn response_phase(
     lent.response_body = answer.body.clone();
     let ended = match place.into_inner() {
         Place::Http(vm) => http_response(session, vm, lent, answer.is_error).await,
-        Place::Proxy(stream) => Box::pin(proxy_wasm::response(session, ctx, &handler, stream, lent)).await,
+        Place::Proxy(stream) => match proxy_wasm::response_now(session, ctx, &handler, stream, lent) {
+            Ok(ended) => ended,
+            Err(begun) => Box::pin(proxy_wasm::response(session, ctx, begun)).await,
+        },
     };
     let Ended { exchange: mut lent, result, meter, place, gone } = ended;
     handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
@@ -416,11 +422,7 @@ pub async fn respond_head(
         ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
         return instead;
     }
-    let mut filters = std::mem::take(&mut ctx.body_filters);
-    for filter in &mut filters {
-        filter.begin(session, ctx, exchange.as_deref(), &answer.head);
-    }
-    ctx.body_filters = filters;
+    ctx.lent = exchange;
     if !answer::has_body(&ctx.method, answer.head.status) && !first.is_empty() {
         // The length would be that of the upstream's body alone.
         answer.head.headers.remove(CONTENT_LENGTH);
@@ -437,7 +439,8 @@ pub async fn finish(session: &mut Session, ctx: &mut Context) {
     if closing.is_empty() {
         return;
     }
-    let mut exchange = lend_head(session, ctx, None);
+    let spare = ctx.lent.take();
+    let mut exchange = lend_head(session, ctx, spare);
     exchange.info = Some(ctx.info(session));
     exchange.values = std::mem::take(&mut ctx.values);
     if let Some(written) = session.response_written() {

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use tokio::sync::oneshot;
 
 use super::vm::{Closed, Step, Vm};
-use super::{INLINE_BODY, Outcome, ProxyHandler, Slot, gone};
+use super::{INLINE_BODY, Outcome, ProxyHandler, Slot, Work, gone};
 use crate::domain::{GuestFailure, Meter};
 use crate::engine::RunError;
 use crate::engine::abi::proxy_wasm::{Event, Woken};
@@ -35,20 +35,41 @@ pub struct ProxyStream {
 pub struct Told {
     /// `None`: the guest has it, as the stream is paused.
     pub exchange: Option<Box<HttpExchange>>,
+    /// In its place, while the answer's body passes.
+    pub twin: Option<Box<HttpExchange>>,
     pub result: Result<Verdict, RunError>,
     pub meter: Meter,
 }
 
+/// An event that did not come to its end at once.
+pub enum Later {
+    NotTold(Shown),
+    Paused(Pause),
+}
+
+/// The guest has its exchange now; the twin is as [`Told::twin`].
+pub struct Pause {
+    twin: Option<Box<HttpExchange>>,
+    meter: Meter,
+}
+
+/// What a stream is shown: its exchange, unless the guest has that since a pause, and more of a body behind it.
+type Shown = (Option<Box<HttpExchange>>, Bytes);
+
 impl Told {
+    fn of(exchange: Option<Box<HttpExchange>>, result: Result<Verdict, RunError>, meter: Meter) -> Told {
+        Told { exchange, twin: None, result, meter }
+    }
+
     /// Its VM is gone, with what it held.
     fn gone() -> Told {
-        Told { exchange: None, result: Err(gone()), meter: Meter::default() }
+        Told::of(None, Err(gone()), Meter::default())
     }
 }
 
 impl From<Woken> for Told {
     fn from(Woken { exchange, result }: Woken) -> Told {
-        Told { exchange: Some(exchange), result, meter: Meter::default() }
+        Told::of(Some(exchange), result, Meter::default())
     }
 }
 
@@ -61,40 +82,81 @@ impl ProxyStream {
         &self.handler
     }
 
-    /// Tells the filter of what came, and gives what it decided. A pause lasts until the filter ends it, or too long: of
-    /// the body before its end it is given back as such, as there is more to come.
-    ///
-    /// `exchange`: `None` where the filter has it since such a pause.
-    pub async fn tell(
-        &mut self,
-        exchange: Option<Box<HttpExchange>>,
-        (event, end): (Event, bool),
-        waits: bool,
-        cancel: &Cancel,
-    ) -> Told {
-        self.told(exchange, Bytes::new(), (event, end), waits, cancel).await
+    /// The guest has its exchange, and may go on by itself.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
     }
 
-    /// A piece of a body, beside what the filter has of it since a pause; then there is no `exchange`. At the end a pause
-    /// is waited for.
-    pub async fn show(
+    /// Tells the filter of what came at once on this thread, where it is known to be short, and gives what it decided. The
+    /// error is for [`Self::to_its_end`]. No `exchange`: the guest has it since a pause.
+    pub fn tell_now(&mut self, exchange: Option<Box<HttpExchange>>, event: (Event, bool)) -> Result<Told, Later> {
+        self.now((exchange, Bytes::new()), event)
+    }
+
+    /// As [`Self::tell_now`], of a piece of a body beside what the filter has of it since a pause; then there is no
+    /// `exchange`.
+    pub fn show_now(
         &mut self,
         exchange: Option<Box<HttpExchange>>,
         piece: Bytes,
-        (event, end): (Event, bool),
-        cancel: &Cancel,
-    ) -> Told {
+        event: (Event, bool),
+    ) -> Result<Told, Later> {
         if let Some(mut exchange) = exchange {
-            exchange.set_body(event.is_request(), piece);
-            return self.tell(Some(exchange), (event, end), end, cancel).await;
+            exchange.set_body(event.0.is_request(), piece);
+            return self.now((Some(exchange), Bytes::new()), event);
         }
         // It may have ended the pause just now.
         let exchange = match self.paused.as_mut().map(oneshot::Receiver::try_recv) {
             Some(Ok(Woken { exchange, result: Ok(Verdict::Continue) })) => Some(exchange),
-            Some(Ok(woken)) => return woken.into(),
+            Some(Ok(woken)) => return Ok(woken.into()),
             _ => None,
         };
-        self.told(exchange, piece, (event, end), end, cancel).await
+        self.now((exchange, piece), event)
+    }
+
+    /// What an event comes to, from what it came to at once. A pause lasts until the filter ends it, or too long; one that is
+    /// not waited for is given back as such, as there is more to come.
+    pub async fn to_its_end(
+        &mut self,
+        at_once: Result<Told, Later>,
+        event: (Event, bool),
+        waits: bool,
+        cancel: &Cancel,
+    ) -> Told {
+        let told = match at_once {
+            Ok(told) => Ok(told),
+            Err(Later::NotTold(shown)) => self.on_pool(shown, event, cancel).await,
+            Err(Later::Paused(pause)) => Err(pause),
+        };
+        match told {
+            Ok(told) => told,
+            Err(Pause { twin, meter }) if waits => Told { twin, meter, ..self.woken(cancel).await },
+            Err(Pause { twin, meter }) => Told { twin, ..Told::of(None, Ok(Verdict::Continue), meter) },
+        }
+    }
+
+    /// As [`Self::tell_now`], to its end.
+    pub async fn tell(
+        &mut self,
+        exchange: Option<Box<HttpExchange>>,
+        event: (Event, bool),
+        waits: bool,
+        cancel: &Cancel,
+    ) -> Told {
+        let at_once = self.tell_now(exchange, event);
+        self.to_its_end(at_once, event, waits, cancel).await
+    }
+
+    /// As [`Self::show_now`], to its end.
+    pub async fn show(
+        &mut self,
+        exchange: Option<Box<HttpExchange>>,
+        piece: Bytes,
+        event: (Event, bool),
+        cancel: &Cancel,
+    ) -> Told {
+        let at_once = self.show_now(exchange, piece, event);
+        self.to_its_end(at_once, event, event.1, cancel).await
     }
 
     /// What follows the answer's body, for a filter that may have some of that since a pause. A further pause is waited
@@ -127,38 +189,35 @@ impl ProxyStream {
         })
     }
 
-    async fn told(
-        &mut self,
-        exchange: Option<Box<HttpExchange>>,
-        more: Bytes,
-        (event, end): (Event, bool),
-        waits: bool,
-        cancel: &Cancel,
-    ) -> Told {
-        let first = self.context == 0;
+    fn now(&mut self, shown: Shown, event: (Event, bool)) -> Result<Told, Later> {
         self.paused = None;
-        let context = self.context;
-        let is_body = matches!(event, Event::RequestBody | Event::ResponseBody);
-        let shown = more.len() + exchange.as_ref().map_or(0, |exchange| exchange.body_len(event.is_request()));
-        let may_inline = !is_body || shown <= INLINE_BODY;
-        let work = move |vm: &mut Vm, exchange: Option<Box<HttpExchange>>, turn: &Turn<'_>| {
-            let context = if first { vm.open() } else { context };
-            let (result, meter) = vm.event(context, (event, end), (exchange, more), turn);
-            match result {
-                Ok(step) => (Ok((context, step)), meter),
-                // For whoever takes the exchange out of it.
-                Err(failure) => {
-                    vm.failed = context;
-                    (Err(failure), meter)
-                }
-            }
-        };
-        let handler = self.handler.clone();
-        let slot = self.slot.clone();
-        match handler.on_vm(&slot, cancel, exchange, (first, may_inline), work).await {
+        if !is_short(&shown, event.0) {
+            return Err(Later::NotTold(shown));
+        }
+        match self.handler.on_vm_now(&self.slot, shown, callback(self.context, event)) {
+            Ok(outcome) => self.decided(outcome).map_err(Later::Paused),
+            Err((shown, _)) => Err(Later::NotTold(shown)),
+        }
+    }
+
+    async fn on_pool(&mut self, shown: Shown, event: (Event, bool), cancel: &Cancel) -> Result<Told, Pause> {
+        let (starts, may_inline) = (self.context == 0, is_short(&shown, event.0));
+        let work = callback(self.context, event);
+        let outcome = self.handler.on_vm(&self.slot, cancel, shown, (starts, may_inline), work).await;
+        self.decided(outcome)
+    }
+
+    fn decided(&mut self, outcome: Outcome<Shown, (u32, Step)>) -> Result<Told, Pause> {
+        match outcome {
             Outcome::Ran((context, step), meter) => {
                 self.context = context;
-                self.decided(step, waits, cancel, meter).await
+                match step {
+                    Step::Go(exchange, verdict) => Ok(Told::of(Some(exchange), Ok(verdict), meter)),
+                    Step::Paused(receiver, twin) => {
+                        self.paused = Some(receiver);
+                        Err(Pause { twin, meter })
+                    }
+                }
             }
             Outcome::Failed(vm, error, meter) => {
                 self.ended = true;
@@ -166,32 +225,26 @@ impl ProxyStream {
                     let failed = vm.failed;
                     vm.take_back(failed)
                 });
-                Told { exchange, result: Err(error), meter }
+                Ok(Told::of(exchange, Err(error), meter))
             }
-            Outcome::NotRun(exchange, error) => Told { exchange, result: Err(error), meter: Meter::default() },
+            Outcome::NotRun((exchange, _), error) => Ok(Told::of(exchange, Err(error), Meter::default())),
         }
     }
 
-    async fn decided(&mut self, step: Step, waits: bool, cancel: &Cancel, meter: Meter) -> Told {
-        let mut receiver = match step {
-            Step::Go(exchange, verdict) => return Told { exchange: Some(exchange), result: Ok(verdict), meter },
-            Step::Paused(receiver) => receiver,
-        };
-        if !waits {
-            self.paused = Some(receiver);
-            return Told { exchange: None, result: Ok(Verdict::Continue), meter };
-        }
+    /// The end of a pause.
+    async fn woken(&mut self, cancel: &Cancel) -> Told {
+        let Some(mut receiver) = self.paused.take() else { return Told::gone() };
         let woken = tokio::time::timeout(self.handler.pause, cancel.or_cancelled(&mut receiver)).await;
         match woken {
-            Ok(Some(Ok(woken))) => Told { meter, ..woken.into() },
+            Ok(Some(Ok(woken))) => woken.into(),
             Ok(Some(Err(_))) => {
                 self.ended = true;
-                Told { meter, ..Told::gone() }
+                Told::gone()
             }
             late => {
                 let why = if late.is_ok() { GuestFailure::Cancelled } else { GuestFailure::Deadline };
                 let exchange = self.take_back(receiver).await;
-                Told { exchange, result: Err(RunError::Guest(why)), meter }
+                Told::of(exchange, Err(RunError::Guest(why)), Meter::default())
             }
         }
     }
@@ -213,16 +266,43 @@ impl ProxyStream {
         }
         self.ended = true;
         let context = self.context;
-        let work = move |vm: &mut Vm, exchange, turn: &Turn<'_>| vm.close(context, exchange, true, turn);
-        let (handler, slot) = (self.handler.clone(), self.slot.clone());
-        match handler.on_vm(&slot, &Cancel::default(), exchange, (false, true), work).await {
+        let work = move |vm: &mut Vm, exchange: Option<_>, turn: &Turn<'_>| vm.close(context, exchange, true, turn);
+        let (handler, slot) = (&self.handler, &self.slot);
+        let outcome = match handler.on_vm_now(slot, exchange, work) {
+            Ok(outcome) => outcome,
+            Err((exchange, work)) => Box::pin(handler.on_vm(slot, &handler.never, exchange, (false, true), work)).await,
+        };
+        match outcome {
             Outcome::Ran(Closed::Now(exchange), meter) => (exchange, meter),
             Outcome::Ran(Closed::Later(context), meter) => {
-                handler.end(&slot, context, handler.pause);
+                handler.end(slot, context, handler.pause);
                 (None, meter)
             }
             Outcome::Failed(_, _, meter) => (None, meter),
             Outcome::NotRun(exchange, _) => (exchange, Meter::default()),
+        }
+    }
+}
+
+/// Little enough for a worker to show.
+fn is_short((exchange, more): &Shown, event: Event) -> bool {
+    let is_body = matches!(event, Event::RequestBody | Event::ResponseBody);
+    let before = || exchange.as_ref().map_or(0, |exchange| exchange.body_len(event.is_request()));
+    !is_body || more.len() + before() <= INLINE_BODY
+}
+
+/// A stream's callback, its first for context 0; gives the stream's context.
+fn callback(context: u32, event: (Event, bool)) -> impl Work<Shown, (u32, Step)> {
+    move |vm: &mut Vm, shown: Shown, turn: &Turn<'_>| {
+        let context = if context == 0 { vm.open() } else { context };
+        let (result, meter) = vm.event(context, event, shown, turn);
+        match result {
+            Ok(step) => (Ok((context, step)), meter),
+            // For whoever takes the exchange out of it.
+            Err(failure) => {
+                vm.failed = context;
+                (Err(failure), meter)
+            }
         }
     }
 }

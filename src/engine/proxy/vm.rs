@@ -41,8 +41,9 @@ pub struct Vm {
 /// What a callback came to, for its stream.
 pub enum Step {
     Go(Box<HttpExchange>, Verdict),
-    /// The exchange stays with the guest until it is told of here.
-    Paused(oneshot::Receiver<Woken>),
+    /// The exchange stays with the guest until it is told of here. While it has it, other filters are to see the body:
+    /// its twin is for them.
+    Paused(oneshot::Receiver<Woken>, Option<Box<HttpExchange>>),
 }
 
 /// How a stream ended.
@@ -331,15 +332,16 @@ impl Vm {
             // Other hosts' further kinds of pausing are pauses.
             (action == CONTINUE || stream.resumed).then_some(Verdict::Continue)
         });
-        match (decision, stream.exchange.take()) {
-            (Some(verdict), Some(exchange)) => Step::Go(exchange, verdict),
-            (_, exchange) => {
-                let (waiter, receiver) = oneshot::channel();
-                stream.exchange = exchange;
-                stream.waiter = Some(waiter);
-                Step::Paused(receiver)
-            }
+        if let Some(verdict) = decision
+            && let Some(exchange) = stream.hand_back()
+        {
+            return Step::Go(exchange, verdict);
         }
+        let (waiter, receiver) = oneshot::channel();
+        stream.waiter = Some(waiter);
+        let is_passing = matches!(stream.event, Event::ResponseBody | Event::ResponseTrailers);
+        let twin = stream.exchange.as_ref().filter(|_| is_passing).map(|exchange| exchange.twin());
+        Step::Paused(receiver, twin)
     }
 
     /// After every row of callbacks: other streams that the guest decided about, logs, figures.
@@ -361,7 +363,7 @@ impl Vm {
         let Some(stream) = self.state().streams.get_mut(&context) else { return };
         let Some(verdict) = verdict(stream).or(stream.resumed.then_some(Verdict::Continue)) else { return };
         if let Some(waiter) = stream.waiter.take()
-            && let Some(exchange) = stream.exchange.take()
+            && let Some(exchange) = stream.hand_back()
         {
             // Nobody may wait any more.
             let _ = waiter.send(Woken { exchange, result: Ok(verdict) });
@@ -484,7 +486,7 @@ impl Vm {
             exports.log.as_ref().map_or(Ok(()), |f| f.call(store, id))?;
             exports.delete.as_ref().map_or(Ok(()), |f| f.call(store, id))
         })?;
-        Ok(self.state().streams.remove(&context).and_then(|stream| stream.exchange))
+        Ok(self.state().streams.remove(&context).and_then(|mut stream| stream.hand_back()))
     }
 
     /// The ends that the guest has said since.
@@ -499,7 +501,7 @@ impl Vm {
     pub fn abandon(&mut self, error: &RunError) {
         for stream in self.state().streams.values_mut() {
             if let Some(waiter) = stream.waiter.take()
-                && let Some(exchange) = stream.exchange.take()
+                && let Some(exchange) = stream.hand_back()
             {
                 // Nobody may wait any more.
                 let _ = waiter.send(Woken { exchange, result: Err(error.clone()) });
@@ -509,7 +511,7 @@ impl Vm {
 
     /// What a stream's guest holds, after a failure or when nobody waits any longer.
     pub fn take_back(&mut self, context: u32) -> Option<Box<HttpExchange>> {
-        self.state().streams.get_mut(&context)?.exchange.take()
+        self.state().streams.get_mut(&context)?.hand_back()
     }
 
     pub fn is_worn(&mut self, memory_limit: u64) -> bool {

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-use super::{closed, tolerate};
+use super::{closed, lend_head, lend_knowledge, return_head, tolerate};
 use crate::domain::{Phase, Rejection, Reply};
 use crate::engine::{Event, HttpExchange, ProxyStream, Told, Verdict};
 use crate::gateway::context::Context;
@@ -25,8 +25,6 @@ use crate::gateway::service::Shared;
 pub struct BodyFilter {
     handler: Arc<RouteHandler>,
     stream: ProxyStream,
-    /// `None`: the guest has it.
-    exchange: Option<Box<HttpExchange>>,
     /// Bytes that it has since it paused.
     held: u64,
     /// It has failed, and the answer goes on without it.
@@ -52,29 +50,7 @@ pub enum Out {
 
 impl BodyFilter {
     pub fn new(handler: Arc<RouteHandler>, stream: ProxyStream) -> BodyFilter {
-        BodyFilter { handler, stream, exchange: None, held: 0, skipped: false }
-    }
-
-    /// Gives it heads of its own: it may keep them while others see more of the body.
-    pub fn begin(
-        &mut self,
-        session: &Session,
-        ctx: &Context,
-        common: Option<&HttpExchange>,
-        head: &http::response::Parts,
-    ) {
-        let request = http::request::Parts::from(session.req_header().clone());
-        let mut exchange = Box::new(HttpExchange::new(request, ctx.peer, ctx.request_id().into()));
-        if let Some(common) = common {
-            exchange.scheme = common.scheme;
-            exchange.request_size = common.request_size;
-            exchange.info = common.info.clone();
-            exchange.upstream = common.upstream.clone();
-            exchange.cancel = common.cancel.clone();
-        }
-        exchange.values = ctx.values.clone();
-        exchange.response = head.clone();
-        self.exchange = Some(exchange);
+        BodyFilter { handler, stream, held: 0, skipped: false }
     }
 
     pub fn into_stream(self) -> ProxyStream {
@@ -82,14 +58,28 @@ impl BodyFilter {
     }
 }
 
-/// Notes that the client has the head.
-pub fn head_is_sent(ctx: &mut Context, head: &ResponseHeader) {
-    for filter in &mut ctx.body_filters {
-        if let Some(exchange) = &mut filter.exchange {
-            exchange.head_sent = true;
-            exchange.response.status = head.status;
-        }
-    }
+/// Keeps the answer's head while filters see the body: they may read it.
+pub fn keep_head(session: &mut Session, ctx: &mut Context, head: ResponseHeader) {
+    let mut exchange = ctx.lent.take().unwrap_or_else(|| {
+        let mut exchange = lend_head(session, ctx, None);
+        return_head(session, &mut exchange);
+        exchange
+    });
+    exchange.response = head.into();
+    exchange.response_passed = true;
+    ctx.lent = Some(exchange);
+}
+
+/// The head that is to go out now. `ends`: with all of the body; else filters go on reading it.
+pub fn take_head(ctx: &mut Context, ends: bool) -> Result<ResponseHeader, Rejection> {
+    let exchange = ctx.lent.as_mut().ok_or(Rejection::Internal)?;
+    exchange.head_sent = true;
+    Ok(if ends {
+        let (blank, ()) = http::Response::new(()).into_parts();
+        std::mem::replace(&mut exchange.response, blank).into()
+    } else {
+        exchange.response.clone().into()
+    })
 }
 
 /// Resolves when a filter goes on that held a part of the body.
@@ -138,13 +128,13 @@ async fn pass_through(
             };
         }
         if let Some(fields) = trailers.take_if(|_| follows && !filter.skipped) {
-            let told = tell_trailers(session, filter, fields.clone()).await;
+            let told = tell_trailers(session, ctx, filter, fields.clone()).await;
             match settle(ctx, shared, filter, told, Bytes::new())? {
                 Ok(more) if data.is_empty() => data = more,
                 Ok(more) => data = [data, more].concat().into(),
                 Err(reply) => return Ok(Out::Instead(reply)),
             }
-            let edited = filter.exchange.as_mut().and_then(|exchange| exchange.response_trailers.take());
+            let edited = ctx.lent.as_mut().and_then(|exchange| exchange.response_trailers.take());
             trailers = Some(edited.unwrap_or(fields));
         }
     }
@@ -161,10 +151,10 @@ async fn show_body(
     end: bool,
 ) -> Result<Result<Bytes, Reply>, Stop> {
     let limit = filter.handler.limits.input_bytes;
-    if filter.exchange.is_none() && filter.held + data.len() as u64 > limit {
+    if filter.stream.is_paused() && filter.held + data.len() as u64 > limit {
         return Err(Rejection::UpstreamTooLarge { limit }.into());
     }
-    let told = tell(session, filter, data.clone(), end).await;
+    let told = tell(session, ctx, filter, data.clone(), end).await;
     let out = settle(ctx, shared, filter, told, data)?;
     if filter.held > limit {
         return Err(Rejection::UpstreamTooLarge { limit }.into());
@@ -180,26 +170,26 @@ fn settle(
     (told, gone): (Told, Option<Box<pingora::Error>>),
     came: Bytes,
 ) -> Result<Result<Bytes, Reply>, Stop> {
-    let Told { exchange, result, meter } = told;
+    let Told { exchange, result, meter, .. } = told;
     filter.handler.record(ctx, shared, Phase::Response, result.as_ref().err(), &meter);
     if let Some(error) = gone {
         return Err(Stop::Broken(error));
     }
-    match (result, exchange) {
-        (Ok(Verdict::Continue), Some(mut exchange)) => {
-            let data = exchange.take_body(false);
+    let data = exchange.map(|mut exchange| {
+        let data = exchange.take_body(false);
+        give_back(ctx, exchange);
+        data
+    });
+    match (result, data) {
+        (Ok(Verdict::Continue), Some(data)) => {
             filter.held = 0;
-            filter.exchange = Some(exchange);
             Ok(Ok(data))
         }
         (Ok(Verdict::Continue), None) => {
             filter.held += came.len() as u64;
             Ok(Ok(Bytes::new()))
         }
-        (Ok(Verdict::Respond(reply)), exchange) => {
-            filter.exchange = exchange;
-            Ok(Err(reply))
-        }
+        (Ok(Verdict::Respond(reply)), _) => Ok(Err(reply)),
         (Ok(Verdict::Close), _) => Err(Stop::Broken(closed())),
         (Err(error), _) => {
             filter.skipped = true;
@@ -215,24 +205,68 @@ fn settle(
 
 async fn tell(
     session: &mut Session,
+    ctx: &mut Context,
     filter: &mut BodyFilter,
     data: Bytes,
     end: bool,
 ) -> (Told, Option<Box<pingora::Error>>) {
-    let BodyFilter { stream, exchange, .. } = filter;
+    let BodyFilter { stream, handler, .. } = filter;
     let event = (Event::ResponseBody, end);
+    let exchange = (!stream.is_paused()).then(|| lend(session, ctx, handler));
     let cancel = exchange.as_ref().map(|exchange| exchange.cancel.clone()).unwrap_or_default();
-    let work = stream.show(exchange.take(), data, event, &cancel);
-    while_here(&mut session.downstream_session, &cancel, work).await
+    let (told, gone) = match stream.show_now(exchange, data, event) {
+        Ok(told) => (told, None),
+        later => {
+            let work = stream.to_its_end(later, event, end, &cancel);
+            Box::pin(while_here(&mut session.downstream_session, &cancel, work)).await
+        }
+    };
+    (returned(session, ctx, told), gone)
 }
 
 async fn tell_trailers(
     session: &mut Session,
+    ctx: &mut Context,
     filter: &mut BodyFilter,
     fields: HeaderMap,
 ) -> (Told, Option<Box<pingora::Error>>) {
-    let BodyFilter { stream, exchange, .. } = filter;
+    let BodyFilter { stream, handler, .. } = filter;
+    let exchange = (!stream.is_paused()).then(|| lend(session, ctx, handler));
     let cancel = exchange.as_ref().map(|exchange| exchange.cancel.clone()).unwrap_or_default();
-    let work = stream.trailers(exchange.take(), fields, &cancel);
-    while_here(&mut session.downstream_session, &cancel, work).await
+    let work = stream.trailers(exchange, fields, &cancel);
+    let (told, gone) = while_here(&mut session.downstream_session, &cancel, work).await;
+    (returned(session, ctx, told), gone)
+}
+
+/// The exchange that all share, for one callback.
+fn lend(session: &mut Session, ctx: &mut Context, handler: &RouteHandler) -> Box<HttpExchange> {
+    let spare = ctx.lent.take();
+    let mut exchange = lend_head(session, ctx, spare);
+    lend_knowledge(session, ctx, handler, &mut exchange);
+    exchange
+}
+
+/// After a callback: others have their heads again, from whichever of the two is there.
+fn returned(session: &mut Session, ctx: &mut Context, mut told: Told) -> Told {
+    if ctx.lent.is_some() {
+        // It was paused before: the guest had one of its own.
+        return told;
+    }
+    if let Some(mut twin) = told.twin.take() {
+        return_head(session, &mut twin);
+        ctx.values = std::mem::take(&mut twin.values);
+        ctx.lent = Some(twin);
+    } else if let Some(exchange) = &mut told.exchange {
+        return_head(session, exchange);
+        ctx.values = std::mem::take(&mut exchange.values);
+    }
+    told
+}
+
+/// The shared exchange, unless there is one since a pause.
+fn give_back(ctx: &mut Context, exchange: Box<HttpExchange>) {
+    match &mut ctx.lent {
+        Some(shared) => shared.response_trailers = exchange.response_trailers,
+        none => *none = Some(exchange),
+    }
 }

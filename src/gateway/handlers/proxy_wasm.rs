@@ -11,8 +11,8 @@ use pingora::proxy::Session;
 
 use super::{Ended, Place};
 use crate::config::{HandlerFail, HeaderBytes};
-use crate::domain::{GuestFailure, Rejection};
-use crate::engine::{Cancel, Event, HttpExchange, ProxyHandler, ProxyStream, Told, Verdict};
+use crate::domain::{GuestFailure, Meter, Rejection};
+use crate::engine::{Cancel, Event, HttpExchange, Later, ProxyHandler, ProxyStream, Told, Verdict};
 use crate::gateway::answer::has_body;
 use crate::gateway::context::Context;
 use crate::gateway::pipeline::Stop;
@@ -42,24 +42,73 @@ impl Before {
     }
 }
 
-pub async fn request(
+/// A phase that has not come to its end at once.
+pub struct Begun {
+    stream: ProxyStream,
+    before: Before,
+    cancel: Cancel,
+    /// What came of the head.
+    head: Result<Told, Later>,
+    event: (Event, bool),
+    /// The body is shown before the head goes on.
+    holds_head: bool,
+}
+
+impl Begun {
+    fn new(
+        handler: &RouteHandler,
+        mut stream: ProxyStream,
+        exchange: Box<HttpExchange>,
+        event: (Event, bool),
+        shows_body: bool,
+    ) -> Begun {
+        let (before, cancel) = (Before::of(handler, &exchange), exchange.cancel.clone());
+        let head = stream.tell_now(Some(exchange), event);
+        let holds_head = shows_body && handler.config.proxy.hold_headers;
+        Begun { stream, before, cancel, head, event, holds_head }
+    }
+
+    /// `Err`: there is more to wait for, or to show.
+    fn at_once(self, session: &mut Session, ctx: &Context, shows_body: bool) -> Result<Ended, Box<Begun>> {
+        match self.head {
+            Ok(told) if !shows_body || !matches!(told.result, Ok(Verdict::Continue)) => {
+                Ok(ended(session, ctx, told, self.before, self.stream, None))
+            }
+            head => Err(Box::new(Begun { head, ..self })),
+        }
+    }
+}
+
+/// The request phase, as far as it goes at once.
+pub fn request_now(
     session: &mut Session,
     ctx: &Context,
     (handler, proxy): (&RouteHandler, &Arc<ProxyHandler>),
     mut exchange: Box<HttpExchange>,
     has_body: bool,
-) -> Result<Ended, Stop> {
+) -> Result<Result<Ended, RequestBegun>, Rejection> {
     if !readable(&mut exchange.request.headers, handler.config.proxy.header_bytes) {
-        return Err(Rejection::BadRequest("a header value is not UTF-8".into()).into());
+        return Err(Rejection::BadRequest("a header value is not UTF-8".into()));
     }
     let body = exchange.request_body.clone().filter(|body| proxy.wants_request_body() && !body.is_empty());
-    let holds_head = body.is_some() && handler.config.proxy.hold_headers;
-    let before = Before::of(handler, &exchange);
-    let mut stream = proxy.open();
-    let cancel = exchange.cancel.clone();
+    let event = (Event::RequestHeaders, !has_body);
+    let begun = Begun::new(handler, proxy.open(), exchange, event, body.is_some());
+    Ok(begun.at_once(session, ctx, body.is_some()).map_err(|begun| (begun, body)))
+}
+
+/// With the body that is to be shown.
+pub type RequestBegun = (Box<Begun>, Option<Bytes>);
+
+pub async fn request(
+    session: &mut Session,
+    ctx: &Context,
+    handler: &RouteHandler,
+    (begun, body): RequestBegun,
+) -> Result<Ended, Stop> {
+    let Begun { mut stream, before, cancel, head, event, holds_head } = *begun;
     let token = cancel.clone();
     let work = async {
-        let head = stream.tell(Some(exchange), (Event::RequestHeaders, !has_body), !holds_head, &token).await;
+        let head = stream.to_its_end(head, event, !holds_head, &token).await;
         match body {
             Some(body) if matches!(head.result, Ok(Verdict::Continue)) => {
                 show_body(&mut stream, head, body, handler.limits.input_bytes, &token).await
@@ -107,19 +156,19 @@ async fn show_body(
     }
 }
 
-pub async fn response(
+/// The response phase, as far as it goes at once.
+pub fn response_now(
     session: &mut Session,
     ctx: &Context,
     handler: &RouteHandler,
-    mut stream: ProxyStream,
+    stream: ProxyStream,
     mut exchange: Box<HttpExchange>,
-) -> Ended {
-    let before = Before::of(handler, &exchange);
+) -> Result<Ended, ResponseBegun> {
     exchange.upstream = ctx.endpoint.as_ref().map(|endpoint| endpoint.label.as_str().into());
     if !readable(&mut exchange.response.headers, handler.config.proxy.header_bytes) {
         let why = GuestFailure::BadOutput("the answer has a header value that is not UTF-8".into());
-        let told = Told { exchange: Some(exchange), result: Err(why.into()), meter: Default::default() };
-        return ended(session, ctx, told, before, stream, None);
+        let told = Told { exchange: Some(exchange), twin: None, result: Err(why.into()), meter: Meter::default() };
+        return Ok(ended(session, ctx, told, Before(None), stream, None));
     }
     let head = &exchange.response;
     let empty = match &exchange.response_body {
@@ -127,13 +176,20 @@ pub async fn response(
         None => head.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0"),
     };
     let has_body = !empty && has_body(&ctx.method, head.status);
-    let shown = stream.handler().wants_response_body() && exchange.response_body.is_some() && has_body;
-    let holds_head = shown && handler.config.proxy.hold_headers;
-    let cancel = exchange.cancel.clone();
+    let shows_body = stream.handler().wants_response_body() && exchange.response_body.is_some() && has_body;
+    let begun = Begun::new(handler, stream, exchange, (Event::ResponseHeaders, !has_body), shows_body);
+    begun.at_once(session, ctx, shows_body).map_err(|begun| (begun, shows_body))
+}
+
+/// Whether the body is to be shown.
+pub type ResponseBegun = (Box<Begun>, bool);
+
+pub async fn response(session: &mut Session, ctx: &Context, (begun, shows_body): ResponseBegun) -> Ended {
+    let Begun { mut stream, before, cancel, head, event, holds_head } = *begun;
     let token = cancel.clone();
     let work = async {
-        let head = stream.tell(Some(exchange), (Event::ResponseHeaders, !has_body), !holds_head, &token).await;
-        if !shown || !matches!(head.result, Ok(Verdict::Continue)) {
+        let head = stream.to_its_end(head, event, !holds_head, &token).await;
+        if !shows_body || !matches!(head.result, Ok(Verdict::Continue)) {
             return head;
         }
         let body = stream.tell(head.exchange, (Event::ResponseBody, true), true, &token).await;
@@ -151,7 +207,7 @@ fn ended(
     stream: ProxyStream,
     gone: Option<Box<pingora::Error>>,
 ) -> Ended {
-    let Told { exchange, result, meter } = told;
+    let Told { exchange, result, meter, .. } = told;
     let exchange = match (&result, exchange) {
         (Ok(_), Some(exchange)) => exchange,
         (_, left) => before.restore(left, || super::lend_head(session, ctx, None)),

@@ -233,8 +233,15 @@ impl<'a> Target<'a> {
         let (exchange, event) = proxy.exchange().map_err(|_| not_there)?;
         match map {
             // What has gone on is written in vain, as in Envoy: SDKs would trap on the error that the ABI has for it.
-            Map::Request if event.is_request() || !strict => Ok(Target::Request(exchange)),
-            Map::Response if !event.is_request() => Ok(Target::Response(exchange)),
+            Map::Request if event.is_request() => Ok(Target::Request(exchange)),
+            Map::Request if !strict => {
+                exchange.keep_request();
+                Ok(Target::Request(exchange))
+            }
+            Map::Response if !event.is_request() => {
+                exchange.keep_response();
+                Ok(Target::Response(exchange))
+            }
             Map::ResponseTrailers if !event.is_request() => {
                 exchange.response_trailers.as_mut().map(Target::Trailers).ok_or(not_there.into())
             }

@@ -3,7 +3,7 @@
 //!
 //! Invariant: a stream's exchange is here exactly while a callback for it runs or it is paused.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,6 +94,15 @@ pub struct Stream {
     pub waiter: Option<oneshot::Sender<Woken>>,
 }
 
+impl Stream {
+    /// Takes the exchange out of the guest's hands.
+    pub fn hand_back(&mut self) -> Option<Box<HttpExchange>> {
+        let mut exchange = self.exchange.take()?;
+        exchange.restore_passed();
+        Some(exchange)
+    }
+}
+
 impl Default for Stream {
     fn default() -> Stream {
         Stream {
@@ -117,7 +126,7 @@ pub struct ProxyState {
     pub allocating: bool,
     pub callback: Callback,
     pub effective: u32,
-    pub streams: HashMap<u32, Stream>,
+    pub streams: BTreeMap<u32, Stream>,
     /// Streams that may go on, since the callback began.
     pub touched: Vec<u32>,
     /// Streams whose end the guest has said.
@@ -144,7 +153,7 @@ impl ProxyState {
             allocating: false,
             callback: Callback::Start,
             effective: 0,
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
             touched: Vec::new(),
             done: Vec::new(),
             answer: None,
