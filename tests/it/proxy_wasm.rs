@@ -6,6 +6,7 @@
 mod bad;
 mod bodies;
 mod calls;
+mod diagnosis;
 mod grpc;
 mod headers;
 mod life;
