@@ -11,6 +11,7 @@ mod rpcs;
 mod stream;
 mod vm;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,14 +20,14 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::AbortHandle;
 
-use super::abi::proxy_wasm::{Call, CallAnswer, Plugin};
+use super::abi::proxy_wasm::{Call, CallAnswer, Calls, Plugin};
 use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
-use super::lane::{self, Lane, took};
+use super::lane::{Lane, took};
 use super::pool::Need;
 use super::restarts::{self, Restarts};
-use super::scope::Listener;
+use super::scope::{Listener, MAX_ITEMS};
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
@@ -36,13 +37,14 @@ pub use stream::{Later, ProxyStream, Told};
 
 use vm::{Asked, Vm};
 
-/// What a callback may use of the worker that it runs on: some 100 ms. It can't be run again elsewhere, as its VM has
-/// other streams, and a garbage collector's turn must not end it; so it is long, and who needs it is let on a worker less
-/// and less often. No clock bounds it but the handler's own: a busy machine would make a guest look slow.
-const INLINE_FUEL: u64 = 100 * lane::INLINE_FUEL;
+/// What a callback may use of the worker that it runs on. It can't be run again elsewhere, as its VM has other streams,
+/// and a garbage collector's turn must not end it; so it is long, and who needs it is let on a worker less and less often.
+const INLINE_CPU: Duration = Duration::from_millis(100);
 /// Of a body that is shown on a worker. How long a guest takes for more depends on the body: its past says nothing.
 const INLINE_BODY: usize = 4 << 10;
 
+/// An event that found no thread tries again after so long.
+const AGAIN: Duration = Duration::from_millis(20);
 /// A VM that failed in an event is there again after so long: what failed once in a timer fails often.
 const REVIVED_AFTER: Duration = Duration::from_millis(250);
 
@@ -78,6 +80,10 @@ struct Slot {
     ticker: Mutex<Option<AbortHandle>>,
     /// It has timers or queues.
     serves_events: AtomicBool,
+    /// How many items of which queues it is still to be told of. While there are any, a task does.
+    ready: Mutex<BTreeMap<u32, usize>>,
+    /// Its VM has failed, and nobody waits for what it asked for.
+    lost: Cancel,
 }
 
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
@@ -103,6 +109,10 @@ impl ProxyHandler {
         limits: Limits,
     ) -> Arc<ProxyHandler> {
         let proxy = &handler.proxy;
+        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cap = cores.min(engine.config().vms_per_handler).min(own).max(1);
+        let account = engine.account(&handler.owner);
         let plugin = Plugin {
             name: proxy.plugin.clone().unwrap_or_else(|| handler.module.name.to_string()),
             root_id: proxy.root_id.clone(),
@@ -113,17 +123,16 @@ impl ProxyHandler {
             scope: engine.scopes().of(&handler.owner, &proxy.vm_id),
             metrics: engine.guest_metrics().of(&label),
             reach: engine.reach_of(label, handler, limits.input_bytes),
+            calls: Calls::new(cap, account.clone()),
         };
-        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(ProxyHandler {
             engine: engine.clone(),
             module,
             assets,
             owner: handler.owner.clone(),
-            account: engine.account(&handler.owner),
+            account,
             plugin: Arc::new(plugin),
-            cap: cores.min(engine.config().vms_per_handler).min(own).max(1),
+            cap,
             limits,
             pause: proxy.pause,
             slots: Mutex::default(),
@@ -189,6 +198,8 @@ impl ProxyHandler {
                     closed: AtomicBool::new(false),
                     ticker: Mutex::default(),
                     serves_events: AtomicBool::new(false),
+                    ready: Mutex::default(),
+                    lost: Cancel::default(),
                 });
                 slots.push(slot.clone());
                 slot
@@ -217,13 +228,9 @@ impl ProxyHandler {
 
     /// A callback's limits from now on.
     fn turn(&self, inline: bool) -> Turn<'_> {
-        let fuel = if inline { self.limits.fuel.min(INLINE_FUEL) } else { self.limits.fuel };
-        let limits = Limits { fuel, ..self.limits.clone() };
-        Turn {
-            allowance: Allowance::from_now(limits, self.never.clone()),
-            may_block: !inline,
-            log: &self.plugin.reach.log,
-        }
+        let mut allowance = Allowance::from_now(self.limits.clone(), self.never.clone());
+        allowance.worker = inline.then_some(INLINE_CPU);
+        Turn { allowance, may_block: !inline, log: &self.plugin.reach.log }
     }
 
     /// Has the VM do something on this thread at once, where its past says that it is short and nobody else has it; else
@@ -307,12 +314,12 @@ impl ProxyHandler {
             Some(false) => self.lane.record(took(&meter)),
             None => {}
         }
+        if place.as_mut().is_some_and(|vm| vm.waited()) {
+            self.waits.store(true, Ordering::Relaxed);
+        }
         match result {
             Ok(value) => {
                 if let Some(vm) = place {
-                    if vm.waited() {
-                        self.waits.store(true, Ordering::Relaxed);
-                    }
                     let asked = vm.asked();
                     self.serve(slot, asked);
                     self.retire(slot, vm);
@@ -320,12 +327,6 @@ impl ProxyHandler {
                 Outcome::Ran(value, meter)
             }
             Err(failure) => {
-                // The lane's fuel stood for time.
-                let of_lane = inline == Some(true) && self.limits.fuel > INLINE_FUEL;
-                let failure = match failure {
-                    GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
-                    failure => failure,
-                };
                 self.lost(slot);
                 let mut vm = place.take();
                 if let Some(vm) = &mut vm {
@@ -339,6 +340,7 @@ impl ProxyHandler {
     /// The slot's VM has failed. One with timers or queues is there for more than requests, and comes back by itself.
     fn lost(self: &Arc<Self>, slot: &Arc<Slot>) {
         slot.close();
+        slot.lost.cancel();
         if !slot.serves_events.load(Ordering::Relaxed) {
             return;
         }
@@ -390,12 +392,15 @@ impl ProxyHandler {
     fn call(self: &Arc<Self>, slot: &Arc<Slot>, call: Call) {
         let (handler, slot) = (self.clone(), slot.clone());
         self.engine.spawn(async move {
-            let Call { id, upstream, request, timeout } = call;
+            let Call { id, upstream, request, timeout, ticket } = call;
             let limit = handler.limits.input_bytes;
-            let answer = match handler.engine.outside() {
-                Some(outside) => tokio::time::timeout(timeout, outside.call(upstream, request, limit)).await,
-                None => Ok(Err("there are no upstreams here".to_owned())),
+            let calling = async {
+                match handler.engine.outside() {
+                    Some(outside) => tokio::time::timeout(timeout, outside.call(upstream, request, limit)).await,
+                    None => Ok(Err("there are no upstreams here".to_owned())),
+                }
             };
+            let Some(answer) = slot.lost.or_cancelled(calling).await else { return };
             let answer = match answer {
                 Ok(Ok(answer)) => {
                     let (head, body) = answer.into_parts();
@@ -408,21 +413,32 @@ impl ProxyHandler {
                 Err(_) => CallAnswer { id, ..CallAnswer::default() },
             };
             handler.event(&slot, answer, |vm, answer, turn| vm.answer(answer, turn)).await;
+            drop(ticket);
         });
     }
 
-    /// An event for the root context; whether the guest had it. One for a VM that is gone is nothing.
-    async fn event<I: Send + 'static>(self: &Arc<Self>, slot: &Arc<Slot>, input: I, work: impl Work<I, ()>) -> bool {
-        match self.on_vm(slot, &self.never, input, (false, true), work).await {
-            Outcome::Ran((), _) => return true,
-            Outcome::NotRun(_, error) => {
-                tracing::debug!(handler = self.plugin.reach.log.handler(), %error, "an event of a filter is lost");
-            }
-            Outcome::Failed(_, error, _) => {
-                tracing::warn!(handler = self.plugin.reach.log.handler(), %error, "a filter failed beside requests");
+    /// An event, on a guest thread: its own does nothing but begin them, and filters may wait for what it does. Whether the
+    /// guest had it, however long that took; one for a VM that is gone is nothing.
+    async fn event<I: Send + 'static>(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        mut input: I,
+        work: impl Work<I, ()> + Copy,
+    ) -> bool {
+        loop {
+            match self.on_vm(slot, &slot.lost, input, (false, false), work).await {
+                Outcome::Ran((), _) => return true,
+                Outcome::NotRun(back, RunError::Busy { .. }) if !slot.lost.is_cancelled() => {
+                    input = back;
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Outcome::NotRun(..) => return false,
+                Outcome::Failed(_, error, _) => {
+                    tracing::warn!(handler = self.plugin.reach.log.handler(), %error, "a filter failed beside requests");
+                    return false;
+                }
             }
         }
-        false
     }
 
     /// Ends a stream that nobody waits for, `after` so long at the latest.
@@ -484,6 +500,31 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Whether there was nothing to tell before.
+    fn note_ready(&self, queue: u32) -> bool {
+        let mut ready = self.ready.lock();
+        let was_empty = ready.is_empty();
+        let items = ready.entry(queue).or_default();
+        *items = (*items + 1).min(MAX_ITEMS);
+        was_empty
+    }
+
+    fn next_ready(&self) -> Option<u32> {
+        self.ready.lock().keys().next().copied()
+    }
+
+    fn told_ready(&self, queue: u32) {
+        let mut ready = self.ready.lock();
+        if let Some(items) = ready.get_mut(&queue) {
+            *items -= 1;
+            if *items == 0 {
+                ready.remove(&queue);
+            }
+        }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(ticker) = self.ticker.get_mut().take() {
@@ -497,8 +538,15 @@ impl Listener for Slot {
         let Some(handler) = self.handler.upgrade() else { return };
         let slot = handler.slots.lock().iter().find(|slot| std::ptr::eq(&***slot, self)).cloned();
         let Some(slot) = slot else { return };
+        if !slot.note_ready(queue) {
+            return;
+        }
         handler.clone().engine.spawn(async move {
-            handler.event(&slot, queue, |vm, queue, turn| vm.queue_ready(queue, turn)).await;
+            while let Some(queue) = slot.next_ready()
+                && handler.event(&slot, queue, |vm, queue, turn| vm.queue_ready(queue, turn)).await
+            {
+                slot.told_ready(queue);
+            }
         });
     }
 }
