@@ -7,27 +7,26 @@
 //! Invariant: no stream waits for a VM that is gone, and nothing that guests do keeps one here for longer than its
 //! pause may last.
 
+mod events;
 mod rpcs;
+mod slot;
 mod stream;
 mod vm;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
-use tokio::task::AbortHandle;
 
-use super::abi::proxy_wasm::{Call, CallAnswer, Calls, Plugin};
+use super::abi::proxy_wasm::{Calls, Plugin};
 use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
 use super::lane::{Lane, took};
 use super::pool::Need;
 use super::restarts::{self, Restarts};
-use super::scope::{Listener, MAX_ITEMS};
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
@@ -35,7 +34,8 @@ use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 pub use super::abi::proxy_wasm::Event;
 pub use stream::{Later, ProxyStream, Told};
 
-use vm::{Asked, Vm};
+use slot::Slot;
+use vm::Vm;
 
 /// What a callback may use of the worker that it runs on. It can't be run again elsewhere, as its VM has other streams,
 /// and a garbage collector's turn must not end it; so it is long, and who needs it is let on a worker less and less often.
@@ -43,8 +43,6 @@ const INLINE_CPU: Duration = Duration::from_millis(100);
 /// Of a body that is shown on a worker. How long a guest takes for more depends on the body: its past says nothing.
 const INLINE_BODY: usize = 4 << 10;
 
-/// An event that found no thread tries again after so long.
-const AGAIN: Duration = Duration::from_millis(20);
 /// A VM that failed in an event is there again after so long: what failed once in a timer fails often.
 const REVIVED_AFTER: Duration = Duration::from_millis(250);
 
@@ -67,23 +65,6 @@ pub struct ProxyHandler {
     /// A callback goes on when its client goes: ending it would end the VM for all others.
     never: Cancel,
     restarts: Mutex<Restarts>,
-}
-
-/// A VM, or the place where one is to be.
-struct Slot {
-    handler: Weak<ProxyHandler>,
-    vm: Arc<tokio::sync::Mutex<Option<Box<Vm>>>>,
-    streams: AtomicUsize,
-    served: AtomicU64,
-    /// It takes no more streams: its VM is worn, or has failed.
-    closed: AtomicBool,
-    ticker: Mutex<Option<AbortHandle>>,
-    /// It has timers or queues.
-    serves_events: AtomicBool,
-    /// How many items of which queues it is still to be told of. While there are any, a task does.
-    ready: Mutex<BTreeMap<u32, usize>>,
-    /// Its VM has failed, and nobody waits for what it asked for.
-    lost: Cancel,
 }
 
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
@@ -190,17 +171,7 @@ impl ProxyHandler {
         match least {
             Some(slot) if slots.len() >= self.cap || slot.vm.try_lock().is_ok() => slot,
             _ => {
-                let slot = Arc::new(Slot {
-                    handler: Arc::downgrade(self),
-                    vm: Arc::default(),
-                    streams: AtomicUsize::new(0),
-                    served: AtomicU64::new(0),
-                    closed: AtomicBool::new(false),
-                    ticker: Mutex::default(),
-                    serves_events: AtomicBool::new(false),
-                    ready: Mutex::default(),
-                    lost: Cancel::default(),
-                });
+                let slot = Slot::new(self);
                 slots.push(slot.clone());
                 slot
             }
@@ -365,96 +336,6 @@ impl ProxyHandler {
             slot.closed.store(true, Ordering::Relaxed);
         }
     }
-
-    /// Calls, timer and queues that the guest asked for.
-    fn serve(self: &Arc<Self>, slot: &Arc<Slot>, asked: Asked) {
-        let Asked { calls, rpcs, tick, registered } = asked;
-        for call in calls {
-            self.call(slot, call);
-        }
-        for rpc in rpcs {
-            self.rpc(slot, rpc);
-        }
-        if !registered.is_empty() || tick.is_some() {
-            slot.serves_events.store(true, Ordering::Relaxed);
-        }
-        if !registered.is_empty() {
-            let listener: Weak<dyn Listener> = Arc::downgrade(slot) as Weak<dyn Listener>;
-            for queue in registered {
-                self.plugin.scope.listen(queue, &listener);
-            }
-        }
-        if let Some(period) = tick {
-            slot.set_tick(&self.engine, period);
-        }
-    }
-
-    fn call(self: &Arc<Self>, slot: &Arc<Slot>, call: Call) {
-        let (handler, slot) = (self.clone(), slot.clone());
-        self.engine.spawn(async move {
-            let Call { id, upstream, request, timeout, ticket } = call;
-            let limit = handler.limits.input_bytes;
-            let calling = async {
-                match handler.engine.outside() {
-                    Some(outside) => tokio::time::timeout(timeout, outside.call(upstream, request, limit)).await,
-                    None => Ok(Err("there are no upstreams here".to_owned())),
-                }
-            };
-            let Some(answer) = slot.lost.or_cancelled(calling).await else { return };
-            let answer = match answer {
-                Ok(Ok(answer)) => {
-                    let (head, body) = answer.into_parts();
-                    CallAnswer { id, status: Some(head.status), headers: head.headers, body, ..CallAnswer::default() }
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(handler = handler.plugin.reach.log.handler(), error, "a guest's call failed");
-                    CallAnswer { id, ..CallAnswer::default() }
-                }
-                Err(_) => CallAnswer { id, ..CallAnswer::default() },
-            };
-            handler.event(&slot, answer, |vm, answer, turn| vm.answer(answer, turn)).await;
-            drop(ticket);
-        });
-    }
-
-    /// An event, on a guest thread: its own does nothing but begin them, and filters may wait for what it does. Whether the
-    /// guest had it, however long that took; one for a VM that is gone is nothing.
-    async fn event<I: Send + 'static>(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        mut input: I,
-        work: impl Work<I, ()> + Copy,
-    ) -> bool {
-        loop {
-            match self.on_vm(slot, &slot.lost, input, (false, false), work).await {
-                Outcome::Ran((), _) => return true,
-                Outcome::NotRun(back, RunError::Busy { .. }) if !slot.lost.is_cancelled() => {
-                    input = back;
-                    tokio::time::sleep(AGAIN).await;
-                }
-                Outcome::NotRun(..) => return false,
-                Outcome::Failed(_, error, _) => {
-                    tracing::warn!(handler = self.plugin.reach.log.handler(), %error, "a filter failed beside requests");
-                    return false;
-                }
-            }
-        }
-    }
-
-    /// Ends a stream that nobody waits for, `after` so long at the latest.
-    fn end(self: &Arc<Self>, slot: &Arc<Slot>, context: u32, after: Duration) {
-        let (handler, slot) = (self.clone(), slot.clone());
-        self.engine.spawn(async move {
-            if !after.is_zero() {
-                tokio::time::sleep(after).await;
-            }
-            let work = move |vm: &mut Vm, (), turn: &Turn<'_>| {
-                let (closed, meter) = vm.close(context, None, false, turn);
-                (closed.map(drop), meter)
-            };
-            handler.event(&slot, (), work).await;
-        });
-    }
 }
 
 /// What became of work on a VM.
@@ -469,86 +350,6 @@ enum Outcome<I, T> {
 fn gone() -> RunError {
     let reason = "the filter's VM failed in another request or event".to_owned();
     RunError::Guest(GuestFailure::Trap { reason, backtrace: String::new() })
-}
-
-impl Slot {
-    fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        if let Some(ticker) = self.ticker.lock().take() {
-            ticker.abort();
-        }
-    }
-
-    fn set_tick(self: &Arc<Self>, engine: &Engine, period: Duration) {
-        let mut ticker = self.ticker.lock();
-        if let Some(old) = ticker.take() {
-            old.abort();
-        }
-        if period.is_zero() {
-            return;
-        }
-        let slot = Arc::downgrade(self);
-        let task = engine.spawn(async move {
-            loop {
-                tokio::time::sleep(period).await;
-                let Some(slot) = slot.upgrade() else { return };
-                let Some(handler) = slot.handler.upgrade() else { return };
-                handler.event(&slot, (), |vm, (), turn| vm.tick(turn)).await;
-            }
-        });
-        *ticker = task;
-    }
-}
-
-impl Slot {
-    /// Whether there was nothing to tell before.
-    fn note_ready(&self, queue: u32) -> bool {
-        let mut ready = self.ready.lock();
-        let was_empty = ready.is_empty();
-        let items = ready.entry(queue).or_default();
-        *items = (*items + 1).min(MAX_ITEMS);
-        was_empty
-    }
-
-    fn next_ready(&self) -> Option<u32> {
-        self.ready.lock().keys().next().copied()
-    }
-
-    fn told_ready(&self, queue: u32) {
-        let mut ready = self.ready.lock();
-        if let Some(items) = ready.get_mut(&queue) {
-            *items -= 1;
-            if *items == 0 {
-                ready.remove(&queue);
-            }
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(ticker) = self.ticker.get_mut().take() {
-            ticker.abort();
-        }
-    }
-}
-
-impl Listener for Slot {
-    fn queue_ready(&self, queue: u32) {
-        let Some(handler) = self.handler.upgrade() else { return };
-        let slot = handler.slots.lock().iter().find(|slot| std::ptr::eq(&***slot, self)).cloned();
-        let Some(slot) = slot else { return };
-        if !slot.note_ready(queue) {
-            return;
-        }
-        handler.clone().engine.spawn(async move {
-            while let Some(queue) = slot.next_ready()
-                && handler.event(&slot, queue, |vm, queue, turn| vm.queue_ready(queue, turn)).await
-            {
-                slot.told_ready(queue);
-            }
-        });
-    }
 }
 
 const _: () = {
