@@ -159,6 +159,7 @@ fn engine(limits: &Limits) -> config::Engine {
         memory_budget_bytes: Some(limits.memory_bytes.saturating_mul(2)),
         vms_per_handler: 1,
         vm_requests: 1,
+        guest_log_lines: 100,
         artifact_cache_bytes: MAX_MODULE,
         artifact_disk_bytes: 10 << 30,
         compile: config::Compile {

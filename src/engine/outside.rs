@@ -138,7 +138,7 @@ impl Engine {
             answer_limit,
             config: handler.config.clone().into(),
             metrics: Some(metrics),
-            log: GuestLog::new(label),
+            log: GuestLog::new(label, self.config().guest_log_lines),
             ..self.bare_reach(handler.owner.clone())
         })
     }
@@ -157,7 +157,7 @@ impl Engine {
             answer_limit: 0,
             config: Bytes::new(),
             metrics: None,
-            log: GuestLog::new("execution".into()),
+            log: GuestLog::new("execution".into(), self.config().guest_log_lines),
         }
     }
 }

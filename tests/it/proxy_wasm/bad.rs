@@ -196,6 +196,19 @@ fn log_lines_cannot_forge_others() {
     assert!(!log.contains('\u{1b}'), "no escape sequences");
 }
 
+#[test]
+fn log_lines_of_a_handler_are_bounded_as_configured() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, "[engine]\nqueue_timeout = \"20s\"\nguest_log_lines = 1\n", &filter("run", "", ""));
+    run(&gw, "request_headers: log 4 s:many;".repeat(100));
+    eventually("it is told that lines were cut", || {
+        run(&gw, "request_headers: log 4 s:another");
+        gw.log().contains("guest logs were cut")
+    });
+    let written = gw.log().matches("\"many\"").count();
+    assert!((1..100).contains(&written), "{written} of 100 lines, at one a second");
+}
+
 /// Calls of any function with any numbers, from any callback: a status of the ABI, or the end of the guest, which may have
 /// had its own memory overwritten. Never the gateway's.
 #[test]
