@@ -271,6 +271,25 @@ fn proxy_wasm(t: &Table<'_>) -> ProxyWasm {
     }
 }
 
+impl ProxyWasm {
+    /// The keys that say something else than by default.
+    pub fn set(&self) -> impl Iterator<Item = &'static str> {
+        let ProxyWasm { plugin, root_id, vm_id, vm_config, hold_headers, strict, header_bytes, pause } = self;
+        let usual = ProxyWasm::default();
+        let keys = [
+            ("plugin", *plugin != usual.plugin),
+            ("root_id", *root_id != usual.root_id),
+            ("vm_id", *vm_id != usual.vm_id),
+            ("vm_config", *vm_config != usual.vm_config),
+            ("hold_headers", *hold_headers != usual.hold_headers),
+            ("strict", *strict != usual.strict),
+            ("header_bytes", *header_bytes != usual.header_bytes),
+            ("pause", *pause != usual.pause),
+        ];
+        keys.into_iter().filter(|(_, set)| *set).map(|(key, _)| key)
+    }
+}
+
 /// Read here and not at start: it is configuration, and a reload takes it over with the rest or not at all.
 fn handler_config(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();

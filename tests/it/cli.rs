@@ -143,6 +143,22 @@ fn keys_tiers_routes_and_usage_of_a_running_gateway() {
 }
 
 #[test]
+fn routes_tell_what_becomes_of_requests_without_their_modules() {
+    let up = Upstream::echo();
+    for (fail, told) in [
+        ("closed", "the route all fails: not stored: acme/later"),
+        ("open", "go on without what is not stored: acme/later"),
+    ] {
+        let handler = format!("handlers = [{{ module = \"acme/later\", fail = \"{fail}\" }}]");
+        let gw = Gateway::start(&keyed_proxy(up.addr, &handler));
+        let shown = verb(&gw, &["routes"]);
+        let errors = String::from_utf8_lossy(&shown.stderr).into_owned();
+        assert!(errors.contains(told), "{errors}");
+        ok(shown);
+    }
+}
+
+#[test]
 fn refusals_are_told_by_kind_in_the_table_of_usage() {
     let up = Upstream::echo();
     let gw = Gateway::start(&keyed_proxy(up.addr, ""));
