@@ -58,6 +58,11 @@ fn usage_errors_are_2_and_help_is_0() {
     assert!(ok(wasmgate(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
     fails(wasmgate(&["no-such-verb"]), 2, "no-such-verb");
     fails(wasmgate(&["serve", "--no-such-flag"]), 2, "--no-such-flag");
+    let mut push = Command::new(binary());
+    push.args(["module", "push"]).env("WASMGATE_ADMIN", "http://127.0.0.1:1").env("WASMGATE_TOKEN_FILE", "token");
+    let push = run_to_end(push);
+    assert!(!String::from_utf8_lossy(&push.stderr).contains("--admin"), "only what was typed is shown: {push:?}");
+    fails(push, 2, "<FILE>");
 }
 
 #[test]
