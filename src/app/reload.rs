@@ -3,14 +3,15 @@
 //! Invariant: a reload leaves one line in the log and one in the audit log, whoever asked for it and whatever came of it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use super::{App, AppError, files};
 use crate::config::{Config, ConfigError, Handler, HandlerFail, Route, restart};
 use crate::domain::{Abi, ModuleVersion, Name, OwnerId, Selector, Tier};
-use crate::engine::abi;
+use crate::engine::{Engine, abi};
 use crate::gateway::snapshot::{self, Parts, Resolved, ResolvedModules};
-use crate::gateway::{Shared, Snapshot, warm};
+use crate::gateway::{Shared, Snapshot, try_out, warm};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -87,7 +88,15 @@ impl App {
 
     /// What a reload with this configuration would refuse or warn of, as to modules.
     pub async fn check_modules(&self, config: &Config) -> Result<ModuleCheck, StoreError> {
-        Ok(resolve(config, &*self.store).await?.1)
+        let (modules, mut check) = resolve(config, &*self.store).await?;
+        if check.errors.is_empty() {
+            for used in uses(config) {
+                if let Some(resolved) = modules.get(&snapshot::module_key(used.handler)).cloned().flatten() {
+                    check.errors.extend(used.start(resolved, &self.shared.engine).await.err());
+                }
+            }
+        }
+        Ok(check)
     }
 
     /// Builds the snapshot anew from the same configuration: after a module was activated or a tier changed.
@@ -111,6 +120,7 @@ impl App {
     ) -> Result<(), AppError> {
         let config = self.config();
         let stored = self.store.module(owner, name).await?;
+        let limits = stored.as_ref().map(|m| m.limits.clone()).unwrap_or_default();
         let is_free = |number| stored.as_ref().is_none_or(|m| m.select(Selector::Version(number)).is_none());
         for used in uses(&config).filter(|u| u.handler.module.name == *name && u.handler.owner == *owner) {
             let taken = match used.handler.module.selector {
@@ -119,6 +129,8 @@ impl App {
             };
             if taken {
                 used.check(version).map_err(unusable)?;
+                let resolved = Resolved { version: version.clone(), limits: limits.clone() };
+                used.start(resolved, &self.shared.engine).await.map_err(unusable)?;
             }
         }
         Ok(())
@@ -157,11 +169,21 @@ fn uses(config: &Config) -> impl Iterator<Item = Use<'_>> {
 
 impl Use<'_> {
     fn check(&self, version: &ModuleVersion) -> Result<(), ConfigError> {
-        abi::serves(version.abi, &version.shape, self.answers).map_err(|why| {
-            let (owner, name) = (&self.handler.owner, &self.handler.module.name);
-            let message = format!("the route `{}` can't use this version of `{owner}/{name}`: {why}", self.route.name);
-            ConfigError { key: self.key.clone(), line: 0, message }
-        })
+        abi::serves(version.abi, &version.shape, self.answers).map_err(|why| self.refused(why))
+    }
+
+    fn refused(&self, why: impl fmt::Display) -> ConfigError {
+        let (owner, name) = (&self.handler.owner, &self.handler.module.name);
+        let message = format!("the route `{}` can't use this version of `{owner}/{name}`: {why}", self.route.name);
+        ConfigError { key: self.key.clone(), line: 0, message }
+    }
+
+    /// Whether it starts, of a handler that begins before its first request.
+    async fn start(&self, resolved: Resolved, engine: &Arc<Engine>) -> Result<(), ConfigError> {
+        if !resolved.version.abi.is_filter() {
+            return Ok(());
+        }
+        try_out(self.handler, resolved, engine).await.map_err(|why| self.refused(why))
     }
 
     fn missing(&self) -> ConfigError {

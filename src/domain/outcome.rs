@@ -50,6 +50,9 @@ pub enum GuestFailure {
     OutOfFuel,
     #[error("the module ran out of time")]
     Deadline,
+    /// A filter stopped a request or its answer, and did not let it go on.
+    #[error("it stayed paused for more than {} ms (the handler's `pause`)", .0.as_millis())]
+    PausedTooLong(Duration),
     /// Stopped, as the client that it ran for has gone. Nobody is told.
     #[error("the client has gone")]
     Cancelled,
@@ -73,7 +76,7 @@ impl GuestFailure {
         match self {
             GuestFailure::Trap { .. } => "handler-trap",
             GuestFailure::OutOfFuel => "handler-out-of-fuel",
-            GuestFailure::Deadline => "handler-timeout",
+            GuestFailure::Deadline | GuestFailure::PausedTooLong(_) => "handler-timeout",
             GuestFailure::Cancelled => "handler-cancelled",
             GuestFailure::OutOfMemory => "handler-out-of-memory",
             GuestFailure::OutputTooLarge => "handler-output-too-large",
@@ -85,7 +88,7 @@ impl GuestFailure {
 
     pub fn status(&self) -> u16 {
         match self {
-            GuestFailure::OutOfFuel | GuestFailure::Deadline => 504,
+            GuestFailure::OutOfFuel | GuestFailure::Deadline | GuestFailure::PausedTooLong(_) => 504,
             GuestFailure::NotLoadable(_) => 500,
             _ => 502,
         }

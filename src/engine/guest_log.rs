@@ -41,6 +41,8 @@ pub fn is_enabled(level: Level) -> bool {
 pub struct LogLine {
     pub level: Level,
     pub text: String,
+    /// Of the request that the guest acted for, where that is not the one that its phase is for.
+    pub request_id: Option<Arc<str>>,
 }
 
 /// Lines of one phase, kept until its end: a phase that is run again logs once, and no guest holds up a log writer.
@@ -55,7 +57,7 @@ impl Lines {
     const MOST: usize = 256;
     const BYTES: usize = 64 << 10;
 
-    pub fn push(&mut self, level: Level, text: &[u8]) {
+    pub fn push(&mut self, level: Level, text: &[u8], request_id: Option<Arc<str>>) {
         let room = Self::BYTES - self.bytes;
         if self.lines.len() == Self::MOST || (room == 0 && !text.is_empty()) {
             self.dropped = self.dropped.saturating_add(1);
@@ -63,7 +65,7 @@ impl Lines {
         }
         let text = &text[..text.len().min(room)];
         self.bytes += text.len();
-        self.lines.push(LogLine { level, text: String::from_utf8_lossy(text).into_owned() });
+        self.lines.push(LogLine { level, text: String::from_utf8_lossy(text).into_owned(), request_id });
     }
 
     pub fn take(&mut self) -> (Vec<LogLine>, u64) {
@@ -122,7 +124,7 @@ impl GuestLog {
     pub fn flush(&self, request_id: &str, host: &mut HostState) {
         let (lines, dropped) = host.lines.take();
         for line in &lines {
-            self.line(request_id, line.level, &line.text);
+            self.line(line.request_id.as_deref().unwrap_or(request_id), line.level, &line.text);
         }
         self.report(request_id, dropped + host.log.dropped);
         if !host.log.is_empty() {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -114,12 +115,23 @@ pub struct Reach {
     /// `None`: an execution, which has no handler.
     pub metrics: Option<Arc<HandlerMetrics>>,
     pub log: GuestLog,
+    /// The log has a line of a call that was refused.
+    told_refused: AtomicBool,
 }
 
 impl Reach {
     /// The upstream of this name, where the handler's configuration grants it.
     pub fn granted(&self, name: &[u8]) -> Option<Name> {
-        self.upstreams.iter().find(|known| known.as_str().as_bytes() == name).cloned()
+        let found = self.upstreams.iter().find(|known| known.as_str().as_bytes() == name).cloned();
+        if found.is_none() && !self.told_refused.swap(true, Ordering::Relaxed) {
+            let name = &name[..name.len().min(64)];
+            tracing::warn!(
+                handler = self.log.handler(),
+                "its calls to the upstream `{}` are refused: the handler's `upstreams` does not name it",
+                name.escape_ascii()
+            );
+        }
+        found
     }
 }
 
@@ -139,6 +151,7 @@ impl Engine {
             config: handler.config.clone().into(),
             metrics: Some(metrics),
             log: GuestLog::new(label, self.config().guest_log_lines),
+            told_refused: AtomicBool::new(false),
             ..self.bare_reach(handler.owner.clone())
         })
     }
@@ -158,6 +171,8 @@ impl Engine {
             config: Bytes::new(),
             metrics: None,
             log: GuestLog::new("execution".into(), self.config().guest_log_lines),
+            // It has no setting that could be forgotten.
+            told_refused: AtomicBool::new(true),
         }
     }
 }

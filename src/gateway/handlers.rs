@@ -29,7 +29,7 @@ use super::presence::while_here;
 use super::route_handler::{Filter, RouteHandler, rejection_of};
 use super::service::Shared;
 use crate::config::HandlerFail;
-use crate::domain::{Meter, Phase, Rejection, Reply};
+use crate::domain::{GuestFailure, Meter, Phase, Rejection, Reply};
 use crate::engine::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, ProxyStream, RunError, Verdict};
 
 /// A handler that let the request pass, and where its guest waits for the answer.
@@ -266,7 +266,14 @@ fn tolerate(ctx: &mut Context, handler: &RouteHandler, rejection: Rejection) -> 
     ctx.guests.outcome = Some(rejection.code());
     // That it is refused from now on has been said once.
     if !matches!(rejection, Rejection::HandlerUnavailable { .. }) {
-        tracing::warn!(handler = %handler.label, code = rejection.code(), detail = rejection.detail(), "handler failed");
+        let backtrace = match &rejection {
+            Rejection::Guest(GuestFailure::Trap { backtrace, .. }) if !backtrace.is_empty() => Some(&**backtrace),
+            _ => None,
+        };
+        tracing::warn!(
+            handler = %handler.label, request_id = ctx.request_id(), code = rejection.code(), detail = rejection.detail(),
+            backtrace, "handler failed"
+        );
     }
     match handler.config.fail {
         HandlerFail::Open => Ok(()),

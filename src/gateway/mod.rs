@@ -49,7 +49,7 @@ mod upstream;
 #[cfg(fuzzing)]
 pub use head::check as check_head;
 pub use listener::BindError;
-pub use route_handler::{Cold, warm};
+pub use route_handler::{Cold, try_out, warm};
 pub use server::{Running, start};
 pub use service::{ApiBody, ApiService, Caller, Shared};
 pub use snapshot::Snapshot;

@@ -285,6 +285,15 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
     cold
 }
 
+/// Starts a handler as its route would, and lets it go. The error: why it can't; what is not known in time is none.
+pub async fn try_out(config: &config::Handler, resolved: Resolved, engine: &Arc<Engine>) -> Result<(), String> {
+    let handler = RouteHandler::new(config.clone(), Some(resolved), &mut HashMap::new());
+    match tokio::time::timeout(WARM, handler.warm(engine)).await {
+        Ok(Err(error @ (RunError::Guest(_) | RunError::BadCall(_)))) => Err(rejection_of(error).detail()),
+        _ => Ok(()),
+    }
+}
+
 fn all(snapshot: &Snapshot) -> impl Iterator<Item = (&Name, &Arc<RouteHandler>)> {
     snapshot.states.iter().flat_map(|state| {
         let route = &snapshot.config.routes[state.index].name;

@@ -196,9 +196,11 @@ fn an_upstream_that_fails_is_told_as_a_problem() {
         _ => hang(stream),
     });
     let config = format!(
-        "[[upstreams]]\nname = \"up\"\nendpoints = [\"{}\"]\nread_timeout = \"200ms\"\nretries = 0\n\
+        "[[upstreams]]\nname = \"up\"\nendpoints = [\"{0}\"]\nretries = 0\n\
+         [[upstreams]]\nname = \"hasty\"\nendpoints = [\"{0}\"]\nread_timeout = \"200ms\"\nretries = 0\n\
          [[upstreams]]\nname = \"nobody\"\nendpoints = [\"{nobody}\"]\n\
          [[routes]]\nname = \"n\"\nmatch.path_prefix = \"/nobody\"\ntarget.upstream = \"nobody\"\n\
+         [[routes]]\nname = \"h\"\nmatch.path_prefix = \"/hang\"\ntarget.upstream = \"hasty\"\n\
          [[routes]]\nname = \"all\"\ntarget.upstream = \"up\"\n",
         broken.addr
     );

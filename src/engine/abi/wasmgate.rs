@@ -121,7 +121,7 @@ pub fn log(mut env: Env<'_>, level: i32, message: i32, len: i32) -> Result<(), H
         let name = level.as_str().to_ascii_lowercase();
         [name.as_bytes(), b": ", text, b"\n"].into_iter().for_each(|part| log.write(part));
     } else if guest_log::is_enabled(level) {
-        lines.push(level, text);
+        lines.push(level, text, None);
     }
     Ok(())
 }

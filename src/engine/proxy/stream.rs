@@ -242,7 +242,10 @@ impl ProxyStream {
                 Told::gone()
             }
             late => {
-                let why = if late.is_ok() { GuestFailure::Cancelled } else { GuestFailure::Deadline };
+                let why = match late {
+                    Ok(_) => GuestFailure::Cancelled,
+                    Err(_) => GuestFailure::PausedTooLong(self.handler.pause),
+                };
                 let exchange = self.take_back(receiver).await;
                 Told::of(exchange, Err(RunError::Guest(why)), Meter::default())
             }

@@ -308,8 +308,9 @@ impl Vm {
             stream.resumed = false;
             // It is told of here and now.
             stream.waiter = None;
-            if exchange.is_some() {
-                stream.exchange = exchange;
+            if let Some(exchange) = exchange {
+                stream.request_id.get_or_insert_with(|| exchange.request_id.clone());
+                stream.exchange = Some(exchange);
             }
         }
     }
@@ -353,7 +354,7 @@ impl Vm {
         let meter = guest.meter();
         let host = guest.host();
         let stream = host.proxy.as_ref().and_then(|proxy| proxy.streams.get(&context));
-        let request_id = stream.and_then(|s| s.exchange.as_ref()).map(|e| e.request_id.clone());
+        let request_id = stream.and_then(|stream| stream.request_id.clone());
         log.flush(request_id.as_deref().unwrap_or_default(), host);
         meter
     }

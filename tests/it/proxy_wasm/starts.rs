@@ -165,3 +165,42 @@ fn a_filter_without_callbacks_lets_everything_pass() {
     assert_eq!(gw.post("/run", "body").send().expect(200).text(), "answer");
     assert_eq!(up.last().body, b"body");
 }
+
+/// What works stays, when a version comes that does not.
+#[test]
+fn a_version_that_does_not_start_does_not_become_active() {
+    let up = Upstream::text("answer");
+    let gw = runner(&up);
+    let refuses = "(func (export \"proxy_on_configure\") (param i32 i32) (result i32) (i32.const 0))";
+    let wasm = module("proxy_abi_version_0_2_1", &format!("{MALLOC}{refuses}"));
+    let push = |query: &str| {
+        gw.admin("PUT", &format!("/api/wasm/modules/proxy?owner=acme&abi=proxy-wasm{query}"))
+            .header("Content-Type", "application/wasm")
+            .body(wasm.clone())
+            .send()
+    };
+    let refused = push("&activate=true").expect(409);
+    assert!(refused.text().contains("`proxy_on_configure` refused its configuration"), "{refused}");
+    push("").expect(201);
+    let activate = gw.admin("POST", "/api/wasm/modules/proxy/activate?owner=acme");
+    let refused = activate.header("Content-Type", "application/json").body(r#"{"version":2}"#).send().expect(409);
+    assert!(refused.text().contains("the route `run` can't use"), "{refused}");
+    gw.get("/run").send().expect(200);
+}
+
+#[test]
+fn a_check_starts_filters() {
+    let up = Upstream::text("answer");
+    let gw = runner(&up);
+    let check = |script: &str| {
+        let config = format!("{}{}", upstream("up", up.addr, ""), filter("run", script, ""));
+        gw.admin("POST", "/api/config/check").body(config).send().expect(200).json()
+    };
+    assert_eq!(check("")["ok"], true);
+    let report = check("configure: returns 0");
+    assert_eq!(report["ok"], false, "{report}");
+    assert!(
+        report["errors"][0]["message"].as_str().is_some_and(|m| m.contains("refused its configuration")),
+        "{report}"
+    );
+}

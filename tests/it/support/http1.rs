@@ -310,7 +310,14 @@ impl Conn {
             return Err(bad("the answer is too large".into()));
         }
         let mut chunk = [0; 16 << 10];
-        match self.stream.read(&mut chunk)? {
+        let read = loop {
+            match self.stream.read(&mut chunk) {
+                // Of a process that was stopped for a while.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        match read {
             0 => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!("closed after {:?}", String::from_utf8_lossy(&self.buf)),

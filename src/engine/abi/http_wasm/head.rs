@@ -56,7 +56,7 @@ pub fn log(mut env: Env<'_>, level: i32, message: i32, len: i32) -> Result<(), H
     let text = memory.slice(message as u32, len as u32)?;
     let Some(level) = enabled(level) else { return fuel.spend(0) };
     fuel.spend(text.len())?;
-    lines.push(level, text);
+    lines.push(level, text, None);
     Ok(())
 }
 

@@ -81,6 +81,7 @@ pub struct Woken {
 
 /// One HTTP stream, a context of the guest's.
 pub struct Stream {
+    pub request_id: Option<Arc<str>>,
     pub exchange: Option<Box<HttpExchange>>,
     /// The last thing that it was told of.
     pub event: Event,
@@ -106,6 +107,7 @@ impl Stream {
 impl Default for Stream {
     fn default() -> Stream {
         Stream {
+            request_id: None,
             exchange: None,
             event: Event::RequestHeaders,
             reply: None,
@@ -188,6 +190,11 @@ impl ProxyState {
     /// The stream that the guest acts on.
     pub fn stream(&mut self) -> Option<&mut Stream> {
         self.streams.get_mut(&self.effective)
+    }
+
+    /// Of the request that the guest acts for.
+    pub fn request_id(&mut self) -> Option<Arc<str>> {
+        self.stream()?.request_id.clone()
     }
 
     /// As [`Self::stream`], where its exchange can be seen.

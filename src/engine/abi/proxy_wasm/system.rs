@@ -27,11 +27,11 @@ fn level(level: i32) -> Done<Level> {
 pub fn proxy_log(env: Env<'_>, at: i32, message: i32, len: i32) -> Result<i32, Halt> {
     basic_call(env, |state| {
         let level = level(at)?;
-        let HostState { memory, fuel, lines, .. } = state;
+        let HostState { memory, fuel, lines, proxy, .. } = state;
         let text = bytes(memory, message, len)?;
         if is_enabled(level) {
             fuel.spend(text.len())?;
-            lines.push(level, text);
+            lines.push(level, text, proxy.as_mut().and_then(|proxy| proxy.request_id()));
         }
         Ok(())
     })
