@@ -141,6 +141,19 @@ fn what_is_shared_is_bounded() {
     assert!(text.len() < 1 << 20, "the names of metrics are bounded: {} bytes", text.len());
 }
 
+/// One line a handler, however many metrics it defines.
+#[test]
+fn metrics_beyond_the_bound_are_logged_once() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, "", &filter("run", "", ""));
+    for i in 0..10 {
+        let names = (0..50).map(|j| format!("request_headers: define_metric 0 s:m_{i}_{j} u; "));
+        assert_eq!(run(&gw, names.collect::<String>()).len(), 50);
+    }
+    eventually("the log says so", || gw.log().contains("it has 100 metrics"));
+    assert_eq!(gw.log().matches("it has 100 metrics").count(), 1);
+}
+
 /// Lines of /metrics that have this in their name.
 fn samples(gw: &Gateway, name: &str) -> Vec<String> {
     let text = gw.admin("GET", "/metrics").send().expect(200).text();
