@@ -3,6 +3,7 @@
 //! Invariant: the sum of what guests are charged does not depend on how it was cut into slices, so fuel is the same on
 //! every run and with every compiler, while slices follow the clock.
 
+use std::cell::Cell;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::cancel::Cancel;
 use super::failure::Halt;
-use super::permits;
+use super::{permits, sys};
 
 /// A slice never takes longer than what is left until the deadline: a unit is about an instruction, and the slowest
 /// (a store to a page never touched before) take some 150 ns.
@@ -28,6 +29,8 @@ const FASTER: u64 = 4;
 const WORK_UNCHECKED: u64 = 8_192;
 /// What a host call costs beside the bytes that it moves.
 const CALL: u64 = 32;
+/// What waits for another thread does not depend on that thread to end.
+const LATE: Duration = Duration::from_millis(10);
 /// Bytes that a host function moves between two checks: some 100 us.
 const PIECE: usize = 1 << 20;
 
@@ -45,11 +48,44 @@ pub struct Fuel {
     cancel: Cancel,
     /// Work of host calls since the clock was last looked at.
     unchecked: u64,
+    worker: Option<Worker>,
+}
+
+/// A run on a thread that has others to serve: it ends once it has used so much of it, by the thread's own clock, so that
+/// a busy machine does not make it look slow.
+#[derive(Debug)]
+struct Worker {
+    most: Duration,
+    /// The thread's clock when it was first looked at, a slice from the run's beginning.
+    since: Cell<Option<Duration>>,
 }
 
 impl Fuel {
     pub fn new(limit: u64, began: Instant, deadline: Instant, cancel: Cancel) -> Fuel {
-        Fuel { limit, base: 0, slice: 0, granted: began, pace: FIRST_SLICE, deadline, cancel, unchecked: 0 }
+        Fuel {
+            limit,
+            base: 0,
+            slice: 0,
+            granted: began,
+            pace: FIRST_SLICE,
+            deadline,
+            cancel,
+            unchecked: 0,
+            worker: None,
+        }
+    }
+
+    /// It may use so much of the thread that it runs on.
+    pub fn on_worker(&mut self, most: Duration) {
+        self.worker = Some(Worker { most, since: Cell::new(None) });
+    }
+
+    fn check_worker(&self) -> Result<(), Halt> {
+        let Some(Worker { most, since }) = &self.worker else { return Ok(()) };
+        let now = sys::thread_cpu_time();
+        let began = since.get().unwrap_or(now);
+        since.set(Some(began));
+        if now.saturating_sub(began) > *most { Err(Halt::Deadline) } else { Ok(()) }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -92,6 +128,7 @@ impl Fuel {
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
+        self.check_worker()?;
         permits::pass_on(now, self.deadline);
         self.slice = self.next_slice(Instant::now())?;
         Ok(self.slice)
@@ -108,6 +145,7 @@ impl Fuel {
         if self.base > self.limit {
             return Err(Halt::OutOfFuel);
         }
+        self.check_worker()?;
         permits::pass_on(Instant::now(), self.deadline);
         self.time_left(Instant::now()).map(drop)
     }
@@ -165,7 +203,7 @@ impl Fuel {
         });
         let mut done = None;
         // A runtime that ends drops its tasks, which tells as well.
-        permits::aside(self.deadline, || done = told.recv().ok().flatten());
+        permits::aside(self.deadline, || done = told.recv_timeout(limit + LATE).ok().flatten());
         self.time_left(Instant::now())?;
         Ok(done)
     }

@@ -41,6 +41,8 @@ pub struct Allowance {
     pub deadline: Instant,
     /// Set when nobody waits for the run any more.
     pub cancel: Cancel,
+    /// Of the processor time of the thread that it runs on, where that has others to serve.
+    pub worker: Option<Duration>,
 }
 
 impl Allowance {
@@ -49,7 +51,7 @@ impl Allowance {
         let began = Instant::now();
         // No run may last longer than a day, whatever a tier says.
         let deadline = began + limits.wall_ms.min(Duration::from_secs(86_400));
-        Allowance { limits, began, deadline, cancel }
+        Allowance { limits, began, deadline, cancel, worker: None }
     }
 }
 
@@ -129,6 +131,9 @@ impl Guest {
         let state = self.env.as_mut(&mut self.store);
         state.may_block = may_block;
         state.fuel = Fuel::new(allowance.limits.fuel, allowance.began, allowance.deadline, allowance.cancel.clone());
+        if let Some(most) = allowance.worker {
+            state.fuel.on_worker(most);
+        }
         state.clock.begin(self.started.wall);
         state.output = Output::up_to(allowance.limits.output_bytes);
         state.log = BoundedLog::new(allowance.limits.log_bytes);

@@ -7,26 +7,26 @@
 //! Invariant: no stream waits for a VM that is gone, and nothing that guests do keeps one here for longer than its
 //! pause may last.
 
+mod events;
 mod rpcs;
+mod slot;
 mod stream;
 mod vm;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
-use tokio::task::AbortHandle;
 
-use super::abi::proxy_wasm::{Call, CallAnswer, Plugin};
+use super::abi::proxy_wasm::{Calls, Plugin};
 use super::budget::{Account, Reserved};
 use super::cancel::Cancel;
 use super::guest::Allowance;
-use super::lane::{self, Lane, took};
+use super::lane::{Lane, took};
 use super::pool::Need;
 use super::restarts::{self, Restarts};
-use super::scope::Listener;
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
 use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
@@ -34,12 +34,12 @@ use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
 pub use super::abi::proxy_wasm::Event;
 pub use stream::{Later, ProxyStream, Told};
 
-use vm::{Asked, Vm};
+use slot::Slot;
+use vm::Vm;
 
-/// What a callback may use of the worker that it runs on: some 100 ms. It can't be run again elsewhere, as its VM has
-/// other streams, and a garbage collector's turn must not end it; so it is long, and who needs it is let on a worker less
-/// and less often. No clock bounds it but the handler's own: a busy machine would make a guest look slow.
-const INLINE_FUEL: u64 = 100 * lane::INLINE_FUEL;
+/// What a callback may use of the worker that it runs on. It can't be run again elsewhere, as its VM has other streams,
+/// and a garbage collector's turn must not end it; so it is long, and who needs it is let on a worker less and less often.
+const INLINE_CPU: Duration = Duration::from_millis(100);
 /// Of a body that is shown on a worker. How long a guest takes for more depends on the body: its past says nothing.
 const INLINE_BODY: usize = 4 << 10;
 
@@ -67,19 +67,6 @@ pub struct ProxyHandler {
     restarts: Mutex<Restarts>,
 }
 
-/// A VM, or the place where one is to be.
-struct Slot {
-    handler: Weak<ProxyHandler>,
-    vm: Arc<tokio::sync::Mutex<Option<Box<Vm>>>>,
-    streams: AtomicUsize,
-    served: AtomicU64,
-    /// It takes no more streams: its VM is worn, or has failed.
-    closed: AtomicBool,
-    ticker: Mutex<Option<AbortHandle>>,
-    /// It has timers or queues.
-    serves_events: AtomicBool,
-}
-
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
 
 /// What a VM is to do with an input.
@@ -103,6 +90,10 @@ impl ProxyHandler {
         limits: Limits,
     ) -> Arc<ProxyHandler> {
         let proxy = &handler.proxy;
+        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cap = cores.min(engine.config().vms_per_handler).min(own).max(1);
+        let account = engine.account(&handler.owner);
         let plugin = Plugin {
             name: proxy.plugin.clone().unwrap_or_else(|| handler.module.name.to_string()),
             root_id: proxy.root_id.clone(),
@@ -113,17 +104,16 @@ impl ProxyHandler {
             scope: engine.scopes().of(&handler.owner, &proxy.vm_id),
             metrics: engine.guest_metrics().of(&label),
             reach: engine.reach_of(label, handler, limits.input_bytes),
+            calls: Calls::new(cap, account.clone()),
         };
-        let own = usize::try_from(limits.instances).unwrap_or(usize::MAX);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(ProxyHandler {
             engine: engine.clone(),
             module,
             assets,
             owner: handler.owner.clone(),
-            account: engine.account(&handler.owner),
+            account,
             plugin: Arc::new(plugin),
-            cap: cores.min(engine.config().vms_per_handler).min(own).max(1),
+            cap,
             limits,
             pause: proxy.pause,
             slots: Mutex::default(),
@@ -181,15 +171,7 @@ impl ProxyHandler {
         match least {
             Some(slot) if slots.len() >= self.cap || slot.vm.try_lock().is_ok() => slot,
             _ => {
-                let slot = Arc::new(Slot {
-                    handler: Arc::downgrade(self),
-                    vm: Arc::default(),
-                    streams: AtomicUsize::new(0),
-                    served: AtomicU64::new(0),
-                    closed: AtomicBool::new(false),
-                    ticker: Mutex::default(),
-                    serves_events: AtomicBool::new(false),
-                });
+                let slot = Slot::new(self);
                 slots.push(slot.clone());
                 slot
             }
@@ -217,13 +199,9 @@ impl ProxyHandler {
 
     /// A callback's limits from now on.
     fn turn(&self, inline: bool) -> Turn<'_> {
-        let fuel = if inline { self.limits.fuel.min(INLINE_FUEL) } else { self.limits.fuel };
-        let limits = Limits { fuel, ..self.limits.clone() };
-        Turn {
-            allowance: Allowance::from_now(limits, self.never.clone()),
-            may_block: !inline,
-            log: &self.plugin.reach.log,
-        }
+        let mut allowance = Allowance::from_now(self.limits.clone(), self.never.clone());
+        allowance.worker = inline.then_some(INLINE_CPU);
+        Turn { allowance, may_block: !inline, log: &self.plugin.reach.log }
     }
 
     /// Has the VM do something on this thread at once, where its past says that it is short and nobody else has it; else
@@ -307,12 +285,12 @@ impl ProxyHandler {
             Some(false) => self.lane.record(took(&meter)),
             None => {}
         }
+        if place.as_mut().is_some_and(|vm| vm.waited()) {
+            self.waits.store(true, Ordering::Relaxed);
+        }
         match result {
             Ok(value) => {
                 if let Some(vm) = place {
-                    if vm.waited() {
-                        self.waits.store(true, Ordering::Relaxed);
-                    }
                     let asked = vm.asked();
                     self.serve(slot, asked);
                     self.retire(slot, vm);
@@ -320,12 +298,6 @@ impl ProxyHandler {
                 Outcome::Ran(value, meter)
             }
             Err(failure) => {
-                // The lane's fuel stood for time.
-                let of_lane = inline == Some(true) && self.limits.fuel > INLINE_FUEL;
-                let failure = match failure {
-                    GuestFailure::OutOfFuel if of_lane => GuestFailure::Deadline,
-                    failure => failure,
-                };
                 self.lost(slot);
                 let mut vm = place.take();
                 if let Some(vm) = &mut vm {
@@ -339,6 +311,7 @@ impl ProxyHandler {
     /// The slot's VM has failed. One with timers or queues is there for more than requests, and comes back by itself.
     fn lost(self: &Arc<Self>, slot: &Arc<Slot>) {
         slot.close();
+        slot.lost.cancel();
         if !slot.serves_events.load(Ordering::Relaxed) {
             return;
         }
@@ -363,82 +336,6 @@ impl ProxyHandler {
             slot.closed.store(true, Ordering::Relaxed);
         }
     }
-
-    /// Calls, timer and queues that the guest asked for.
-    fn serve(self: &Arc<Self>, slot: &Arc<Slot>, asked: Asked) {
-        let Asked { calls, rpcs, tick, registered } = asked;
-        for call in calls {
-            self.call(slot, call);
-        }
-        for rpc in rpcs {
-            self.rpc(slot, rpc);
-        }
-        if !registered.is_empty() || tick.is_some() {
-            slot.serves_events.store(true, Ordering::Relaxed);
-        }
-        if !registered.is_empty() {
-            let listener: Weak<dyn Listener> = Arc::downgrade(slot) as Weak<dyn Listener>;
-            for queue in registered {
-                self.plugin.scope.listen(queue, &listener);
-            }
-        }
-        if let Some(period) = tick {
-            slot.set_tick(&self.engine, period);
-        }
-    }
-
-    fn call(self: &Arc<Self>, slot: &Arc<Slot>, call: Call) {
-        let (handler, slot) = (self.clone(), slot.clone());
-        self.engine.spawn(async move {
-            let Call { id, upstream, request, timeout } = call;
-            let limit = handler.limits.input_bytes;
-            let answer = match handler.engine.outside() {
-                Some(outside) => tokio::time::timeout(timeout, outside.call(upstream, request, limit)).await,
-                None => Ok(Err("there are no upstreams here".to_owned())),
-            };
-            let answer = match answer {
-                Ok(Ok(answer)) => {
-                    let (head, body) = answer.into_parts();
-                    CallAnswer { id, status: Some(head.status), headers: head.headers, body, ..CallAnswer::default() }
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(handler = handler.plugin.reach.log.handler(), error, "a guest's call failed");
-                    CallAnswer { id, ..CallAnswer::default() }
-                }
-                Err(_) => CallAnswer { id, ..CallAnswer::default() },
-            };
-            handler.event(&slot, answer, |vm, answer, turn| vm.answer(answer, turn)).await;
-        });
-    }
-
-    /// An event for the root context; whether the guest had it. One for a VM that is gone is nothing.
-    async fn event<I: Send + 'static>(self: &Arc<Self>, slot: &Arc<Slot>, input: I, work: impl Work<I, ()>) -> bool {
-        match self.on_vm(slot, &self.never, input, (false, true), work).await {
-            Outcome::Ran((), _) => return true,
-            Outcome::NotRun(_, error) => {
-                tracing::debug!(handler = self.plugin.reach.log.handler(), %error, "an event of a filter is lost");
-            }
-            Outcome::Failed(_, error, _) => {
-                tracing::warn!(handler = self.plugin.reach.log.handler(), %error, "a filter failed beside requests");
-            }
-        }
-        false
-    }
-
-    /// Ends a stream that nobody waits for, `after` so long at the latest.
-    fn end(self: &Arc<Self>, slot: &Arc<Slot>, context: u32, after: Duration) {
-        let (handler, slot) = (self.clone(), slot.clone());
-        self.engine.spawn(async move {
-            if !after.is_zero() {
-                tokio::time::sleep(after).await;
-            }
-            let work = move |vm: &mut Vm, (), turn: &Turn<'_>| {
-                let (closed, meter) = vm.close(context, None, false, turn);
-                (closed.map(drop), meter)
-            };
-            handler.event(&slot, (), work).await;
-        });
-    }
 }
 
 /// What became of work on a VM.
@@ -453,54 +350,6 @@ enum Outcome<I, T> {
 fn gone() -> RunError {
     let reason = "the filter's VM failed in another request or event".to_owned();
     RunError::Guest(GuestFailure::Trap { reason, backtrace: String::new() })
-}
-
-impl Slot {
-    fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        if let Some(ticker) = self.ticker.lock().take() {
-            ticker.abort();
-        }
-    }
-
-    fn set_tick(self: &Arc<Self>, engine: &Engine, period: Duration) {
-        let mut ticker = self.ticker.lock();
-        if let Some(old) = ticker.take() {
-            old.abort();
-        }
-        if period.is_zero() {
-            return;
-        }
-        let slot = Arc::downgrade(self);
-        let task = engine.spawn(async move {
-            loop {
-                tokio::time::sleep(period).await;
-                let Some(slot) = slot.upgrade() else { return };
-                let Some(handler) = slot.handler.upgrade() else { return };
-                handler.event(&slot, (), |vm, (), turn| vm.tick(turn)).await;
-            }
-        });
-        *ticker = task;
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(ticker) = self.ticker.get_mut().take() {
-            ticker.abort();
-        }
-    }
-}
-
-impl Listener for Slot {
-    fn queue_ready(&self, queue: u32) {
-        let Some(handler) = self.handler.upgrade() else { return };
-        let slot = handler.slots.lock().iter().find(|slot| std::ptr::eq(&***slot, self)).cloned();
-        let Some(slot) = slot else { return };
-        handler.clone().engine.spawn(async move {
-            handler.event(&slot, queue, |vm, queue, turn| vm.queue_ready(queue, turn)).await;
-        });
-    }
 }
 
 const _: () = {

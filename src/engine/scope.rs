@@ -16,7 +16,7 @@ use crate::domain::OwnerId;
 const MAX_BYTES: usize = 4 << 20;
 const MAX_KEYS: usize = 10_000;
 const MAX_QUEUES: usize = 256;
-const MAX_ITEMS: usize = 10_000;
+pub const MAX_ITEMS: usize = 10_000;
 
 type Key = (OwnerId, String);
 

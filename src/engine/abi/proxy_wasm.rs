@@ -50,7 +50,7 @@ use system::{
     proxy_log, proxy_set_tick_period_milliseconds, pthread_equal,
 };
 
-pub use calls::{Call, CallAnswer};
+pub use calls::{Call, CallAnswer, Calls};
 pub use grpc::Begun;
 pub use maps::{request_pairs, response_pairs};
 pub use shape::{ALLOCATORS, Version};

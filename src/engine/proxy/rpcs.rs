@@ -13,7 +13,7 @@ use crate::engine::grpc::{GrpcEvent, GrpcStatus};
 impl ProxyHandler {
     pub(super) fn rpc(self: &Arc<Self>, slot: &Arc<Slot>, begun: Begun) {
         let slot = Arc::downgrade(slot);
-        let Begun { id, unary, mut call, mut events } = begun;
+        let Begun { id, unary, mut call, mut events, ticket } = begun;
         call.limit = self.limits.input_bytes;
         let gone = call.gone.clone();
         let calling = match self.engine.outside() {
@@ -37,6 +37,7 @@ impl ProxyHandler {
                 }
             };
             tokio::join!(calling, telling);
+            drop(ticket);
         });
     }
 }

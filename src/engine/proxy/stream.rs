@@ -277,12 +277,15 @@ impl ProxyStream {
         };
         match outcome {
             Outcome::Ran(Closed::Now(exchange), meter) => (exchange, meter),
-            Outcome::Ran(Closed::Later(context), meter) => {
+            Outcome::Ran(Closed::Later(twin), meter) => {
                 handler.end(slot, context, handler.pause);
-                (None, meter)
+                (twin, meter)
             }
-            Outcome::Failed(_, _, meter) => (None, meter),
-            Outcome::NotRun(exchange, _) => (exchange, Meter::default()),
+            Outcome::Failed(vm, _, meter) => (vm.and_then(|mut vm| vm.take_back(context)), meter),
+            Outcome::NotRun(exchange, _) => {
+                handler.end(slot, context, Duration::ZERO);
+                (exchange, Meter::default())
+            }
         }
     }
 }

@@ -49,9 +49,12 @@ pub enum Step {
 /// How a stream ended.
 pub enum Closed {
     Now(Option<Box<HttpExchange>>),
-    /// The guest will say when.
-    Later(u32),
+    /// The guest will say when. What follows is told of the twin of its exchange.
+    Later(Option<Box<HttpExchange>>),
 }
+
+/// So many streams of a VM may have their end put off.
+const MAX_FINISHING: usize = 256;
 
 /// What the guest asked of the gateway.
 #[derive(Default)]
@@ -392,7 +395,6 @@ impl Vm {
         let (id, fields, body) = (answer.id as i32, count(answer.fields()), count(answer.body.len()));
         let trailers = count(answer.trailers.len());
         let state = self.state();
-        state.open_calls = state.open_calls.saturating_sub(1);
         state.answer = Some(answer);
         let told = self.callback(Callback::Call, ROOT, |store, exports| match &exports.call_answer {
             Some(f) => f.call(store, ROOT as i32, id, fields, body, trailers),
@@ -473,10 +475,15 @@ impl Vm {
         let done = self.callback(Callback::Other, context, |store, exports| {
             exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id))
         })?;
-        let stream = self.state().streams.get_mut(&context);
-        if let Some(stream) = stream.filter(|_| done == 0 && waits) {
+        let state = self.state();
+        if done == 0
+            && waits
+            && state.finishing < MAX_FINISHING
+            && let Some(stream) = state.streams.get_mut(&context)
+        {
             stream.finishing = true;
-            return Ok(Closed::Later(context));
+            state.finishing += 1;
+            return Ok(Closed::Later(stream.exchange.as_ref().map(|exchange| exchange.twin())));
         }
         self.log_and_delete(context).map(Closed::Now)
     }
@@ -487,7 +494,10 @@ impl Vm {
             exports.log.as_ref().map_or(Ok(()), |f| f.call(store, id))?;
             exports.delete.as_ref().map_or(Ok(()), |f| f.call(store, id))
         })?;
-        Ok(self.state().streams.remove(&context).and_then(|mut stream| stream.hand_back()))
+        let state = self.state();
+        let Some(mut stream) = state.streams.remove(&context) else { return Ok(None) };
+        state.finishing -= usize::from(stream.finishing);
+        Ok(stream.hand_back())
     }
 
     /// The ends that the guest has said since.

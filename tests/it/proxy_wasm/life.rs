@@ -306,3 +306,43 @@ fn a_reload_leaves_waiting_streams_alone() {
         count("/tick") == before
     });
 }
+
+/// Whatever the other filters of a chain make of a stream's end, this one sees what the request was.
+#[test]
+fn the_end_of_one_filter_is_not_anothers() {
+    let up = Upstream::text("answer");
+    for other in ["done: pause", "done: trap", "log: trap"] {
+        let logs = entry("log: get_header_map_value 0 s::path b", "");
+        let gw = gateway(&up, ONE_VM, &chain("run", &[logs, entry(other, "pause = \"300s\"")]));
+        eventually("the path is read", || {
+            gw.get("/run/seen").send().expect(200);
+            kept(&gw, "/run", "log").first().is_some_and(|r| r == "get_header_map_value=0 [/run/seen]")
+        });
+    }
+}
+
+/// Ends can be put off by so many streams at once; those of others come.
+#[test]
+fn not_every_stream_can_put_off_its_end() {
+    let up = Upstream::text("answer");
+    let wasm = crate::support::wat(
+        r#"(module
+          (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+          (import "env" "proxy_increment_metric" (func $add (param i32 i64) (result i32)))
+          (memory (export "memory") 1) (data (i32.const 0) "ended")
+          (func (export "proxy_abi_version_0_2_1"))
+          (func (export "malloc") (param i32) (result i32) (i32.const 4096))
+          (func (export "proxy_on_done") (param i32) (result i32) (i32.const 0))
+          (func (export "proxy_on_delete") (param i32)
+            (drop (call $define (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 64)))
+            (drop (call $add (i32.load (i32.const 64)) (i64.const 1)))))"#,
+    );
+    let config = format!("{ONE_VM}{}", upstream("up", up.addr, ""));
+    let gw =
+        Gateway::with_modules(&config, &[("acme/proxy", "proxy-wasm", &wasm)], &filter("run", "", "pause = \"300s\""));
+    // Two VMs may have served them: one with code compiled fast, one with better code.
+    for _ in 0..600 {
+        gw.get("/run").send().expect(200);
+    }
+    eventually("some have ended", || gw.metric("wasm_guest_ended", &[]) >= 40.0);
+}

@@ -181,7 +181,7 @@ fn a_version_that_does_not_start_does_not_become_active() {
     };
     let refused = push("&activate=true").expect(409);
     assert!(refused.text().contains("`proxy_on_configure` refused its configuration"), "{refused}");
-    push("").expect(200);
+    push("").expect(201);
     let activate = gw.admin("POST", "/api/wasm/modules/proxy/activate?owner=acme");
     let refused = activate.header("Content-Type", "application/json").body(r#"{"version":2}"#).send().expect(409);
     assert!(refused.text().contains("the route `run` can't use"), "{refused}");

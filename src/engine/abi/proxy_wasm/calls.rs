@@ -2,21 +2,59 @@
 //!
 //! Invariant: a guest reaches upstreams that its handler grants by name, and has a bounded number of calls under way.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Request, StatusCode};
 
-use super::{Done, Env, Parts, ProxyState, Status, bytes, call, give, pairs, parts, put_u32};
+use super::{Done, Env, Parts, ProxyState, Status, Stop, bytes, call, give, pairs, parts, put_u32};
 use crate::domain::Name;
 use crate::engine::abi::wire;
+use crate::engine::budget::{Account, Reserved};
 use crate::engine::failure::Halt;
 use crate::engine::grpc::GrpcEvent;
 use crate::engine::outside::call_time;
 
-/// Of one VM at once, gRPC calls among them.
+/// Of one handler at once for each VM that it may have, gRPC calls among them.
 pub const MAX_OPEN: usize = 256;
+
+/// Calls under way of one handler, whatever becomes of the VMs that made them.
+pub struct Calls {
+    open: AtomicUsize,
+    most: usize,
+    account: Arc<Account>,
+}
+
+/// A call's place among them, and its owner's memory for what it sends. Given back when it has ended.
+pub struct Ticket {
+    calls: Arc<Calls>,
+    _memory: Reserved,
+}
+
+impl Calls {
+    pub fn new(vms: usize, account: Arc<Account>) -> Arc<Calls> {
+        Arc::new(Calls { open: AtomicUsize::new(0), most: MAX_OPEN * vms, account })
+    }
+
+    pub fn begin(self: &Arc<Self>, bytes: usize) -> Done<Ticket> {
+        let full = || Stop::from(Status::INTERNAL_FAILURE);
+        let memory = self.account.reserve(bytes as u64).ok_or_else(full)?;
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.most {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(full());
+        }
+        Ok(Ticket { calls: self.clone(), _memory: memory })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.calls.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A call that a guest asked for.
 pub struct Call {
@@ -24,6 +62,7 @@ pub struct Call {
     pub upstream: Name,
     pub request: Request<Bytes>,
     pub timeout: Duration,
+    pub ticket: Ticket,
 }
 
 /// What came of one.
@@ -68,14 +107,14 @@ pub fn proxy_http_call(
         bytes(memory, id, 4)?;
         fuel.spend(headers.len() + body.len())?;
         let mut request = wire::request(&pairs::decode(headers)?, Bytes::new()).ok_or(Status::BAD_ARGUMENT)?;
-        if proxy.calls_under_way() >= MAX_OPEN || body.len() as u64 > limit {
+        if body.len() as u64 > limit {
             return Err(Status::INTERNAL_FAILURE.into());
         }
+        let ticket = proxy.plugin.calls.begin(headers.len() + body.len())?;
         *request.body_mut() = Bytes::copy_from_slice(body);
         let timeout = call_time(timeout);
-        proxy.open_calls += 1;
         let number = proxy.next_call();
-        proxy.calls.push(Call { id: number, upstream, request, timeout });
+        proxy.calls.push(Call { id: number, upstream, request, timeout, ticket });
         put_u32(memory, id, number)
     })
 }

@@ -9,7 +9,7 @@ use http::header::{HOST, HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
 use tokio::sync::mpsc;
 
-use super::calls::{MAX_OPEN, granted};
+use super::calls::{Ticket, granted};
 use super::{Done, Env, Parts, ProxyState, Status, Stop, bytes, call, pairs, parts, put_u32};
 use crate::engine::abi::wire::{self, Message};
 use crate::engine::cancel::Cancel;
@@ -54,13 +54,10 @@ pub struct Begun {
     pub unary: bool,
     pub call: GrpcCall,
     pub events: mpsc::Receiver<GrpcEvent>,
+    pub ticket: Ticket,
 }
 
 impl Rpcs {
-    pub fn count(&self) -> usize {
-        self.open.len()
-    }
-
     pub fn has(&self, id: u32) -> bool {
         self.open.contains_key(&id)
     }
@@ -110,9 +107,7 @@ fn begin(mut env: Env<'_>, asked: Asked) -> Result<i32, Halt> {
         let path = path(service, method)?;
         let metadata = metadata(given, asked.unary.is_some())?;
         proxy.rpcs.open.retain(|_, rpc| !rpc.gone.is_cancelled());
-        if proxy.calls_under_way() >= MAX_OPEN {
-            return Err(Status::INTERNAL_FAILURE.into());
-        }
+        let ticket = proxy.plugin.calls.begin(given.len())?;
         let (sender, messages) = mpsc::channel(MAX_QUEUED);
         if let Some(message) = message {
             let message = proxy.rpcs.queued.message(message, limit).ok_or(Status::INTERNAL_FAILURE)?;
@@ -124,7 +119,7 @@ fn begin(mut env: Env<'_>, asked: Asked) -> Result<i32, Halt> {
         let id = proxy.next_call();
         let unary = asked.unary.is_some();
         let call = GrpcCall { upstream, path, metadata, timeout, messages, events: tell, gone: gone.clone(), limit };
-        proxy.rpcs.begun.push(Begun { id, unary, call, events });
+        proxy.rpcs.begun.push(Begun { id, unary, call, events, ticket });
         proxy.rpcs.open.insert(id, Rpc { unary, messages: (!unary).then_some(sender), gone });
         put_u32(memory, asked.id, id)
     })

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use wasmer::TypedFunction;
 
-use super::calls::{Call, CallAnswer};
+use super::calls::{Call, CallAnswer, Calls};
 use super::grpc::Rpcs;
 use super::{Done, Status, Version};
 use crate::domain::Reply;
@@ -35,6 +35,7 @@ pub struct Plugin {
     pub metrics: Arc<HandlerMetrics>,
     /// Its configuration, the upstreams that it may call and its log among what it reaches.
     pub reach: Arc<Reach>,
+    pub calls: Arc<Calls>,
 }
 
 /// The root context of every VM.
@@ -136,8 +137,8 @@ pub struct ProxyState {
     /// The answer that the guest is told of.
     pub answer: Option<CallAnswer>,
     pub calls: Vec<Call>,
-    /// Calls under way.
-    pub open_calls: usize,
+    /// Streams whose end the guest puts off.
+    pub finishing: usize,
     pub rpcs: Rpcs,
     pub last_call: u32,
     /// `Some` where the guest set it in this callback; zero for none.
@@ -160,7 +161,7 @@ impl ProxyState {
             done: Vec::new(),
             answer: None,
             calls: Vec::new(),
-            open_calls: 0,
+            finishing: 0,
             rpcs: Rpcs::default(),
             last_call: 0,
             tick: None,
@@ -171,10 +172,6 @@ impl ProxyState {
     pub fn begin(&mut self, callback: Callback, context: u32) {
         self.callback = callback;
         self.effective = context;
-    }
-
-    pub fn calls_under_way(&self) -> usize {
-        self.open_calls + self.rpcs.count()
     }
 
     /// A call's number: never zero, and not one that is under way. Requests are over long before numbers come again.
