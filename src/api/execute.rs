@@ -226,7 +226,7 @@ pub(super) async fn run(
     };
     let abi = ready.module.abi();
     if abi.is_filter() {
-        let detail = format!("`module`: an `{abi}` module handles requests on a route; it can't be executed");
+        let detail = format!("`module`: those of the ABI `{abi}` handle requests on a route; none can be executed");
         return Err(Rejection::BadRequest(detail).into());
     }
     let limits = ready.limits;

@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{App, AppError, files};
-use crate::config::{Config, ConfigError, Handler, Route, restart};
-use crate::domain::{ModuleVersion, Name, OwnerId, Selector, Tier};
+use crate::config::{Config, ConfigError, Handler, HandlerFail, Route, restart};
+use crate::domain::{Abi, ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::{Engine, abi};
 use crate::gateway::snapshot::{self, Parts, Resolved, ResolvedModules};
 use crate::gateway::{Shared, Snapshot, try_out, warm};
@@ -29,7 +29,7 @@ pub struct Reloaded {
 pub struct ModuleCheck {
     /// Why a reload would refuse it.
     pub errors: Vec<ConfigError>,
-    /// Modules that are not stored; until they are, their routes answer 500.
+    /// Modules that are not stored, and settings without effect.
     pub warnings: Vec<ConfigError>,
 }
 
@@ -66,7 +66,7 @@ impl App {
         let certificates = certificates.map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
         let before = self.snapshot();
         let built = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
-        let Built { snapshot: next, missing } = built;
+        let Built { snapshot: next, warnings: of_modules } = built;
         if let Some(cold) = warm(&next, Some(&before), &self.shared.engine).await.into_iter().next() {
             let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
             return Err(AppError::setting("routes", message));
@@ -82,7 +82,7 @@ impl App {
         for warning in &config.warnings {
             tracing::warn!("{}", warning.in_file(&shown));
         }
-        let warnings = config.warnings.iter().cloned().chain(missing).collect();
+        let warnings = config.warnings.iter().cloned().chain(of_modules).collect();
         Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config), warnings })
     }
 
@@ -188,12 +188,33 @@ impl Use<'_> {
 
     fn missing(&self) -> ConfigError {
         let module = self.handler.reference();
+        let meanwhile = match self.handler.fail {
+            HandlerFail::Closed => "its requests get 500",
+            HandlerFail::Open => "its requests go on without it (`fail = \"open\"`)",
+        };
         let message = format!(
-            "the route `{}` uses `{module}`, which is not stored yet: its requests get 500; upload it with \
+            "the route `{}` uses `{module}`, which is not stored yet: {meanwhile}; upload it with \
              `wasmgate module push`, or correct the name",
             self.route.name
         );
         ConfigError { key: self.key.clone(), line: 0, message }
+    }
+
+    /// Settings that the module's ABI does not look at.
+    fn idle(&self, abi: Abi) -> Option<ConfigError> {
+        let mut keys: Vec<&str> = Vec::new();
+        if abi != Abi::ProxyWasm {
+            keys.extend(self.handler.proxy.set());
+        }
+        if abi == Abi::Core && !self.handler.env.is_empty() {
+            keys.push("env");
+        }
+        let (module, shown) = (self.handler.reference(), keys.join("`, `"));
+        let message = format!(
+            "the route `{}` uses `{module}` of the ABI `{abi}`, where `{shown}` has no effect; remove it",
+            self.route.name
+        );
+        (!keys.is_empty()).then(|| ConfigError { key: self.key.clone(), line: 0, message })
     }
 }
 
@@ -215,8 +236,8 @@ pub(super) fn warm_later(shared: &Arc<Shared>, next: Arc<Snapshot>, before: Opti
 
 pub(super) struct Built {
     pub snapshot: Arc<Snapshot>,
-    /// Modules that are not stored; they have been logged.
-    missing: Vec<ConfigError>,
+    /// What modules have to do with it; it has been logged.
+    warnings: Vec<ConfigError>,
 }
 
 /// Configured tiers under the store's overrides; each handler's selector resolved to a version.
@@ -234,17 +255,17 @@ pub(super) async fn build_snapshot(
         }
         tiers.insert(tier.name.clone(), Arc::new(tier));
     }
-    let (modules, ModuleCheck { errors, warnings: missing }) = resolve(&config, store).await?;
+    let (modules, ModuleCheck { errors, warnings }) = resolve(&config, store).await?;
     if let Some(error) = errors.into_iter().next() {
         return Err(unusable(error));
     }
-    for ConfigError { key, message, .. } in &missing {
+    for ConfigError { key, message, .. } in &warnings {
         tracing::warn!("{key}: {message}");
     }
     let parts = Parts { config, tiers, modules: &modules, previous: before, metrics };
     let built = Snapshot::build(parts).await;
     let snapshot = built.map_err(|e| AppError::Setting { key: e.key, message: e.message })?;
-    Ok(Built { snapshot, missing })
+    Ok(Built { snapshot, warnings })
 }
 
 async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules, ModuleCheck), StoreError> {
@@ -257,7 +278,10 @@ async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules,
             Some(Resolved { version, limits: m.limits.clone() })
         });
         match &resolved {
-            Some(resolved) => check.errors.extend(used.check(&resolved.version).err()),
+            Some(resolved) => {
+                check.errors.extend(used.check(&resolved.version).err());
+                check.warnings.extend(used.idle(resolved.version.abi));
+            }
             None => check.warnings.push(used.missing()),
         }
         modules.insert(key, resolved);

@@ -19,12 +19,13 @@ const MAX_ANSWER: u64 = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Connect {
-    /// The gateway's admin listener.
-    #[arg(long, global = true, env = "WASMGATE_ADMIN", default_value = "http://127.0.0.1:9090", value_name = "URL")]
-    admin: String,
-    /// File with an admin token; the variable WASMGATE_TOKEN has precedence.
-    #[arg(long, global = true, env = "WASMGATE_TOKEN_FILE", default_value = "./data/admin.token", value_name = "FILE")]
-    token_file: PathBuf,
+    /// The gateway's admin listener; default: the variable WASMGATE_ADMIN, else `http://127.0.0.1:9090`.
+    #[arg(long, global = true, value_name = "URL")]
+    admin: Option<String>,
+    /// File with an admin token; the variable WASMGATE_TOKEN has precedence. Default: the variable WASMGATE_TOKEN_FILE,
+    /// else `./data/admin.token`.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Certificates to trust (PEM), for https.
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -54,7 +55,9 @@ impl Connect {
 
     /// What fails here is a mistake in the settings.
     fn open(&self) -> anyhow::Result<Client> {
-        let base = self.admin.trim_end_matches('/').to_owned();
+        // Not by clap, which would show them as typed in its messages about usage.
+        let admin = self.admin.clone().or_else(|| std::env::var("WASMGATE_ADMIN").ok());
+        let base = admin.as_deref().unwrap_or("http://127.0.0.1:9090").trim_end_matches('/').to_owned();
         if !base.starts_with("http://") && !base.starts_with("https://") {
             bail!("`{base}` is not an address: use `http://host:port` or `https://host:port`");
         }
@@ -91,8 +94,10 @@ impl Connect {
         if let Ok(token) = std::env::var("WASMGATE_TOKEN") {
             return Ok((token, "WASMGATE_TOKEN".into()));
         }
-        let file = self.token_file.display();
-        let token = std::fs::read_to_string(&self.token_file).with_context(|| {
+        let file = self.token_file.clone().or_else(|| Some(std::env::var_os("WASMGATE_TOKEN_FILE")?.into()));
+        let path = file.unwrap_or_else(|| "./data/admin.token".into());
+        let file = path.display();
+        let token = std::fs::read_to_string(&path).with_context(|| {
             format!("no admin token in `{file}`: name its file with `--token-file`, or set WASMGATE_TOKEN")
         })?;
         Ok((token.trim().to_owned(), format!("`{file}`")))

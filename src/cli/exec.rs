@@ -121,7 +121,9 @@ async fn execute(args: &ExecArgs, data_dir: &Path, wasm: Bytes, stdin: Bytes) ->
         .map_err(|e| anyhow!("`{}`: {e}", args.module.display()))?;
     if inspected.abi.is_filter() {
         let abi = inspected.abi;
-        return Err(Failure::usage(format!("an `{abi}` module handles requests on a route; `exec` can't run it")));
+        return Err(Failure::usage(format!(
+            "modules of the ABI `{abi}` handle requests on a route; `exec` can't run one"
+        )));
     }
     let assets = match &args.assets {
         Some(path) => Some(Assets::read(&bundle::read(path)?, MAX_MODULE).map_err(|e| anyhow!("{e}"))?),
@@ -159,6 +161,7 @@ fn engine(limits: &Limits) -> config::Engine {
         memory_budget_bytes: Some(limits.memory_bytes.saturating_mul(2)),
         vms_per_handler: 1,
         vm_requests: 1,
+        guest_log_lines: 100,
         artifact_cache_bytes: MAX_MODULE,
         artifact_disk_bytes: 10 << 30,
         compile: config::Compile {

@@ -37,7 +37,7 @@ enum Verb {
         /// Let anyone with the scope `execute` run it.
         #[arg(long)]
         public: bool,
-        /// `command`, `cgi`, `core` or `http-wasm`; default: what its shape says.
+        /// `command`, `cgi`, `core`, `http-wasm` or `proxy-wasm`; default: what its shape says.
         #[arg(long)]
         abi: Option<Abi>,
         /// Make this version the active one at once.

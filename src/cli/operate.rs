@@ -82,7 +82,11 @@ pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
         for route in routes.iter().filter(|route| route["not_stored"].as_array().is_some_and(|m| !m.is_empty())) {
             let (name, modules) = (output::cell(route, "/name"), output::cell(route, "/not_stored"));
             // Not on standard output, whose lines are the rows.
-            eprintln!("the route {name} fails: not stored: {modules}");
+            if route["not_stored_fails"] == json!(false) {
+                eprintln!("requests of the route {name} go on without what is not stored: {modules}");
+            } else {
+                eprintln!("the route {name} fails: not stored: {modules}");
+            }
         }
         Ok(())
     })

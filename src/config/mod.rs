@@ -149,6 +149,8 @@ pub struct Engine {
     pub vms_per_handler: usize,
     /// A living VM is replaced after so many requests.
     pub vm_requests: u64,
+    /// Of one handler, a second.
+    pub guest_log_lines: u32,
     /// Loaded modules in memory.
     pub artifact_cache_bytes: u64,
     /// Compiled modules on disk.

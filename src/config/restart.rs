@@ -65,6 +65,7 @@ fn of_engine(started: &Engine, new: &Engine, once: &mut impl FnMut(&'static str,
         memory_budget_bytes,
         vms_per_handler,
         vm_requests,
+        guest_log_lines,
         artifact_cache_bytes,
         artifact_disk_bytes,
         breaker: _,
@@ -77,6 +78,7 @@ fn of_engine(started: &Engine, new: &Engine, once: &mut impl FnMut(&'static str,
     once("engine.memory_budget", *memory_budget_bytes == new.memory_budget_bytes);
     once("engine.vms_per_handler", *vms_per_handler == new.vms_per_handler);
     once("engine.vm_requests", *vm_requests == new.vm_requests);
+    once("engine.guest_log_lines", *guest_log_lines == new.guest_log_lines);
     once("engine.artifact_cache", *artifact_cache_bytes == new.artifact_cache_bytes);
     once("engine.artifact_disk", *artifact_disk_bytes == new.artifact_disk_bytes);
     let Compile { processes, cpu, per_mib, memory_bytes } = compile;

@@ -217,7 +217,7 @@ fn respond(t: &Table<'_>) -> Option<Target> {
 
 fn handler(t: &Table<'_>, base: &Path) -> Option<Handler> {
     let module = t.need("module", from_str::<ModuleRef>);
-    let inline = t.opt("config", text).map(String::into_bytes);
+    let inline = t.opt("config", guest_text).map(String::into_bytes);
     let from_file = t.opt("config_file", text_with(|s| handler_config(&base.join(s))));
     if inline.is_some() && from_file.is_some() {
         t.error("config_file", "`config` and `config_file` exclude each other; keep one");
@@ -249,6 +249,13 @@ fn handler(t: &Table<'_>, base: &Path) -> Option<Handler> {
     Some(Handler { owner: owner?, module, config, fail, env, wall, memory_bytes, max_buffer_bytes, upstreams, proxy })
 }
 
+/// What is handed to guests as it is. Many take JSON, which TOML's tables look like.
+fn guest_text(value: &DeValue<'_>) -> Result<String, String> {
+    let hint =
+        if matches!(value, DeValue::Table(_)) { "; write JSON in a string: '{\"realm\": \"shop\"}'" } else { "" };
+    text(value).map_err(|message| message + hint)
+}
+
 fn proxy_wasm(t: &Table<'_>) -> ProxyWasm {
     let bytes = [("reject", HeaderBytes::Reject), ("drop", HeaderBytes::Drop), ("lossy", HeaderBytes::Lossy)];
     let defaults = ProxyWasm::default();
@@ -256,11 +263,30 @@ fn proxy_wasm(t: &Table<'_>) -> ProxyWasm {
         plugin: t.opt("plugin", text),
         root_id: t.opt("root_id", text).unwrap_or(defaults.root_id),
         vm_id: t.opt("vm_id", text).unwrap_or(defaults.vm_id),
-        vm_config: t.opt("vm_config", text).map_or(defaults.vm_config, String::into_bytes),
+        vm_config: t.opt("vm_config", guest_text).map_or(defaults.vm_config, String::into_bytes),
         hold_headers: t.get("hold_headers", defaults.hold_headers, flag),
         strict: t.get("strict", defaults.strict, flag),
         header_bytes: t.get("header_bytes", defaults.header_bytes, choice(&bytes)),
         pause: t.get("pause", defaults.pause, duration(millis(1)..=secs(3600))),
+    }
+}
+
+impl ProxyWasm {
+    /// The keys that say something else than by default.
+    pub fn set(&self) -> impl Iterator<Item = &'static str> {
+        let ProxyWasm { plugin, root_id, vm_id, vm_config, hold_headers, strict, header_bytes, pause } = self;
+        let usual = ProxyWasm::default();
+        let keys = [
+            ("plugin", *plugin != usual.plugin),
+            ("root_id", *root_id != usual.root_id),
+            ("vm_id", *vm_id != usual.vm_id),
+            ("vm_config", *vm_config != usual.vm_config),
+            ("hold_headers", *hold_headers != usual.hold_headers),
+            ("strict", *strict != usual.strict),
+            ("header_bytes", *header_bytes != usual.header_bytes),
+            ("pause", *pause != usual.pause),
+        ];
+        keys.into_iter().filter(|(_, set)| *set).map(|(key, _)| key)
     }
 }
 

@@ -173,6 +173,7 @@ pub fn engine(t: &Table<'_>) -> Engine {
         memory_budget_bytes: t.opt("memory_budget", size(16 * MIB..=1024 * GIB)),
         vms_per_handler: t.get("vms_per_handler", 256, int(1..=1024)),
         vm_requests: t.get("vm_requests", 10_000, int(1..=1_000_000_000)),
+        guest_log_lines: t.get("guest_log_lines", 100, int(1..=100_000)),
         artifact_cache_bytes: t.get("artifact_cache", GIB, size(MIB..=1024 * GIB)),
         artifact_disk_bytes: t.get("artifact_disk", 10 * GIB, size(MIB..=1024 * GIB)),
         compile: t.section("compile", |t| Compile {

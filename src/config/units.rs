@@ -35,9 +35,15 @@ fn shorten(text: &str) -> String {
 pub fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     // A third of the letters may be wrong: `backned` for `backend`, but not `path` for `auth`.
     let bound = (name.chars().count().max(3) / 3).min(3);
+    let letters = |word: &str| {
+        let mut letters: Vec<char> = word.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let near = |k: &str| name.len() >= 4 && (k.starts_with(name) || letters(k) == letters(name));
     known
         .map(|k| (strsim::damerau_levenshtein(name, k), k))
-        .filter(|(distance, k)| *distance <= bound || (name.len() >= 4 && k.starts_with(name)))
+        .filter(|(distance, k)| *distance <= bound || near(k))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, k)| k)
 }

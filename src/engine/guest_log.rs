@@ -1,6 +1,6 @@
 //! What guests print, on its way to the gateway's log.
 //!
-//! Invariant: a handler writes at most [`LINES_A_SECOND`] lines, and no guest's text forges a line of ours.
+//! Invariant: a handler writes at most `engine.guest_log_lines` lines a second, and no guest's text forges one of ours.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use tracing::Level;
 
 use super::host::HostState;
 
-const LINES_A_SECOND: u32 = 100;
 /// Of one line; longer ones are cut.
 const LINE_BYTES: usize = 4 << 10;
 
@@ -79,6 +78,8 @@ impl Lines {
 #[derive(Debug)]
 pub struct GuestLog {
     handler: Arc<str>,
+    /// A second.
+    most: u32,
     window: Mutex<Window>,
 }
 
@@ -90,8 +91,8 @@ struct Window {
 }
 
 impl GuestLog {
-    pub fn new(handler: Arc<str>) -> GuestLog {
-        GuestLog { handler, window: Mutex::new(Window { began: Instant::now(), lines: 0, dropped: 0 }) }
+    pub fn new(handler: Arc<str>, most: u32) -> GuestLog {
+        GuestLog { handler, most, window: Mutex::new(Window { began: Instant::now(), lines: 0, dropped: 0 }) }
     }
 
     pub fn handler(&self) -> &str {
@@ -146,7 +147,7 @@ impl GuestLog {
             dropped = window.dropped;
             *window = Window { began: now, lines: 0, dropped: 0 };
         }
-        if window.lines == LINES_A_SECOND {
+        if window.lines >= self.most {
             window.dropped += 1;
             return None;
         }
@@ -181,10 +182,10 @@ mod tests {
 
     #[test]
     fn lines_are_bounded_and_what_is_dropped_is_told() {
-        let log = GuestLog::new("h".into());
+        let log = GuestLog::new("h".into(), 100);
         let start = Instant::now();
         let admitted = (0..250).filter(|_| log.admit(start).is_some()).count();
-        assert_eq!(admitted as u32, LINES_A_SECOND);
+        assert_eq!(admitted, 100);
         assert_eq!(log.admit(start + Duration::from_secs(2)), Some(150));
     }
 

@@ -150,7 +150,7 @@ impl Engine {
             answer_limit,
             config: handler.config.clone().into(),
             metrics: Some(metrics),
-            log: GuestLog::new(label),
+            log: GuestLog::new(label, self.config().guest_log_lines),
             told_refused: AtomicBool::new(false),
             ..self.bare_reach(handler.owner.clone())
         })
@@ -170,7 +170,7 @@ impl Engine {
             answer_limit: 0,
             config: Bytes::new(),
             metrics: None,
-            log: GuestLog::new("execution".into()),
+            log: GuestLog::new("execution".into(), self.config().guest_log_lines),
             // It has no setting that could be forgotten.
             told_refused: AtomicBool::new(true),
         }

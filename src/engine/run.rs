@@ -31,9 +31,9 @@ impl Call {
                 let (entry, args) = core::prepare(module.shape(), input)?;
                 Ok(Call::Core { entry, args })
             }
-            abi @ (Abi::HttpWasm | Abi::ProxyWasm) => {
-                Err(RunError::BadCall(format!("an `{abi}` module handles requests of a route: it can't be executed")))
-            }
+            abi @ (Abi::HttpWasm | Abi::ProxyWasm) => Err(RunError::BadCall(format!(
+                "modules of the ABI `{abi}` handle requests on a route; none can be executed"
+            ))),
         }
     }
 }

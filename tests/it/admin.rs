@@ -309,6 +309,28 @@ fn the_first_token_is_listed_and_its_runs_are_counted() {
     });
 }
 
+#[test]
+fn settings_that_a_modules_abi_does_not_look_at_are_named() {
+    let up = Upstream::echo();
+    let gw = Gateway::start(&open_proxy(up.addr, ""));
+    gw.upload("acme/http", "http-wasm", &crate::support::c_guest("http"));
+    gw.upload("acme/proxy", "proxy-wasm", &crate::support::c_guest("proxy"));
+    let warnings = |handler: &str| {
+        gw.write_config(&open_proxy(up.addr, &format!("handlers = [{{ {handler} }}]")));
+        let checked = gw.admin("POST", "/api/config/check").header("Content-Type", "application/toml");
+        let checked = checked.body(open_proxy(up.addr, &format!("handlers = [{{ {handler} }}]"))).send().expect(200);
+        let (checked, reloaded) =
+            (checked.json()["warnings"].clone(), gw.reload().expect(200).json()["warnings"].clone());
+        assert_eq!(checked, reloaded);
+        reloaded
+    };
+    let idle = warnings("module = \"acme/http\", vm_id = \"shop\", hold_headers = true");
+    assert_eq!(idle[0]["key"], "routes[0].handlers[0].module", "{idle}");
+    assert!(idle.to_string().contains("`http-wasm`, where `vm_id`, `hold_headers` has no effect"), "{idle}");
+    assert_eq!(warnings("module = \"acme/http\", config = \"x\", env = { A = \"b\" }"), json!([]));
+    assert_eq!(warnings("module = \"acme/proxy\", vm_id = \"shop\", hold_headers = true"), json!([]));
+}
+
 /// A mistyped name is taken, because the module may come later, and told wherever an operator looks.
 #[test]
 fn modules_that_are_not_stored_are_named() {
@@ -339,6 +361,11 @@ fn modules_that_are_not_stored_are_named() {
         assert!(gw.log().contains(&format!("`{module}`, which is not stored")), "{}", gw.log());
     }
     assert!(!gw.log().contains("@0"), "{}", gw.log());
+    let open = open_proxy(up.addr, "handlers = [{ module = \"acme/haeder\", fail = \"open\" }]");
+    gw.write_config(&open);
+    let warnings = gw.reload().expect(200).json()["warnings"].to_string();
+    assert!(warnings.contains("go on without it") && !warnings.contains("500"), "{warnings}");
+    gw.get("/").send().expect(200);
     let unfit = check("acme/run");
     assert_eq!((&unfit["ok"], &unfit["warnings"]), (&json!(false), &json!([])), "{unfit}");
     assert!(unfit["errors"].to_string().contains("can't use this version of `acme/run`"), "{unfit}");

@@ -58,6 +58,11 @@ fn usage_errors_are_2_and_help_is_0() {
     assert!(ok(wasmgate(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
     fails(wasmgate(&["no-such-verb"]), 2, "no-such-verb");
     fails(wasmgate(&["serve", "--no-such-flag"]), 2, "--no-such-flag");
+    let mut push = Command::new(binary());
+    push.args(["module", "push"]).env("WASMGATE_ADMIN", "http://127.0.0.1:1").env("WASMGATE_TOKEN_FILE", "token");
+    let push = run_to_end(push);
+    assert!(!String::from_utf8_lossy(&push.stderr).contains("--admin"), "only what was typed is shown: {push:?}");
+    fails(push, 2, "<FILE>");
 }
 
 #[test]
@@ -140,6 +145,22 @@ fn keys_tiers_routes_and_usage_of_a_running_gateway() {
     assert!(json(verb(&gw, &["usage", "--owner", "acme", "--json"])).is_object());
     assert!(ok(verb(&gw, &["audit"])).contains(id));
     ok(verb(&gw, &["health"]));
+}
+
+#[test]
+fn routes_tell_what_becomes_of_requests_without_their_modules() {
+    let up = Upstream::echo();
+    for (fail, told) in [
+        ("closed", "the route all fails: not stored: acme/later"),
+        ("open", "go on without what is not stored: acme/later"),
+    ] {
+        let handler = format!("handlers = [{{ module = \"acme/later\", fail = \"{fail}\" }}]");
+        let gw = Gateway::start(&keyed_proxy(up.addr, &handler));
+        let shown = verb(&gw, &["routes"]);
+        let errors = String::from_utf8_lossy(&shown.stderr).into_owned();
+        assert!(errors.contains(told), "{errors}");
+        ok(shown);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod values;
 use std::fmt::Display;
 
 use crate::support::toml::{route, upstream};
-use crate::support::{Gateway, Request, Upstream, c_guest};
+use crate::support::{Gateway, Request, Upstream, c_example, c_guest};
 
 /// The guest as each ABI, by the path of the route that it answers.
 const ABIS: [&str; 3] = ["http", "command", "cgi"];
@@ -105,27 +105,7 @@ fn bad_pointers_end_the_guest_and_nothing_else() {
 /// `examples/kv-counter` does what its README says.
 #[test]
 fn the_counter_counts_each_caller() {
-    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kv-counter/counter.c");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let wasm = folder.path().join("counter.wasm");
-    let mut clang = std::process::Command::new("clang");
-    clang.args([
-        "--target=wasm32",
-        "-nostdlib",
-        "-O2",
-        "-s",
-        "-Wl,--no-entry",
-        "-Wall",
-        "-Werror",
-        "-I",
-        "../sdk/c",
-        "-o",
-    ]);
-    let folder = source.parent().expect("it is in a folder");
-    let output =
-        clang.arg(&wasm).arg(&source).current_dir(folder).output().expect("`clang` runs; ./scripts/test installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let wasm = std::fs::read(&wasm).expect("it was just built");
+    let wasm = c_example("kv-counter/counter.c", &["-I", "../sdk/c"]);
     let up = Upstream::text("answer");
     let counted = |name: &str, auth: &str| {
         let lines = format!(

@@ -7,6 +7,7 @@ mod bad;
 mod bodies;
 mod calls;
 mod diagnosis;
+mod example;
 mod grpc;
 mod headers;
 mod life;

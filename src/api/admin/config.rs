@@ -15,6 +15,7 @@ use crate::api::{Api, refused};
 use crate::app::{AppError, ModuleCheck, Reloaded, files};
 use crate::config::{self, HostPattern, Route, Segment, Target};
 use crate::domain::Rejection;
+use crate::gateway::snapshot;
 use crate::store::Role;
 
 /// Bound of a configuration sent to be checked: 10,000 routes take about 2 MiB.
@@ -42,8 +43,10 @@ pub(in crate::api) struct RouteView {
     limited: bool,
     max_body_bytes: u64,
     handlers: Vec<String>,
-    /// Those of its modules that are not stored: its requests get 500.
+    /// Those of its modules that are not stored.
     not_stored: Vec<String>,
+    /// Its requests get 500 for one that is not stored; they go on without one of `fail = "open"`.
+    not_stored_fails: bool,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -96,6 +99,8 @@ impl RouteView {
             limited: route.limited,
             max_body_bytes: route.max_body_bytes,
             handlers: route.handlers.iter().map(module).collect(),
+            not_stored_fails: snapshot::handlers(route)
+                .any(|h| h.fail == config::HandlerFail::Closed && not_stored.contains(&module(h))),
             not_stored,
         }
     }

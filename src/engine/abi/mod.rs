@@ -207,6 +207,10 @@ fn unknown_import(abi: Abi, module: &str, name: &str) -> String {
         wasix::MODULE if !matches!(abi, Abi::Command | Abi::Cgi) => {
             format!("{import} to the ABI `{abi}`: WASIX is for `command` and `cgi`")
         }
+        wasmgate::MODULE if abi == Abi::ProxyWasm => format!(
+            "{import} to the ABI `{abi}`, whose filters call foreign functions: `wasmgate_kv_get`, `wasmgate_kv_set`, \
+             `wasmgate_kv_cas`, `wasmgate_kv_incr` and `wasmgate_kv_delete`"
+        ),
         _ if module.starts_with("wasix") => format!("{import}: WASIX is known as `{}`", wasix::MODULE),
         wasi::MODULE if abi == Abi::Core => {
             format!("{import}: a core module imports nothing; a WASI command has the ABI `command`")

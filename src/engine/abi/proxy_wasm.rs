@@ -244,7 +244,7 @@ impl AbiHost for ProxyWasm {
     }
 
     fn matches(&self, shape: &ModuleShape) -> bool {
-        Version::of(shape).is_some()
+        shape::is_filter(shape)
     }
 
     fn check(&self, shape: &ModuleShape) -> Result<(), NotLoadable> {

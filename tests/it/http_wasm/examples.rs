@@ -1,8 +1,5 @@
 //! The examples for users do what their READMEs say.
 
-use std::path::Path;
-use std::process::Command;
-
 use super::fixture::*;
 
 #[tokio::test]
@@ -25,15 +22,7 @@ async fn the_header_transformer_sets_what_it_is_configured_with() {
 
 #[tokio::test]
 async fn the_rewriter_writes_text_in_upper_case() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/http-wasm-rewrite/rewrite.c");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let wasm = folder.path().join("rewrite.wasm");
-    let mut clang = Command::new("clang");
-    // As its README says.
-    clang.args(["--target=wasm32", "-nostdlib", "-O2", "-s", "-Wl,--no-entry", "-Wall", "-Werror", "-o"]);
-    let output = clang.arg(&wasm).arg(&source).output().expect("`clang` runs; ./scripts/test installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let wasm = std::fs::read(&wasm).expect("it was just built");
+    let wasm = crate::support::c_example("http-wasm-rewrite/rewrite.c", &[]);
     let inspected = engine().inspect(&wasm, None, 1 << 20, &limits()).expect("a handler");
     let module = engine().load_inline(wasm.into(), &inspected, None).await.expect("it loads");
     let handler = handler(&module, "");

@@ -23,10 +23,32 @@ fn modules_without_what_the_abi_needs_are_refused_by_name() {
     let with = |import: &str| format!("{import}{marker}{memory}{malloc}");
     refused(&with("(import \"env\" \"proxy_nonsense\" (func (result i32)))"), "proxy_nonsense");
     refused(&with("(import \"env\" \"proxy_log\" (func (param i32) (result i32)))"), "proxy_log");
+    refused(
+        &with("(import \"wasmgate_v1\" \"kv_get\" (func (param i32 i32 i32 i32 i32) (result i32)))"),
+        "foreign functions: `wasmgate_kv_get`",
+    );
     refused(&with("(import \"host\" \"proxy_log\" (func (param i32 i32 i32) (result i32)))"), "host");
     refused(&format!("{marker}{memory}(func (export \"malloc\") (param i64) (result i32) (i32.const 64))"), "malloc");
     let headers = "(func (export \"proxy_on_request_headers\") (param i32) (result i32) (i32.const 0))";
     refused(&format!("{marker}{memory}{malloc}{headers}"), "proxy_on_request_headers");
+}
+
+/// Without a word from the uploader they would pass for `core` modules, which answer no request of a route.
+#[test]
+fn filters_of_other_versions_are_not_taken_for_something_else() {
+    let gw = Gateway::start("");
+    let headers = "(func (export \"proxy_on_request_headers\") (param i32 i32 i32) (result i32) (i32.const 0))";
+    let next = "(func (export \"proxy_abi_version_0_3_0\"))";
+    for (parts, named) in [
+        (format!("{next}{headers}"), "it exports `proxy_abi_version_0_3_0`; 0.1.0, 0.2.0 and 0.2.1 are served"),
+        (headers.to_owned(), "it exports `proxy_on_request_headers` and no `proxy_abi_version_...`"),
+    ] {
+        let wasm = wat(&format!("(module (memory (export \"memory\") 1) {parts})"));
+        let request = gw.admin("PUT", "/api/wasm/modules/it?owner=acme").header("Content-Type", "application/wasm");
+        let response = request.body(wasm).send();
+        response.problem(422, "missing-export");
+        assert!(response.text().contains(named), "{response}");
+    }
 }
 
 /// Section 3: what else Emscripten's filters import.
@@ -255,6 +277,19 @@ fn log_lines_cannot_forge_others() {
     let log = gw.log();
     assert!(!log.lines().any(|line| line.starts_with("{\"level\":\"forged\"")), "{log}");
     assert!(!log.contains('\u{1b}'), "no escape sequences");
+}
+
+#[test]
+fn log_lines_of_a_handler_are_bounded_as_configured() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, "[engine]\nqueue_timeout = \"20s\"\nguest_log_lines = 1\n", &filter("run", "", ""));
+    run(&gw, "request_headers: log 4 s:many;".repeat(100));
+    eventually("it is told that lines were cut", || {
+        run(&gw, "request_headers: log 4 s:another");
+        gw.log().contains("guest logs were cut")
+    });
+    let written = gw.log().matches("\"many\"").count();
+    assert!((1..100).contains(&written), "{written} of 100 lines, at one a second");
 }
 
 /// Calls of any function with any numbers, from any callback: a status of the ABI, or the end of the guest, which may have

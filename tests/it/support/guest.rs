@@ -64,3 +64,17 @@ pub fn c_source(path: &str) -> Vec<u8> {
     }
     std::fs::read(&wasm).expect("it was just built")
 }
+
+/// A source of `examples/` that is C without a library, compiled as its README says.
+#[track_caller]
+pub fn c_example(path: &str, more: &[&str]) -> Vec<u8> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path);
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let wasm = out.path().join("example.wasm");
+    let mut clang = Command::new("clang");
+    clang.args(["--target=wasm32", "-nostdlib", "-O2", "-s", "-Wl,--no-entry", "-Wall", "-Werror"]);
+    clang.args(more).arg("-o").arg(&wasm).arg(&source).current_dir(source.parent().expect("it is in a folder"));
+    let output = clang.output().expect("`clang` runs; ./scripts/test installs it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read(&wasm).expect("it was just built")
+}

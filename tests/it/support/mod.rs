@@ -16,7 +16,7 @@ pub mod upstream;
 use std::time::{Duration, Instant};
 
 pub use gateway::{Gateway, try_serve};
-pub use guest::{c_guest, c_source, wasix_guest, wat};
+pub use guest::{c_example, c_guest, c_source, wasix_guest, wat};
 pub use http1::{Conn, Request, Response};
 pub use upstream::Upstream;
 

@@ -10,6 +10,15 @@ const MARKERS: [(&str, Version); 3] = [
     ("proxy_abi_version_0_1_0", Version::V0_1),
 ];
 
+const MARKER: &str = "proxy_abi_version_";
+const CALLBACK: &str = "proxy_on_";
+const SERVED: &str = "0.1.0, 0.2.0 and 0.2.1 are served";
+
+/// Whatever its version: one that is not served is to be told of, and not taken for something else.
+pub fn is_filter(shape: &ModuleShape) -> bool {
+    shape.exports.iter().any(|export| export.name.starts_with(MARKER) || export.name.starts_with(CALLBACK))
+}
+
 pub const ALLOCATORS: [&str; 2] = ["proxy_on_memory_allocate", "malloc"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +63,13 @@ const HEADERS: [&str; 2] = ["proxy_on_request_headers", "proxy_on_response_heade
 pub fn check(shape: &ModuleShape) -> Result<(), NotLoadable> {
     let refuse = |why: String| Err(NotLoadable::new(NotLoadableKind::MissingExport, why));
     let Some(version) = Version::of(shape) else {
-        let unknown = shape.exports.iter().find(|export| export.name.starts_with("proxy_abi_version_"));
-        return refuse(match unknown {
-            Some(export) => format!("`{}` is of no version that is known here: 0.1.0, 0.2.0, 0.2.1", export.name),
-            None => "it exports no `proxy_abi_version_0_2_1`, so it is no proxy-wasm filter".into(),
+        let begins = |with: &str| shape.exports.iter().find(|export| export.name.starts_with(with));
+        return refuse(match (begins(MARKER), begins(CALLBACK)) {
+            (Some(marker), _) => format!("it exports `{}`; {SERVED}", marker.name),
+            (None, Some(callback)) => {
+                format!("it exports `{}` and no `{MARKER}...`, which tells a filter's version; {SERVED}", callback.name)
+            }
+            (None, None) => "it exports no `proxy_abi_version_0_2_1`, so it is no proxy-wasm filter".into(),
         });
     };
     if !shape.exports.iter().any(|export| export.name == "memory" && export.ty == "memory") {
