@@ -2,6 +2,7 @@
 //!
 //! Invariant: their number is bounded a handler; what is beyond has a number to guests and counts nowhere.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -47,6 +48,8 @@ pub struct Metric {
 pub struct HandlerMetrics {
     pub handler: Arc<str>,
     all: Mutex<Vec<Metric>>,
+    /// The log says once that there are too many.
+    told_full: AtomicBool,
 }
 
 /// Of all handlers there are.
@@ -68,7 +71,11 @@ impl GuestMetrics {
         handlers.retain(|handler| handler.strong_count() > 0);
         let known = handlers.iter().filter_map(Weak::upgrade).find(|known| known.handler == *handler);
         known.unwrap_or_else(|| {
-            let new = Arc::new(HandlerMetrics { handler: handler.clone(), all: Mutex::default() });
+            let new = Arc::new(HandlerMetrics {
+                handler: handler.clone(),
+                all: Mutex::default(),
+                told_full: AtomicBool::new(false),
+            });
             handlers.push(Arc::downgrade(&new));
             new
         })
@@ -87,8 +94,11 @@ impl GuestMetrics {
 impl HandlerMetrics {
     /// The number of the metric with this name and kind.
     pub fn define(&self, kind: Kind, name: &[u8]) -> Result<u32, Refused> {
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(Refused::BadArgument);
+        }
         let name = std::str::from_utf8(name).map_err(|_| Refused::BadArgument)?;
-        if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
+        if name.contains(char::is_control) {
             return Err(Refused::BadArgument);
         }
         let mut all = self.all.lock();
@@ -96,11 +106,14 @@ impl HandlerMetrics {
             return Ok(at as u32 + 1);
         }
         if all.len() >= MAX_METRICS {
-            tracing::warn!(
-                handler = &*self.handler,
-                metric = name,
-                "it has {MAX_METRICS} metrics: this one is not kept"
-            );
+            if !self.told_full.swap(true, Ordering::Relaxed) {
+                let handler = &*self.handler;
+                tracing::warn!(
+                    handler,
+                    metric = name,
+                    "it has {MAX_METRICS} metrics: this and further ones are not kept"
+                );
+            }
             return Ok(NOWHERE);
         }
         all.push(Metric::new(name, kind));

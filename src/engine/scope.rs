@@ -42,9 +42,9 @@ struct Data {
     last_cas: u32,
 }
 
-/// Told of each item that comes into a queue.
+/// Told of the items that come into a queue.
 pub trait Listener: Send + Sync {
-    fn queue_ready(&self, queue: u32);
+    fn queue_ready(&self, queue: u32, items: usize);
 }
 
 struct Queue {
@@ -140,16 +140,19 @@ impl Scope {
         queues.iter().find(|(_, queue)| queue.name == name).map(|(id, _)| *id)
     }
 
-    /// From now on this one is told, also of what is in the queue already.
-    pub fn listen(&self, queue: u32, listener: &Weak<dyn Listener>) {
+    /// From now on this one is told, also of what is in the queue already. One that was told of it is not told again.
+    pub fn listen(&self, id: u32, listener: &Weak<dyn Listener>) {
         let waiting = {
             let mut queues = self.queues.lock();
-            let Some(queue) = queues.get_mut(&queue) else { return };
+            let Some(queue) = queues.get_mut(&id) else { return };
+            if queue.listener.as_ref().is_some_and(|known| known.ptr_eq(listener)) {
+                return;
+            }
             queue.listener = Some(listener.clone());
             queue.items.len()
         };
-        if let Some(listener) = listener.upgrade() {
-            (0..waiting).for_each(|_| listener.queue_ready(queue));
+        if let Some(listener) = listener.upgrade().filter(|_| waiting > 0) {
+            listener.queue_ready(id, waiting);
         }
     }
 
@@ -163,7 +166,7 @@ impl Scope {
             Ok(queue.listener.clone())
         })??;
         if let Some(listener) = listener.and_then(|listener| listener.upgrade()) {
-            listener.queue_ready(queue);
+            listener.queue_ready(queue, 1);
         }
         Ok(())
     }
@@ -234,6 +237,33 @@ mod tests {
         assert!(scopes.of(&owner("a"), "vm").get(b"k").is_none());
         drop(stranger);
         assert!(scopes.all.lock().len() <= 2);
+    }
+
+    /// Of how many items, and how often.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<usize>>);
+
+    impl Listener for Told {
+        fn queue_ready(&self, _: u32, items: usize) {
+            self.0.lock().push(items);
+        }
+    }
+
+    #[test]
+    fn a_listener_is_told_of_each_item_once() {
+        let scope = Arc::new(Scopes::default()).of(&owner("a"), "");
+        let queue = scope.register(b"q").unwrap();
+        let listeners = [Arc::new(Told::default()), Arc::new(Told::default())];
+        let [first, second] = listeners.each_ref().map(|l| Arc::downgrade(l) as Weak<dyn Listener>);
+        let told = || listeners.each_ref().map(|listener| std::mem::take(&mut *listener.0.lock()));
+        scope.listen(queue, &first);
+        scope.enqueue(queue, b"x").unwrap();
+        scope.enqueue(queue, b"x").unwrap();
+        (0..9).for_each(|_| scope.listen(queue, &first));
+        assert_eq!(told(), [vec![1, 1], vec![]]);
+        (0..9).for_each(|_| scope.listen(queue, &second));
+        scope.enqueue(queue, b"x").unwrap();
+        assert_eq!(told(), [vec![], vec![2, 1]], "the queue is the second one's now");
     }
 
     #[test]

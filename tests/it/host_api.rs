@@ -21,8 +21,11 @@ fn answers(name: &str, module: &str, keys: &str, auth: &str) -> String {
     route(name, lines)
 }
 
-/// A gateway with a route for each ABI, and `more` routes. `other` has the command as well.
+/// A gateway with a route for each ABI, and `more` routes. `other` has the command as well. Who waits for a place has time to,
+/// on a busy machine too.
 fn gateway(server: &str, keys: &str, more: &str) -> Gateway {
+    let engine = if server.contains("[engine]") { "" } else { "[engine]\nqueue_timeout = \"20s\"\n" };
+    let server = &format!("{engine}{server}");
     let (http, command) = (c_guest("host_api_http"), c_guest("host_api_command"));
     let modules: [(&str, &str, &[u8]); 4] = [
         ("acme/http", "http-wasm", &http),

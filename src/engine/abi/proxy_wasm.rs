@@ -20,9 +20,11 @@ use wasmer::FunctionEnvMut;
 
 use crate::domain::{Abi, ModuleShape, NotLoadable};
 use crate::engine::failure::Halt;
+use crate::engine::fuel::Fuel;
 use crate::engine::host::HostState;
 use crate::engine::memory::GuestMemory;
 
+use super::wire::TEXT_BYTES;
 use super::{AbiHost, HostFn, host_fns};
 
 use buffers::{proxy_get_buffer_bytes, proxy_get_buffer_status, proxy_set_buffer_bytes};
@@ -171,7 +173,7 @@ fn basic_call(mut env: Env<'_>, work: impl FnOnce(&mut HostState) -> Done) -> Re
 /// What a call may reach: memory and fuel beside what the ABI keeps.
 struct Parts<'a> {
     memory: &'a mut GuestMemory,
-    fuel: &'a mut crate::engine::fuel::Fuel,
+    fuel: &'a mut Fuel,
     proxy: &'a mut ProxyState,
 }
 
@@ -183,6 +185,14 @@ fn parts<'a>(env: &'a mut Env<'_>) -> Done<Parts<'a>> {
 
 fn bytes(memory: &GuestMemory, at: i32, len: i32) -> Done<&[u8]> {
     memory.slice(at as u32, len as u32).map_err(|_| Status::INVALID_MEMORY_ACCESS.into())
+}
+
+/// A name, a key or a path of the guest's. Its length is charged, whatever it is, and nothing looks at one that is too
+/// long.
+fn short<'a>(memory: &'a GuestMemory, fuel: &mut Fuel, (at, len): (i32, i32), too_long: Status) -> Done<&'a [u8]> {
+    let text = bytes(memory, at, len)?;
+    fuel.spend(text.len())?;
+    if text.len() <= TEXT_BYTES { Ok(text) } else { Err(too_long.into()) }
 }
 
 fn put_u32(memory: &mut GuestMemory, at: i32, value: u32) -> Done {
@@ -197,9 +207,9 @@ fn put_u64(memory: &mut GuestMemory, at: i32, value: u64) -> Done {
 /// asked for nothing: SDKs look at the first byte of what they gave.
 fn give(env: &mut Env<'_>, given: &[u8], data: i32, size: i32) -> Done {
     let (state, mut store) = env.data_and_store_mut();
+    state.fuel.spend(given.len())?;
     bytes(&state.memory, data, 4)?;
     bytes(&state.memory, size, 4)?;
-    state.fuel.spend(given.len())?;
     let mut at = 0;
     if !given.is_empty() {
         let len = i32::try_from(given.len()).map_err(|_| Status::INTERNAL_FAILURE)?;

@@ -73,9 +73,6 @@ fn answer(done: Result<(), Refusal>) -> i32 {
     done.map_or_else(number, |()| 0)
 }
 
-/// Of a name, a key, a value or a head. No function takes more.
-const MAX_TEXT: u64 = 64 << 10;
-
 /// Bytes of the guest, charged, as a copy; `None`: they are more than `most`.
 fn up_to(state: &mut HostState, most: u64, at: i32, len: i32) -> Result<Option<Vec<u8>>, Halt> {
     let HostState { memory, fuel, .. } = state;
@@ -90,7 +87,7 @@ fn up_to(state: &mut HostState, most: u64, at: i32, len: i32) -> Result<Option<V
 }
 
 fn given(state: &mut HostState, at: i32, len: i32) -> Result<Option<Vec<u8>>, Halt> {
-    up_to(state, MAX_TEXT, at, len)
+    up_to(state, wire::TEXT_BYTES as u64, at, len)
 }
 
 /// As a `len` result. Longer than what one can say is nothing that the host has.

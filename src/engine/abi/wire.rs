@@ -7,10 +7,16 @@ use http::{Method, Request, StatusCode};
 
 /// Fields of one message after a guest's writes.
 pub const FIELDS: usize = 256;
+/// Of names and values that a guest may write into one message.
+pub const HEADER_BYTES: usize = 256 << 10;
+/// Of a name, a key, a path or a head that a guest hands over. Nothing longer is looked at or kept.
+pub const TEXT_BYTES: usize = 64 << 10;
 /// Longer ones are no methods of anything.
 const METHOD_BYTES: usize = 64;
 /// Longer ones are refused by most origins.
 const TARGET_BYTES: usize = 16 << 10;
+/// A name of DNS has 255 at most.
+const HOST_BYTES: usize = 1 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -34,7 +40,7 @@ pub fn is_gateways(name: &HeaderName, message: Message) -> bool {
 }
 
 pub fn is_host(text: &[u8]) -> bool {
-    Authority::try_from(text).is_ok()
+    text.len() <= HOST_BYTES && Authority::try_from(text).is_ok()
 }
 
 /// A method to forward.
@@ -55,7 +61,8 @@ pub fn status(code: u16) -> Option<StatusCode> {
 
 /// Fields of a guest's for a message, but pseudo headers and those that are the gateway's to write.
 pub fn fields(given: &[(&[u8], &[u8])], message: Message) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    if given.len() > FIELDS {
+    let bytes: usize = given.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if given.len() > FIELDS || bytes > HEADER_BYTES {
         return None;
     }
     let mut fields = Vec::with_capacity(given.len());

@@ -132,11 +132,11 @@ impl Slot {
 }
 
 impl Listener for Slot {
-    fn queue_ready(&self, queue: u32) {
+    fn queue_ready(&self, queue: u32, items: usize) {
         let Some(handler) = self.handler.upgrade() else { return };
         let slot = handler.slots.lock().iter().find(|slot| std::ptr::eq(&***slot, self)).cloned();
         let Some(slot) = slot else { return };
-        if !slot.note_ready(queue) {
+        if !slot.note_ready(queue, items) {
             return;
         }
         handler.clone().engine.spawn(async move {

@@ -50,12 +50,12 @@ impl Slot {
         }
     }
 
-    /// One more item of a queue to be told of; whether there was nothing to tell before.
-    pub fn note_ready(&self, queue: u32) -> bool {
+    /// More items of a queue to be told of; whether there was nothing to tell before.
+    pub fn note_ready(&self, queue: u32, more: usize) -> bool {
         let mut ready = self.ready.lock();
         let was_empty = ready.is_empty();
         let items = ready.entry(queue).or_default();
-        *items = (*items + 1).min(MAX_ITEMS);
+        *items = items.saturating_add(more).min(MAX_ITEMS);
         was_empty
     }
 

@@ -7,7 +7,8 @@
 // An operation is a host function without `proxy_`, or a word of the table in `special`. Arguments, each a token:
 //     12 -1 0xffffffff   a number
 //     s:text             pointer and length of the text, %XX decoded
-//     m:name=value,...   pointer and length of encoded pairs
+//     x:12               pointer and length of so many `x`
+//     m:name=value,...   pointer and length of encoded pairs; a value `*12` is so many `x`
 //     u U b              where the host puts a u32, a u64, pointer and length of bytes
 //     $ $0..$4 $c        the last u32 that the host gave, the callback's arguments, the stream's context
 // Conditions before an operation: `end?` `more?` (end of stream), `ok?` `denied?` `failed?` (an HTTP call's answer is 200,
@@ -116,19 +117,34 @@ static u32 decode(const char **s, const char *end, char stop, char other, u8 *to
     }
     return n;
 }
+static const char *word_end(const char *s, const char *end, char stop) {
+    while (s < end && *s != stop) s++;
+    return s;
+}
 static void put_u32(u8 *at, u32 value) {
     for (u32 i = 0; i < 4; i++) at[i] = value >> 8 * i;
+}
+static u64 number(const char *s, const char *end);
+static u32 repeated(u8 *to, u32 n) {
+    // A plain loop would become a call of `memset`, which is not there.
+    for (u32 i = 0; i < n; i++) *(volatile u8 *)(to + i) = 'x';
+    return n;
 }
 // `name=value,...` as the ABI's pairs: count, lengths, then names and values with a NUL each.
 static u32 pairs(const char *s, const char *end, u32 *size) {
     u32 count = s < end, n = end - s;
-    for (const char *c = s; c < end; c++) count += *c == ',';
+    for (const char *c = s; c < end; c++) {
+        count += *c == ',';
+        if (*c == '=' && c + 1 < end && c[1] == '*') n += number(c + 2, word_end(c, end, ','));
+    }
     u8 *out = (u8 *)alloc(4 + count * 10 + n), *lengths = out + 4, *bytes = lengths + 8 * count;
     put_u32(out, count);
     for (; s < end; s++, lengths += 8) {
         u32 key = decode(&s, end, '=', '=', bytes);
         bytes[key] = 0, bytes += key + 1, s++;
-        u32 value = decode(&s, end, ',', ',', bytes);
+        const char *stop = word_end(s, end, ',');
+        u32 value = s < stop && *s == '*' ? repeated(bytes, number(s + 1, stop)) : decode(&s, end, ',', ',', bytes);
+        s = stop;
         bytes[value] = 0, bytes += value + 1;
         put_u32(lengths, key), put_u32(lengths + 4, value);
     }
@@ -169,6 +185,10 @@ static void argument(Arguments *to, const char *s, u32 n) {
         s += 2;
         u32 size = decode(&s, end, 0, 0, text);
         to->a[to->n++] = (u32)text, to->a[to->n++] = size;
+    } else if (n >= 2 && s[1] == ':' && s[0] == 'x') {
+        u32 size = number(s + 2, end);
+        u32 text = alloc(size);
+        to->a[to->n++] = text, to->a[to->n++] = repeated((u8 *)text, size);
     } else if (n >= 2 && s[1] == ':' && s[0] == 'm') {
         u32 size;
         to->a[to->n++] = pairs(s + 2, end, &size);

@@ -7,7 +7,9 @@ use crate::support::{Conn, eventually};
 /// The guests with the upstream `near` granted; `far` is there and is not.
 fn calling(near: std::net::SocketAddr, keys: &str, more: &str) -> Gateway {
     // Waiting guests have their owner's places.
-    let server = "[engine]\nper_owner = 32\n".to_owned() + &upstream("near", near, "") + &upstream("far", near, "");
+    let server = "[engine]\nper_owner = 32\nqueue_timeout = \"20s\"\n".to_owned()
+        + &upstream("near", near, "")
+        + &upstream("far", near, "");
     gateway(&server, &format!(", upstreams = [\"near\"]{keys}"), more)
 }
 

@@ -72,6 +72,67 @@ fn imports_of_emscripten_are_served() {
     gw.get("/run").send().expect(200);
 }
 
+/// However little is done with what a guest hands over, its length has a price: nothing outlives its limits by such calls.
+#[test]
+fn every_length_is_charged() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, "[engine.breaker]\nfailures = 0\n", &filter("run", "", ""));
+    let limits = serde_json::json!({"limits": {"fuel": 1_500_000}});
+    gw.admin("PATCH", "/api/wasm/modules/proxy?owner=acme").json(&limits).send().expect(200);
+    let long = "1048576 7000000";
+    for call in [
+        "log 5 LONG",
+        "get_header_map_value 0 LONG b",
+        "remove_header_map_value 0 LONG",
+        "add_header_map_value 0 LONG s:v",
+        "replace_header_map_value 0 s:x LONG",
+        "set_header_map_pairs 0 LONG",
+        "send_local_response 200 0 0 0 0 LONG -1",
+        "get_property LONG b",
+        "set_property LONG s:v",
+        "set_property s:name LONG",
+        "get_shared_data LONG b u",
+        "set_shared_data LONG s:v 0",
+        "set_shared_data s:key LONG 0",
+        "register_shared_queue LONG u",
+        "resolve_shared_queue LONG s:q u",
+        "resolve_shared_queue s: LONG u",
+        "enqueue_shared_queue 77 LONG",
+        "define_metric 0 LONG u",
+        "call_foreign_function LONG s:x b",
+        "call_foreign_function s:wasmgate_kv_get LONG b",
+    ] {
+        let script = format!("request_headers: {}", call.replace("LONG", long));
+        scripted(&gw, &script).send().problem(504, "handler-out-of-fuel");
+    }
+    // The same call with what names are like.
+    assert_eq!(run(&gw, "request_headers: get_property x:5000 b"), ["get_property=1 -"]);
+}
+
+/// Names that are longer than any are refused as what is not there, where SDKs survive that.
+#[test]
+fn names_are_bounded() {
+    let up = Upstream::text("answer");
+    let gw = runner(&up);
+    for (call, expected) in [
+        ("get_header_map_value 0 x:70000 b", "1 -"),
+        ("remove_header_map_value 0 x:70000", "2"),
+        ("add_header_map_value 0 x:70000 s:v", "2"),
+        ("get_property x:70000 b", "1 -"),
+        ("set_property x:70000 s:v", "2"),
+        ("set_property s:mine x:70000", "2"),
+        ("get_shared_data x:70000 b u", "1 - -"),
+        ("set_shared_data x:70000 s:v 0", "2"),
+        ("register_shared_queue x:70000 u", "2 -"),
+        ("resolve_shared_queue x:70000 s:q u", "1 -"),
+        ("define_metric 0 x:70000 u", "2 -"),
+        ("call_foreign_function x:70000 s:x b", "1 -"),
+    ] {
+        let name = call.split(' ').next().unwrap_or_default();
+        assert_eq!(run(&gw, format!("request_headers: {call}")), [format!("{name}={expected}")], "{call}");
+    }
+}
+
 /// An allocator that gives nothing, nonsense or fails: a status, or the request's failure.
 #[test]
 fn allocators_that_fail() {

@@ -162,6 +162,51 @@ fn names_and_values_that_no_header_can_have_do_not_pass() {
     gw.get("/run").send().expect(200);
 }
 
+/// A head has room for 256 KiB of what filters write. What is refused changes nothing.
+#[test]
+fn heads_are_bounded_in_bytes() {
+    let up = Upstream::text("answer");
+    let gw = runner(&up);
+    for (callback, map, line) in
+        [("request_headers", 0, ":method=GET,:path=/,:authority=a.test"), ("response_headers", 2, ":status=200")]
+    {
+        let calls = [
+            (format!("add_header_map_value {map} s:x-a x:200000"), 0),
+            (format!("add_header_map_value {map} s:x-a x:100000"), 2),
+            (format!("add_header_map_value {map} s:x-b x:100000"), 2),
+            (format!("replace_header_map_value {map} s:x-a x:300000"), 2),
+            (format!("replace_header_map_value {map} s:x-a x:220000"), 0),
+            (format!("set_header_map_pairs {map} m:{line},x-c=*200000,x-d=*100000"), 2),
+            (format!("add_header_map_value {map} s:x-a x:6000000"), 2),
+            (format!("set_header_map_pairs {map} m:{line},x-c=*150000,x-d=*80000"), 0),
+        ];
+        for last in [5, calls.len()] {
+            let script: String = calls[..last].iter().map(|(call, _)| format!("{callback}: {call}; ")).collect();
+            let response = scripted(&gw, script).send().expect(200);
+            let expected = calls[..last].iter().map(|(call, status)| {
+                let name = call.split(' ').next().unwrap_or_default();
+                format!("{name}={status}")
+            });
+            assert_eq!(told(&response), expected.collect::<Vec<_>>());
+            let seen = up.last();
+            let sizes = ["x-a", "x-b", "x-c", "x-d"].map(|name| {
+                let all = if map == 0 { seen.all(name) } else { response.all(name) };
+                all.iter().map(|value| value.len()).sum::<usize>()
+            });
+            assert_eq!(sizes, if last == 5 { [220_000, 0, 0, 0] } else { [0, 0, 150_000, 80_000] });
+        }
+    }
+    // Of the request line as well, and of what is sent to others.
+    for call in [
+        "replace_header_map_value 0 s::authority x:5000",
+        "replace_header_map_value 0 s::path x:70000",
+        "replace_header_map_value 0 s::method x:100",
+        "send_local_response 200 0 0 0 0 m:x-a=*200000,x-b=*100000 -1",
+    ] {
+        assert!(run(&gw, format!("request_headers: {call}"))[0].ends_with("=2"), "{call}");
+    }
+}
+
 const LOCAL: &str = "send_local_response 418 s:short s:a%20pot m:content-type=text/plain,x-local=1,x-local=2 -1";
 
 #[test]
@@ -200,6 +245,19 @@ fn local_responses_take_any_status_and_the_first_one_counts() {
     let twice = "request_headers: send_local_response 401 0 0 s:first 0 0 -1; request_headers: send_local_response 402 0 0 s:second 0 0 -1";
     assert_eq!(scripted(&gw, twice).send().expect(401).text(), "first");
     assert!(up.seen().is_empty());
+}
+
+/// As what other handlers write: it ends the filter.
+#[test]
+fn local_responses_are_bounded_as_all_output() {
+    let up = Upstream::text("from upstream");
+    let gw = gateway(&up, "[engine.breaker]\nfailures = 0\n", &filter("run", "", "max_buffer = \"64KiB\""));
+    let answers = |size: usize| format!("request_headers: send_local_response 200 0 0 x:{size} 0 0 -1");
+    assert_eq!(scripted(&gw, answers(65_536)).send().expect(200).body.len(), 65_536);
+    scripted(&gw, answers(65_537)).send().problem(502, "handler-output-too-large");
+    let message = "request_headers: send_local_response 403 0 0 x:60000 m:x-a=*255000 7";
+    let response = scripted(&gw, message).header("Content-Type", "application/grpc").body("x").send().expect(200);
+    assert_eq!(told(&response), ["send_local_response=2"], "gRPC's message is a header");
 }
 
 /// gRPC clients read their status in headers.

@@ -149,6 +149,50 @@ fn what_a_filter_sets_later_ones_read_in_the_same_stream_only() {
     }
 }
 
+/// Where the gateway has nothing to say, as of a caller without a key, nobody else has: a later handler would take it for
+/// the gateway's word.
+#[test]
+fn no_handler_speaks_for_the_gateway() {
+    let up = Upstream::text("answer");
+    let paths = [
+        "wasmgate%00owner",
+        "wasmgate%00key_id",
+        "wasmgate.owner",
+        "wasmgate.key_id",
+        "wasmgate.params.id",
+        "wasmgate",
+        "wasmgate%00owner%00",
+        "request%00more",
+        "response%00code",
+        "source%00more",
+        "destination%00more",
+        "upstream%00address",
+        "connection%00requested_server_name",
+        "route_name%00more",
+        "plugin_name%00more",
+    ];
+    let calls = |call: &str, ends: &str| {
+        entry(&paths.map(|path| format!("request_headers: {call} s:{path} {ends}; ")).concat(), "")
+    };
+    let forges = calls("set_property", "s:forged");
+    let reads = calls("get_property", "b");
+    let other = "{ module = \"acme/http\" }".to_owned();
+    let modules = [
+        ("acme/proxy", "proxy-wasm", &c_guest("proxy")[..]),
+        ("acme/http", "http-wasm", &c_guest("host_api_http")[..]),
+    ];
+    let routes = chain("chain", &[forges, reads.clone()]) + &chain("values", &[other, reads]);
+    let gw = Gateway::with_modules(&complete(&up, ""), &modules, &routes);
+    let response = gw.get("/chain").send().expect(200);
+    let [read, set] = response.all("x-results")[..] else { panic!("two filters tell: {response}") };
+    assert_eq!(results(set), vec!["set_property=2"; paths.len()]);
+    assert_eq!(results(read), vec!["get_property=1 -"; paths.len()]);
+    // Handlers of other ABIs hand on what they like; it is no property.
+    let script = paths.map(|path| format!("value_set {path} forged;")).concat();
+    let response = gw.get("/values").header("X-Run", script).send().expect(200);
+    assert_eq!(told(&response), vec!["get_property=1 -"; paths.len()]);
+}
+
 /// What is the gateway's to say is not a filter's to change.
 #[test]
 fn the_gateways_own_properties_stay() {

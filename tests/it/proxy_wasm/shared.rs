@@ -118,6 +118,26 @@ fn a_queues_registrant_is_told_of_items() {
     });
 }
 
+/// However often a queue is registered, its listener is told of each item once.
+#[test]
+fn wake_ups_are_as_many_as_items() {
+    let up = Upstream::text("answer");
+    let counts = "queue: define_metric 0 s:woken u; queue: increment_metric $ 1";
+    let gw = lasting(&up, ONE_VM, &filter("run", counts, ""));
+    let registers = "request_headers: register_shared_queue s:q u; ";
+    let enqueues = "request_headers: enqueue_shared_queue $ s:x; ";
+    run(&gw, registers.to_owned() + &enqueues.repeat(50) + &registers.repeat(100));
+    let woken =
+        || -> u32 { samples(&gw, "woken").iter().filter_map(|l| l.rsplit(' ').next()?.parse::<u32>().ok()).sum() };
+    eventually("all items are told of", || woken() >= 50);
+    // As many again, so that there is time for those that are too many.
+    for _ in 0..50 {
+        run(&gw, registers.to_owned() + enqueues);
+    }
+    eventually("all later items are told of", || woken() >= 100);
+    assert_eq!(woken(), 100);
+}
+
 /// A thousand items of a mebibyte each, from one filter: refused with a status long before.
 #[test]
 fn what_is_shared_is_bounded() {
@@ -139,6 +159,19 @@ fn what_is_shared_is_bounded() {
     }
     let text = gw.admin("GET", "/metrics").send().expect(200).text();
     assert!(text.len() < 1 << 20, "the names of metrics are bounded: {} bytes", text.len());
+}
+
+/// One line a handler, however many metrics it defines.
+#[test]
+fn metrics_beyond_the_bound_are_logged_once() {
+    let up = Upstream::text("answer");
+    let gw = gateway(&up, "", &filter("run", "", ""));
+    for i in 0..10 {
+        let names = (0..50).map(|j| format!("request_headers: define_metric 0 s:m_{i}_{j} u; "));
+        assert_eq!(run(&gw, names.collect::<String>()).len(), 50);
+    }
+    eventually("the log says so", || gw.log().contains("it has 100 metrics"));
+    assert_eq!(gw.log().matches("it has 100 metrics").count(), 1);
 }
 
 /// Lines of /metrics that have this in their name.

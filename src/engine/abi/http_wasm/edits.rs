@@ -9,12 +9,9 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 
 use crate::domain::{GuestFailure, Reply};
-use crate::engine::abi::wire::{FIELDS, Message, is_gateways, is_host};
+use crate::engine::abi::wire::{FIELDS, HEADER_BYTES, Message, is_gateways, is_host};
 use crate::engine::failure::Halt;
 use crate::engine::http::{HttpExchange, Values};
-
-/// Bytes of names and values that a guest may write in one phase.
-const HEADER_BYTES: usize = 256 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {

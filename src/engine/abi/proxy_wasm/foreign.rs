@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::{Done, Env, Parts, Status, bytes, call, give, parts};
+use super::{Done, Env, Parts, Status, bytes, call, give, parts, short};
 use crate::engine::failure::Halt;
 use crate::engine::host::HostState;
 use crate::engine::outside::{Keep, Kept, Refusal};
@@ -30,8 +30,8 @@ pub fn proxy_call_foreign_function(
 ) -> Result<i32, Halt> {
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
-        let name = bytes(memory, name, name_len)?;
         let arguments = bytes(memory, arguments, arguments_len)?;
+        let name = short(memory, fuel, (name, name_len), Status::NOT_FOUND)?;
         fuel.spend(arguments.len())?;
         let result = match name {
             // A route is found once, before any filter.
@@ -51,7 +51,7 @@ pub fn proxy_call_foreign_function(
         };
         // Who wants no result says so with a pointer to nowhere.
         if results == 0 || size == 0 {
-            return Ok(());
+            return Ok(env.data_mut().fuel.spend(result.len())?);
         }
         give(env, &result, results, size)
     })

@@ -9,8 +9,8 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 
 use super::pairs::{self, Pair};
-use super::{Done, Env, Parts, ProxyState, Status, Version, bytes, call, give, parts, put_u32};
-use crate::engine::abi::wire::{self, FIELDS, Message, is_gateways};
+use super::{Done, Env, Parts, ProxyState, Status, Version, bytes, call, give, parts, put_u32, short};
+use crate::engine::abi::wire::{self, FIELDS, HEADER_BYTES, Message, is_gateways};
 use crate::engine::failure::Halt;
 use crate::engine::grpc::GrpcEvent;
 use crate::engine::http::HttpExchange;
@@ -165,8 +165,8 @@ pub fn proxy_get_header_map_value(
     size: i32,
 ) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let name = bytes(memory, name, name_len)?;
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let name = short(memory, fuel, (name, name_len), Status::NOT_FOUND)?;
         let old = proxy.version == Version::V0_1;
         let value = match view(proxy, Map::of(map)?).get(name) {
             Some(value) => value.to_vec(),
@@ -195,14 +195,17 @@ fn write_one(env: &mut Env<'_>, map: i32, write: Write, name: (i32, i32), value:
     let Parts { memory, fuel, proxy } = parts(env)?;
     let (name, value) = (bytes(memory, name.0, name.1)?, bytes(memory, value.0, value.1)?);
     fuel.spend(name.len() + value.len())?;
+    if name.len() + value.len() > HEADER_BYTES {
+        return Err(Status::BAD_ARGUMENT.into());
+    }
     let mut target = Target::of(proxy, Map::of(map)?)?;
     target.write(write, name, value)
 }
 
 pub fn proxy_remove_header_map_value(env: Env<'_>, map: i32, name: i32, len: i32) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let name = bytes(memory, name, len)?;
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let name = short(memory, fuel, (name, len), Status::BAD_ARGUMENT)?;
         let mut target = Target::of(proxy, Map::of(map)?)?;
         target.remove(name)
     })
@@ -217,6 +220,18 @@ pub fn proxy_set_header_map_pairs(env: Env<'_>, map: i32, at: i32, len: i32) -> 
         let mut target = Target::of(proxy, Map::of(map)?)?;
         target.replace(&given)
     })
+}
+
+/// Small ones are not counted, as [`FIELDS`] of them are no more than the bound: a map never has twice of it.
+fn has_room(fields: &HeaderMap, write: Write, name: &HeaderName, value: &HeaderValue) -> bool {
+    let size = |name: &HeaderName, value: &HeaderValue| name.as_str().len() + value.len();
+    let added = size(name, value);
+    if added <= HEADER_BYTES / FIELDS {
+        return true;
+    }
+    let stays = |(known, _): &(&HeaderName, &HeaderValue)| write == Write::Add || *known != name;
+    let staying: usize = fields.iter().filter(stays).map(|(name, value)| size(name, value)).sum();
+    staying + added <= HEADER_BYTES
 }
 
 /// A map to be written.
@@ -279,6 +294,9 @@ impl<'a> Target<'a> {
         let value = HeaderValue::from_bytes(value).map_err(|_| bad)?;
         let fields = self.fields();
         if fields.len() >= FIELDS && (write == Write::Add || !fields.contains_key(&name)) {
+            return Err(bad.into());
+        }
+        if !has_room(fields, write, &name, &value) {
             return Err(bad.into());
         }
         match write {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{REFERER, USER_AGENT};
 
-use super::{Env, Event, Parts, ProxyState, Status, bytes, call, give, pairs, parts};
+use super::{Env, Event, Parts, ProxyState, Status, bytes, call, give, pairs, parts, short};
 use crate::domain::Tier;
 use crate::engine::failure::Halt;
 use crate::engine::http::{HttpExchange, RequestInfo, hand_on};
@@ -18,8 +18,8 @@ type Value<'a> = Option<Cow<'a, [u8]>>;
 
 pub fn proxy_get_property(env: Env<'_>, path: i32, len: i32, data: i32, size: i32) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let path = bytes(memory, path, len)?;
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let path = short(memory, fuel, (path, len), Status::NOT_FOUND)?;
         let value = property(proxy, path).ok_or(Status::NOT_FOUND)?.into_owned();
         give(env, &value, data, size)
     })
@@ -29,11 +29,48 @@ pub fn proxy_get_property(env: Env<'_>, path: i32, len: i32, data: i32, size: i3
 pub fn proxy_set_property(env: Env<'_>, path: i32, len: i32, value: i32, value_len: i32) -> Result<i32, Halt> {
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
-        let (path, value) = (bytes(memory, path, len)?, bytes(memory, value, value_len)?);
-        fuel.spend(path.len() + value.len())?;
+        bytes(memory, value, value_len)?;
+        let path = short(memory, fuel, (path, len), Status::BAD_ARGUMENT)?;
+        let value = short(memory, fuel, (value, value_len), Status::BAD_ARGUMENT)?;
         let (exchange, _) = proxy.exchange()?;
-        if hand_on(&mut exchange.values, path, value) { Ok(()) } else { Err(Status::INTERNAL_FAILURE.into()) }
+        if is_hosts(&segments(path)) {
+            return Err(Status::BAD_ARGUMENT.into());
+        }
+        if hand_on(&mut exchange.values, whole(path), value) { Ok(()) } else { Err(Status::INTERNAL_FAILURE.into()) }
     })
+}
+
+/// Without the NUL that some end it with.
+fn whole(path: &[u8]) -> &[u8] {
+    path.strip_suffix(b"\0").unwrap_or(path)
+}
+
+fn segments(path: &[u8]) -> Vec<&[u8]> {
+    let path = whole(path);
+    // Our own are often written with dots.
+    if path.starts_with(b"wasmgate.") && !path.contains(&0) {
+        return path.splitn(3, |b| *b == b'.').collect();
+    }
+    // None of the host's has four, so the last one may as well be all the rest.
+    path.splitn(4, |b| *b == 0).collect()
+}
+
+/// What is below is the host's to say, also where it says nothing: a handler's value there would be taken for the host's.
+fn is_hosts(segments: &[&[u8]]) -> bool {
+    const ROOTS: [&[u8]; 11] = [
+        b"request",
+        b"response",
+        b"source",
+        b"destination",
+        b"upstream",
+        b"connection",
+        b"wasmgate",
+        b"route_name",
+        b"plugin_name",
+        b"plugin_root_id",
+        b"plugin_vm_id",
+    ];
+    segments.first().is_some_and(|root| ROOTS.contains(root))
 }
 
 fn text(text: &str) -> Value<'_> {
@@ -58,14 +95,7 @@ fn field<'a>(fields: &'a HeaderMap, name: &[u8]) -> Value<'a> {
 }
 
 fn property<'a>(proxy: &'a mut ProxyState, path: &[u8]) -> Value<'a> {
-    let path = path.strip_suffix(b"\0").unwrap_or(path);
-    let mut segments: Vec<&[u8]> = path.split(|b| *b == 0).collect();
-    // Our own are often written with dots.
-    if let [one] = segments[..]
-        && one.starts_with(b"wasmgate.")
-    {
-        segments = one.splitn(3, |b| *b == b'.').collect();
-    }
+    let segments = segments(path);
     let of_plugin = match segments[..] {
         [b"plugin_name"] => Some(&proxy.plugin.name),
         [b"plugin_root_id"] => Some(&proxy.plugin.root_id),
@@ -84,10 +114,8 @@ fn property<'a>(proxy: &'a mut ProxyState, path: &[u8]) -> Value<'a> {
         [b"source", b"port"] => number(exchange.peer.port().into()),
         [b"upstream", b"address"] => text(exchange.upstream.as_deref()?),
         [b"upstream", b"port"] => number(exchange.upstream.as_deref()?.rsplit(':').next()?.parse().ok()?),
-        _ => match exchange.info.as_deref().and_then(|info| of_info(info, &segments)) {
-            Some(value) => Some(value),
-            None => exchange.values.get(path).map(|value| Cow::Borrowed(&value[..])),
-        },
+        _ if is_hosts(&segments) => of_info(exchange.info.as_deref()?, &segments),
+        _ => exchange.values.get(whole(path)).map(|value| Cow::Borrowed(&value[..])),
     }
 }
 

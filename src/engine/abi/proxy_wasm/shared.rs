@@ -1,6 +1,6 @@
 //! Shared data, queues and metrics.
 
-use super::{Env, Parts, Status, bytes, call, give, parts, put_u32, put_u64};
+use super::{Env, Parts, Status, bytes, call, give, parts, put_u32, put_u64, short};
 use crate::engine::failure::Halt;
 use crate::engine::guest_metrics::{self, Kind};
 use crate::engine::scope;
@@ -27,16 +27,18 @@ impl From<guest_metrics::Refused> for Status {
 pub fn proxy_set_shared_data(env: Env<'_>, key: i32, kl: i32, value: i32, vl: i32, cas: i32) -> Result<i32, Halt> {
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
-        let (key, value) = (bytes(memory, key, kl)?, bytes(memory, value, vl)?);
-        fuel.spend(key.len() + value.len())?;
+        let value = bytes(memory, value, vl)?;
+        let key = short(memory, fuel, (key, kl), Status::BAD_ARGUMENT)?;
+        fuel.spend(value.len())?;
         Ok(proxy.plugin.scope.set(key, value, cas as u32).map_err(Status::from)?)
     })
 }
 
 pub fn proxy_get_shared_data(env: Env<'_>, key: i32, kl: i32, data: i32, size: i32, cas: i32) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let (value, number) = proxy.plugin.scope.get(bytes(memory, key, kl)?).ok_or(Status::NOT_FOUND)?;
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let key = short(memory, fuel, (key, kl), Status::NOT_FOUND)?;
+        let (value, number) = proxy.plugin.scope.get(key).ok_or(Status::NOT_FOUND)?;
         bytes(memory, cas, 4)?;
         give(env, &value, data, size)?;
         put_u32(parts(env)?.memory, cas, number)
@@ -45,11 +47,13 @@ pub fn proxy_get_shared_data(env: Env<'_>, key: i32, kl: i32, data: i32, size: i
 
 pub fn proxy_register_shared_queue(env: Env<'_>, name: i32, len: i32, id: i32) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let name = bytes(memory, name, len)?;
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let name = short(memory, fuel, (name, len), Status::BAD_ARGUMENT)?;
         bytes(memory, id, 4)?;
         let queue = proxy.plugin.scope.register(name).map_err(Status::from)?;
-        proxy.registered.push(queue);
+        if !proxy.registered.contains(&queue) {
+            proxy.registered.push(queue);
+        }
         put_u32(memory, id, queue)
     })
 }
@@ -63,9 +67,12 @@ pub fn proxy_resolve_shared_queue(
     id: i32,
 ) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let vm = std::str::from_utf8(bytes(memory, vm, vm_len)?).map_err(|_| Status::NOT_FOUND)?;
-        let queue = proxy.plugin.scope.resolve(vm, bytes(memory, name, len)?).ok_or(Status::NOT_FOUND)?;
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        bytes(memory, name, len)?;
+        let vm = short(memory, fuel, (vm, vm_len), Status::NOT_FOUND)?;
+        let name = short(memory, fuel, (name, len), Status::NOT_FOUND)?;
+        let vm = std::str::from_utf8(vm).map_err(|_| Status::NOT_FOUND)?;
+        let queue = proxy.plugin.scope.resolve(vm, name).ok_or(Status::NOT_FOUND)?;
         put_u32(memory, id, queue)
     })
 }
@@ -92,8 +99,9 @@ pub fn proxy_dequeue_shared_queue(env: Env<'_>, queue: i32, data: i32, size: i32
 
 pub fn proxy_define_metric(env: Env<'_>, of: i32, name: i32, len: i32, id: i32) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, proxy, .. } = parts(env)?;
-        let (kind, name) = (Kind::of(of).ok_or(Status::BAD_ARGUMENT)?, bytes(memory, name, len)?);
+        let Parts { memory, fuel, proxy } = parts(env)?;
+        let name = short(memory, fuel, (name, len), Status::BAD_ARGUMENT)?;
+        let kind = Kind::of(of).ok_or(Status::BAD_ARGUMENT)?;
         bytes(memory, id, 4)?;
         let number = proxy.plugin.metrics.define(kind, name).map_err(Status::from)?;
         put_u32(memory, id, number)

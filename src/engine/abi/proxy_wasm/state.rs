@@ -3,7 +3,7 @@
 //!
 //! Invariant: a stream's exchange is here exactly while a callback for it runs or it is paused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ pub struct ProxyState {
     pub effective: u32,
     pub streams: BTreeMap<u32, Stream>,
     /// Streams that may go on, since the callback began.
-    pub touched: Vec<u32>,
+    pub touched: BTreeSet<u32>,
     /// Streams whose end the guest has said.
     pub done: Vec<u32>,
     /// The answer that the guest is told of.
@@ -157,7 +157,7 @@ impl ProxyState {
             callback: Callback::Start,
             effective: 0,
             streams: BTreeMap::new(),
-            touched: Vec::new(),
+            touched: BTreeSet::new(),
             done: Vec::new(),
             answer: None,
             calls: Vec::new(),

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 use super::state::{ROOT, Stream};
-use super::{Done, Env, Parts, ProxyState, Status, bytes, call, pairs, parts};
+use super::{Done, Env, ProxyState, Status, bytes, call, pairs, parts};
 use crate::domain::Reply;
-use crate::engine::abi::wire::{self, Message};
+use crate::engine::abi::wire::{self, HEADER_BYTES, Message};
 use crate::engine::failure::Halt;
+use crate::engine::host::HostState;
 use crate::engine::http::HttpExchange;
 
 /// `proxy_stream_type_t`; those of connections are never there.
@@ -20,7 +21,7 @@ const RESPONSE: i32 = 1;
 fn touch(proxy: &mut ProxyState) -> Done<&mut Stream> {
     let context = proxy.effective;
     let stream = proxy.streams.get_mut(&context).ok_or(Status::BAD_ARGUMENT)?;
-    proxy.touched.push(context);
+    proxy.touched.insert(context);
     Ok(stream)
 }
 
@@ -78,7 +79,8 @@ pub fn proxy_send_local_response(
     grpc_status: i32,
 ) -> Result<i32, Halt> {
     call(env, |env| {
-        let Parts { memory, fuel, proxy } = parts(env)?;
+        let HostState { memory, fuel, proxy, output, .. } = env.data_mut();
+        let proxy = proxy.as_deref_mut().ok_or(Status::INTERNAL_FAILURE)?;
         bytes(memory, details, details_len)?;
         let (body, headers) = (bytes(memory, body, body_len)?, bytes(memory, headers, headers_len)?);
         fuel.spend(body.len() + headers.len())?;
@@ -96,8 +98,11 @@ pub fn proxy_send_local_response(
             return Ok(());
         }
         let reply = match u16::try_from(grpc_status) {
-            Ok(grpc_status) if is_grpc(exchange) => grpc(grpc_status, body, headers),
-            _ => Reply { status: valid(status), headers, body: Bytes::copy_from_slice(body) },
+            Ok(grpc_status) if is_grpc(exchange) => grpc(grpc_status, body, headers)?,
+            _ => {
+                output.spend(body.len())?;
+                Reply { status: valid(status), headers, body: Bytes::copy_from_slice(body) }
+            }
         };
         stream.replied = true;
         stream.reply = Some(reply);
@@ -116,14 +121,17 @@ fn is_grpc(exchange: &HttpExchange) -> bool {
 }
 
 /// An answer of headers alone (gRPC over HTTP/2, "Trailers-Only").
-fn grpc(status: u16, message: &[u8], mut headers: Vec<(HeaderName, HeaderValue)>) -> Reply {
+fn grpc(status: u16, message: &[u8], mut headers: Vec<(HeaderName, HeaderValue)>) -> Done<Reply> {
+    let room = HEADER_BYTES - headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    let message = Some(message).filter(|message| message.len() <= room).map(percent_encoded);
+    let message = message.filter(|text| text.len() <= room).ok_or(Status::BAD_ARGUMENT)?;
     headers.retain(|(name, _)| *name != CONTENT_TYPE);
     headers.push((CONTENT_TYPE, HeaderValue::from_static("application/grpc")));
     headers.push((HeaderName::from_static("grpc-status"), HeaderValue::from(status)));
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+    if let Ok(message) = HeaderValue::from_str(&message) {
         headers.push((HeaderName::from_static("grpc-message"), message));
     }
-    Reply { status: 200, headers, body: Bytes::new() }
+    Ok(Reply { status: 200, headers, body: Bytes::new() })
 }
 
 /// As gRPC wants it in `grpc-message` (gRPC over HTTP/2, "Status-Message").
@@ -131,7 +139,10 @@ fn percent_encoded(message: &[u8]) -> String {
     let mut text = String::with_capacity(message.len());
     for byte in message {
         match byte {
-            b'%' | ..=0x1f | 0x7f.. => text.push_str(&format!("%{byte:02X}")),
+            b'%' | ..=0x1f | 0x7f.. => {
+                let digit = |n: u8| char::from(b"0123456789ABCDEF"[usize::from(n & 15)]);
+                text.extend(['%', digit(byte >> 4), digit(*byte)]);
+            }
             _ => text.push(char::from(*byte)),
         }
     }
