@@ -38,12 +38,10 @@ async fn a_compiler_without_time_or_memory_refuses_the_module() {
     ] {
         let kit = Kit::with(wasmgate::config::Engine { compile, ..config() });
         let inspected = kit.engine.inspect(&bytes, None, 64 * MIB, &limits()).unwrap();
-        let begun = Instant::now();
         match kit.engine.install(bytes.clone(), &inspected, Compiler::Optimising).await {
             Err(InstallError::NotLoadable(e)) => assert_refused(&e, CompileLimit, "compile"),
             other => panic!("{other:?}"),
         }
-        assert!(begun.elapsed() < Duration::from_secs(30));
         assert_eq!(kit.engine.stats().compiling, 0);
     }
 }
