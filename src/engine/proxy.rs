@@ -245,7 +245,8 @@ impl ProxyHandler {
             Ok(outcome) => return outcome,
             Err(back) => back,
         };
-        if guard.is_none() && !starts {
+        // A new VM has a new place: here it would be taken for the one that was lost, by streams that began in that.
+        if guard.is_none() && (!starts || slot.lost.is_cancelled()) {
             return Outcome::NotRun(input, gone());
         }
         let need = match guard.is_some() {

@@ -200,11 +200,25 @@ impl ProxyStream {
         }
     }
 
-    async fn on_pool(&mut self, shown: Shown, event: (Event, bool), cancel: &Cancel) -> Result<Told, Pause> {
+    async fn on_pool(&mut self, mut shown: Shown, event: (Event, bool), cancel: &Cancel) -> Result<Told, Pause> {
         let (starts, may_inline) = (self.context == 0, is_short(&shown, event.0));
-        let work = callback(self.context, event);
-        let outcome = self.handler.on_vm(&self.slot, cancel, shown, (starts, may_inline), work).await;
-        self.decided(outcome)
+        loop {
+            let work = callback(self.context, event);
+            match self.handler.on_vm(&self.slot, cancel, shown, (starts, may_inline), work).await {
+                // The VM was lost before this stream began in it.
+                Outcome::NotRun(back, _) if starts && self.slot.lost.is_cancelled() => {
+                    shown = back;
+                    self.take_place(self.handler.pick());
+                }
+                outcome => return self.decided(outcome),
+            }
+        }
+    }
+
+    fn take_place(&mut self, slot: Arc<Slot>) {
+        self.slot.streams.fetch_sub(1, Ordering::Relaxed);
+        slot.streams.fetch_add(1, Ordering::Relaxed);
+        self.slot = slot;
     }
 
     fn decided(&mut self, outcome: Outcome<Shown, (u32, Step)>) -> Result<Told, Pause> {

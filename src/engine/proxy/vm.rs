@@ -252,7 +252,9 @@ impl Vm {
     /// The number of a new stream. Its context is made by its first callback.
     pub fn open(&mut self) -> u32 {
         self.last_context = self.last_context.wrapping_add(1).max(ROOT + 1);
-        self.last_context
+        let context = self.last_context;
+        self.state().streams.insert(context, Stream::default());
+        context
     }
 
     /// Tells the guest of what came for a stream. The exchange: `None` where the guest has it since a pause. The bytes:
@@ -276,9 +278,11 @@ impl Vm {
         end: bool,
         (exchange, more): (Option<Box<HttpExchange>>, Bytes),
     ) -> Result<Step, GuestFailure> {
-        let streams = &mut self.state().streams;
-        let is_new = !streams.contains_key(&context);
-        streams.entry(context).or_default();
+        let Some(stream) = self.state().streams.get_mut(&context) else {
+            let reason = "its stream has ended in the guest".to_owned();
+            return Err(GuestFailure::Trap { reason, backtrace: String::new() });
+        };
+        let is_new = !std::mem::replace(&mut stream.is_created, true);
         self.lend(context, event, exchange);
         if is_new {
             self.create(context, ROOT).map_err(Ended::into_failure)?;

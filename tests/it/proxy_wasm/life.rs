@@ -346,3 +346,33 @@ fn not_every_stream_can_put_off_its_end() {
     }
     eventually("some have ended", || gw.metric("wasm_guest_ended", &[]) >= 40.0);
 }
+
+/// A stream whose VM has failed meanwhile does not go on in the one that serves those that waited for it.
+#[test]
+fn a_stream_never_goes_on_in_another_vm() {
+    let gate = Gate::default();
+    let up = Upstream::start({
+        let gate = gate.clone();
+        move |seen, stream| {
+            if seen.target.starts_with("/run/held") {
+                gate.wait();
+            }
+            respond(stream, 200, &[], b"answer");
+            true
+        }
+    });
+    let server = format!("{ONE_VM}[engine.breaker]\nfailures = 0\n");
+    let gw = gateway(&up, &server, &filter("run", "", "wall = \"300ms\""));
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| gw.get("/run/held").header("X-Run", "response_headers: log 1 s:x").send());
+        eventually("it is at the upstream", || up.seen().iter().any(|seen| seen.target.starts_with("/run/held")));
+        let loops = scope.spawn(|| scripted(&gw, "request_headers: spin").send());
+        // One of them waits for the VM that the loop has, before its request or with its answer.
+        while !loops.is_finished() {
+            assert!(matches!(gw.get("/run").send().status, 200 | 502));
+        }
+        loops.join().expect("an answer").problem(504, "handler-timeout");
+        gate.open();
+        held.join().expect("an answer").problem(502, "handler-trap");
+    });
+}

@@ -102,10 +102,11 @@ pub fn proxy_http_call(
         let Parts { memory, fuel, proxy } = parts(env)?;
         let upstream = granted(proxy, bytes(memory, upstream, upstream_len)?)?;
         let (headers, body) = (bytes(memory, headers, headers_len)?, bytes(memory, body, body_len)?);
-        // Trailers are taken and not sent, as many upstreams would drop them.
-        pairs::decode(bytes(memory, trailers, trailers_len)?)?;
+        let trailers = bytes(memory, trailers, trailers_len)?;
         bytes(memory, id, 4)?;
-        fuel.spend(headers.len() + body.len())?;
+        fuel.spend(headers.len() + body.len() + trailers.len())?;
+        // They are taken and not sent, as many upstreams would drop them.
+        pairs::decode(trailers)?;
         let mut request = wire::request(&pairs::decode(headers)?, Bytes::new()).ok_or(Status::BAD_ARGUMENT)?;
         if body.len() as u64 > limit {
             return Err(Status::INTERNAL_FAILURE.into());

@@ -83,6 +83,8 @@ pub struct Woken {
 /// One HTTP stream, a context of the guest's.
 pub struct Stream {
     pub request_id: Option<Arc<str>>,
+    /// The guest has made its context.
+    pub is_created: bool,
     pub exchange: Option<Box<HttpExchange>>,
     /// The last thing that it was told of.
     pub event: Event,
@@ -109,6 +111,7 @@ impl Default for Stream {
     fn default() -> Stream {
         Stream {
             request_id: None,
+            is_created: false,
             exchange: None,
             event: Event::RequestHeaders,
             reply: None,
