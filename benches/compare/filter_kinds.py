@@ -80,7 +80,7 @@ FAILING = {
     "open": ("", 'fail = "open"'),
     "tick": ("configure: set_tick_period_milliseconds 20; tick: trap", 'fail = "open"'),
     "queue": (
-        "configure: register_shared_queue s:q u; request_headers: resolve_shared_queue s:queue s:q u; request_headers: enqueue_shared_queue $ s:x; queue: trap",
+        "configure: register_shared_queue s:q u; request_headers: resolve_shared_queue s:queue s:q u; request_headers: enqueue_shared_queue $ s:x; queue: dequeue_shared_queue $1 b; queue: trap",
         'fail = "open", vm_id = "queue"',
     ),
     "answer": (f"request_headers: {call('origin', '/')}; request_headers: pause; call: trap", 'fail = "open", upstreams = ["origin"]'),
