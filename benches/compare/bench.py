@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -37,6 +38,25 @@ def listens(port):
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
+def route(name, lines):
+    return f'[[routes]]\nname = "{name}"\nmatch.path_prefix = "/{name}"\n{lines}\n'
+
+
+def is_flat(samples, per, may):
+    """Whether nothing grows. Samples begin with how many `per` there were; `may`: what follows there, and by how much it
+    may rise in the whole run. The first quarter is for getting warm."""
+    settled = samples[len(samples) // 4 :]
+    if len(settled) < 3:
+        sys.exit("too few samples for a slope: ask for more")
+    flat = True
+    for at, (what, most) in enumerate(may, 1):
+        slope = statistics.linear_regression([s[0] / 1000 for s in settled], [s[at] for s in settled]).slope
+        stays = slope * samples[-1][0] / 1000 <= most
+        flat = flat and stays
+        print(f"{'flat:    ' if stays else 'NOT FLAT:'} {slope:+.4f} {what} per 1,000 {per} ({settled[0][at]} to {settled[-1][at]})")
+    return flat
+
+
 class Bench:
     # Of the gateway's proxy.
     threads = 1
@@ -64,19 +84,21 @@ class Bench:
         self.bare_proxy, self.bare_answer, self.origin = free_port(), free_port(), free_port()
         binary = ROOT / "target/release/bare-pingora"
         if shutil.which("nginx"):
-            conf = self.folder / "nginx.conf"
-            conf.write_text(
-                f"daemon off; master_process off; pid {self.folder}/nginx.pid; error_log stderr crit;\n"
-                "events { worker_connections 4096; }\n"
-                "http { access_log off; keepalive_requests 1000000000; default_type text/plain;\n"
-                f"  server {{ listen 127.0.0.1:{self.origin}; location / {{ return 200 'hello world\\n'; }} }} }}\n"
-            )
-            self.spawn("nginx", "-p", self.folder, "-c", conf, log="nginx.log")
+            self.start_nginx(f"server {{ listen 127.0.0.1:{self.origin}; location / {{ return 200 'hello world\\n'; }} }}")
         else:
             print("nginx is not here: a second bare Pingora is the origin")
             self.spawn(binary, free_port(), self.origin, free_port(), log="origin.log")
         self.bare = self.spawn(binary, self.bare_proxy, self.bare_answer, self.origin, log="bare.log")
         wait_for("bare Pingora and the origin listen", lambda: all(map(listens, (self.bare_proxy, self.bare_answer, self.origin))))
+
+    def start_nginx(self, servers):
+        conf = self.folder / "nginx.conf"
+        conf.write_text(
+            f"daemon off; master_process off; pid {self.folder}/nginx.pid; error_log stderr crit;\n"
+            "events { worker_connections 4096; }\n"
+            f"http {{ access_log off; keepalive_requests 1000000000; default_type text/plain;\n  {servers} }}\n"
+        )
+        self.spawn("nginx", "-p", self.folder, "-c", conf, log="nginx.log")
 
     def start_gateway(self):
         config = self.folder / "wasmgate.toml"
@@ -85,24 +107,30 @@ class Bench:
         self.gateway = self.spawn(ROOT / "target/release/wasmgate", "serve", "-c", config, "--ready-file", ready, log="gateway.log")
         wait_for(f"the gateway is ready, see {self.folder}/gateway.log", ready.exists)
         info = json.loads(ready.read_text())
-        self.proxy = int(info["proxy"][0].rsplit(":", 1)[1])
+        self.proxy, *self.further = (int(address.rsplit(":", 1)[1]) for address in info["proxy"])
         self.admin = info["admin"]
         self.token = (self.folder / info["admin_token_file"]).read_text().strip()
         self.idle_rss = self.memory()
-        for name, abi in (("http", "http-wasm"), ("cgi", "cgi"), ("upper", "command"), ("command", "command"), ("grow", "core")):
-            self.ask_admin("PUT", f"/api/wasm/modules/{name}?owner=bench&abi={abi}", self.guest(name), "application/wasm")
-        # A filter of the Rust SDK.
-        filter = ROOT / "target/guests/proxy_wasm_headers.wasm"
-        self.filter = filter.exists()
-        if self.filter:
-            self.ask_admin("PUT", "/api/wasm/modules/filter?owner=bench&abi=proxy-wasm", filter.read_bytes(), "application/wasm")
-        else:
-            print("without the proxy-wasm filter: `./scripts/test --sdk sdk::` builds it")
+        self.upload_all()
         config.write_text(self.config(handlers=True))
         self.ask_admin("POST", "/api/config/reload")
         made = {"owner": "bench", "tier": "bench", "scopes": ["proxy", "execute", "modules"]}
         key = self.ask_admin("POST", "/api/auth/keys", json.dumps(made).encode(), "application/json")
         self.key = json.loads(key)["key"]
+
+    def upload_all(self):
+        for name, abi in (("http", "http-wasm"), ("cgi", "cgi"), ("upper", "command"), ("command", "command"), ("grow", "core")):
+            self.upload("bench", name, abi, self.guest(name))
+        # A filter of the Rust SDK.
+        filter = ROOT / "target/guests/proxy_wasm_headers.wasm"
+        self.filter = filter.exists()
+        if self.filter:
+            self.upload("bench", "filter", "proxy-wasm", filter.read_bytes())
+        else:
+            print("without the proxy-wasm filter: `./scripts/test --sdk sdk::` builds it")
+
+    def upload(self, owner, name, abi, wasm):
+        self.ask_admin("PUT", f"/api/wasm/modules/{name}?owner={owner}&abi={abi}", wasm, "application/wasm")
 
     def ask_admin(self, method, path, body=b"", media="application/json"):
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": media}
@@ -125,9 +153,6 @@ class Bench:
         return out.read_bytes()
 
     def config(self, handlers):
-        def route(name, lines):
-            return f'[[routes]]\nname = "{name}"\nmatch.path_prefix = "/{name}"\n{lines}\n'
-
         up = 'target.upstream = "origin"\n'
         text = (
             f'data_dir = "{self.folder}/data"\n'
