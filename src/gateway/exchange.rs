@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v2::client::Http2Session;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::{ALPN, HttpPeer};
 use pingora::{Error, ErrorSource, ErrorType};
@@ -187,10 +189,25 @@ async fn attempt(
     Err(Failure { error: error.into_up(), again: false, stale: false })
 }
 
+/// With the host as `:authority` alone (RFC 9113 section 8.3.1).
+pub fn send_h2_head(h2: &mut Http2Session, mut head: RequestHeader, end: bool) -> pingora::Result<()> {
+    let host = head.remove_header(&HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let path = head.uri.path_and_query().cloned();
+    let mut uri = http::uri::Parts::default();
+    let is_tls = h2.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+    uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
+    (uri.authority, uri.path_and_query) = (authority, path);
+    let uri =
+        Uri::from_parts(uri).map_err(|_| Error::explain(ErrorType::InvalidHTTPHeader, "no authority and path"))?;
+    head.set_uri(uri);
+    h2.write_request_header(Box::new(head), end)
+}
+
 pub async fn send(client: &mut Client, head: RequestHeader, body: Option<&Bytes>) -> pingora::Result<()> {
     let body = body.filter(|b| !b.is_empty());
     if let HttpSession::H2(h2) = client {
-        h2.write_request_header(Box::new(head), body.is_none())?;
+        send_h2_head(h2, head, body.is_none())?;
     } else {
         client.write_request_header(Box::new(head)).await?;
     }

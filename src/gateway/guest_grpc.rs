@@ -15,6 +15,7 @@ use pingora::protocols::http::v2::client::Http2Session;
 use pingora::protocols::http::v2::write_body;
 use pingora::upstreams::peer::{ALPN, HttpPeer};
 
+use super::exchange::send_h2_head;
 use super::pool::Pool;
 use super::upstream::{Tried, Upstream};
 use crate::engine::grpc::{GrpcCall, GrpcEvent, GrpcStatus, Messages};
@@ -85,7 +86,7 @@ async fn open(pool: &Pool, peer: &HttpPeer, head: RequestHeader) -> Result<Http2
     loop {
         let (client, reused) = pool.connect(peer).await.map_err(|error| error.to_string())?;
         let HttpSession::H2(mut h2) = client else { return Err("the endpoint speaks no HTTP/2".into()) };
-        match h2.write_request_header(Box::new(head.clone()), false) {
+        match send_h2_head(&mut h2, head.clone(), false) {
             Ok(()) => return Ok(h2),
             Err(_) if reused && std::mem::take(&mut again) => {}
             Err(error) => return Err(error.to_string()),

@@ -315,6 +315,22 @@ fn a_client_without_a_host_goes_to_the_upstreams_own() {
     assert_eq!(up.last().all("host"), ["named"]);
 }
 
+/// RFC 9113 section 8.3.1: an HTTP/2 upstream is told of the host once, as `:authority`; some refuse it twice.
+#[test]
+fn an_http2_upstream_has_the_host_as_authority_alone() {
+    let up = H2Origin::start("answer");
+    let config = upstream("up", up.addr, "http = \"h2\"")
+        + &route("all", "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"");
+    let gw = Gateway::start(&config);
+    for body in ["", "Content-Length: 4\r\n\r\nbody", "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"] {
+        let (method, body) = if body.is_empty() { ("GET", "\r\n") } else { ("POST", body) };
+        let response =
+            Conn::connect(gw.proxy).ask(format!("{method} /a?b HTTP/1.1\r\nHost: shop.test\r\n{body}")).expect(200);
+        assert_eq!(response.header("x-uri"), Some("http://shop.test/a?b"), "{body:?}");
+        assert_eq!(response.header("x-host"), None, "{body:?}");
+    }
+}
+
 #[test]
 fn grpc_trailers_pass_and_refusals_are_grpc_statuses() {
     let up = H2Origin::start("message");

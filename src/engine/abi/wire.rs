@@ -59,6 +59,11 @@ pub fn status(code: u16) -> Option<StatusCode> {
     StatusCode::from_u16(code).ok().filter(|code| (200..600).contains(&code.as_u16()))
 }
 
+/// A field's value, without the whitespace around it that is no part of it (RFC 9110 section 5.5).
+pub fn value(text: &[u8]) -> Option<HeaderValue> {
+    HeaderValue::from_bytes(text.trim_ascii()).ok()
+}
+
 /// Fields of a guest's for a message, but pseudo headers and those that are the gateway's to write.
 pub fn fields(given: &[(&[u8], &[u8])], message: Message) -> Option<Vec<(HeaderName, HeaderValue)>> {
     let bytes: usize = given.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -68,7 +73,7 @@ pub fn fields(given: &[(&[u8], &[u8])], message: Message) -> Option<Vec<(HeaderN
     let mut fields = Vec::with_capacity(given.len());
     for (name, value) in given.iter().filter(|(name, _)| !name.starts_with(b":")) {
         let name = HeaderName::from_bytes(name).ok()?;
-        let value = HeaderValue::from_bytes(value).ok()?;
+        let value = self::value(value)?;
         if !is_gateways(&name, message) {
             fields.push((name, value));
         }

@@ -373,8 +373,15 @@ impl Vm {
         if let Some(waiter) = stream.waiter.take()
             && let Some(exchange) = stream.hand_back()
         {
-            // Nobody may wait any more.
-            let _ = waiter.send(Woken { exchange, result: Ok(verdict) });
+            // Where nobody waits any more, more has come for it: it finds its exchange here, and an answer at once.
+            if let Err(Woken { exchange, result }) = waiter.send(Woken { exchange, result: Ok(verdict) }) {
+                stream.exchange = Some(exchange);
+                match result {
+                    Ok(Verdict::Respond(reply)) => stream.reply = Some(reply),
+                    Ok(Verdict::Close) => stream.closed = true,
+                    _ => {}
+                }
+            }
         }
     }
 
@@ -476,6 +483,10 @@ impl Vm {
 
     fn closed(&mut self, context: u32, waits: bool) -> Result<Closed, Ended> {
         let id = context as i32;
+        if self.state().streams.get(&context).is_some_and(|stream| stream.finishing) {
+            // It has been asked, and never said.
+            return self.log_and_delete(context).map(Closed::Now);
+        }
         let done = self.callback(Callback::Other, context, |store, exports| {
             exports.done.as_ref().map_or(Ok(1), |f| f.call(store, id))
         })?;

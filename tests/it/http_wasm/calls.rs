@@ -205,10 +205,12 @@ async fn nothing_invalid_gets_into_headers() {
         assert_eq!(written("request name", name).await.0, "handler-invalid-response", "{}", name.escape_ascii());
         assert_eq!(written("removed", name).await.0, "ok", "removing what can't be there is nothing to do");
     }
-    for value in [&b"tab\there"[..], b"", b"latin \xe9", b"  spaces  "] {
+    for value in [&b"tab\there"[..], b"", b"latin \xe9"] {
         let (end, exchange) = written("request value", value).await;
         assert_eq!((end, exchange.request.headers["x-w"].as_bytes()), ("ok", value));
     }
+    // Whitespace around a value is no part of it (RFC 9110 section 5.5), and makes an answer malformed in HTTP/2.
+    assert_eq!(written("request value", b"  spaces\t ").await.1.request.headers["x-w"], "spaces");
     assert_eq!(written("request name", b"X-MiXeD").await.1.request.headers["x-mixed"], "v");
 }
 

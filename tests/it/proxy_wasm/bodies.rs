@@ -235,3 +235,23 @@ fn http2_clients_pass_the_same_filters() {
     let response = client.send("POST", &uri, &[("x-run", local)], Some(&[b'x'; 100_000]));
     assert_eq!((response.status.as_u16(), &response.body[..]), (403, &b"no"[..]));
 }
+
+/// What ends a pause may come while the body is on its way to the guest; the request goes on all the same.
+#[test]
+fn a_pause_may_end_while_the_body_comes() {
+    let (up, auth) = (Upstream::text("answer"), Upstream::text("allowed"));
+    let server = ONE_VM.to_owned() + &crate::support::toml::upstream("auth", auth.addr, "");
+    let keys = "hold_headers = true, upstreams = [\"auth\"], pause = \"300s\"";
+    let gw = gateway(&up, &server, &filter("run", "", keys));
+    let script = "request_headers: http_call s:auth m::method=GET,:path=/,:authority=auth s: m: 20000 u; request_headers: pause; \
+                  call: continue_stream 0";
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    scripted(&gw, script).body("body").send().expect(200);
+                }
+            });
+        }
+    });
+}

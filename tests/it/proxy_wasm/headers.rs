@@ -371,3 +371,13 @@ fn filters_do_not_see_the_callers_key() {
     assert!(results[0].starts_with("get_header_map_pairs=0 ["), "{results:?}");
     assert!(!response.to_string().contains(&key) && !results.concat().contains("wg_live_"), "{response}");
 }
+
+/// RFC 9110 section 5.5: whitespace around a value is no part of it; HTTP/2 clients take an answer with some for malformed.
+#[test]
+fn whitespace_around_values_is_dropped() {
+    let up = Upstream::text("answer");
+    let gw = runner(&up);
+    let script = "request_headers: add_header_map_value 0 s:x-to s:%20a%20b%09; response_headers: add_header_map_value 2 s:x-from s:%20c%20";
+    let response = scripted(&gw, script).send().expect(200);
+    assert_eq!((up.last().header("x-to"), response.header("x-from")), (Some("a b"), Some("c")));
+}

@@ -376,3 +376,18 @@ fn a_stream_never_goes_on_in_another_vm() {
         held.join().expect("an answer").problem(502, "handler-trap");
     });
 }
+
+/// It is asked once whether it is done; when it has not said by the end of its pause, it ends.
+#[test]
+fn a_stream_is_asked_once_whether_it_is_done() {
+    let up = Upstream::text("answer");
+    let counts =
+        |callback: &str| format!("{callback}: define_metric 0 s:{callback}s u; {callback}: increment_metric $ 1; ");
+    let config = counts("done") + &counts("delete") + "done: pause";
+    let gw = gateway(&up, "", &filter("run", &config, "pause = \"100ms\""));
+    for _ in 0..5 {
+        gw.get("/run").send().expect(200);
+    }
+    eventually("they have ended", || gw.metric("wasm_guest_deletes", &[]) >= 5.0);
+    assert_eq!(gw.metric("wasm_guest_dones", &[]), 5.0);
+}

@@ -158,7 +158,8 @@ async fn exchange(
     Ok(H2Response { status: head.status, headers: head.headers, body: body.into(), trailers })
 }
 
-/// An h2c origin: answers `body` and the trailer `grpc-status: 0`, with the request's `te` header in `x-te`.
+/// An h2c origin: answers `body` and the trailer `grpc-status: 0`, with the request's `te`, `host` and URI in `x-te`, `x-host` and
+/// `x-uri`.
 pub struct H2Origin {
     pub addr: SocketAddr,
     runtime: Option<Runtime>,
@@ -240,10 +241,13 @@ impl Drop for H2Origin {
 async fn serve(tcp: TcpStream, body: &'static str) {
     let Ok(mut connection) = h2::server::handshake(tcp).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
-        let te = request.headers().get("te").cloned();
-        let mut response = http::Response::builder().header("content-type", "application/grpc");
-        if let Some(te) = te {
-            response = response.header("x-te", te);
+        let mut response = http::Response::builder()
+            .header("content-type", "application/grpc")
+            .header("x-uri", request.uri().to_string());
+        for name in ["te", "host"] {
+            if let Some(value) = request.headers().get(name) {
+                response = response.header(format!("x-{name}"), value);
+            }
         }
         let response = response.body(()).expect("valid headers");
         let Ok(mut stream) = respond.send_response(response, false) else { continue };

@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 
 use crate::domain::{GuestFailure, Reply};
-use crate::engine::abi::wire::{FIELDS, HEADER_BYTES, Message, is_gateways, is_host};
+use crate::engine::abi::wire::{self, FIELDS, HEADER_BYTES, Message, is_gateways, is_host};
 use crate::engine::failure::Halt;
 use crate::engine::http::{HttpExchange, Values};
 
@@ -126,7 +126,7 @@ impl Edits {
         (name, value): (&[u8], &[u8]),
     ) -> Result<(), Halt> {
         let name = HeaderName::from_bytes(name).map_err(|_| bad("a header name is not a token"))?;
-        let value = HeaderValue::from_bytes(value).map_err(|_| bad("a header value holds control characters"))?;
+        let value = wire::value(value).ok_or_else(|| bad("a header value holds control characters"))?;
         if is_gateways(&name, message) {
             return Ok(());
         }

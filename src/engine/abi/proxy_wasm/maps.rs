@@ -292,7 +292,7 @@ impl<'a> Target<'a> {
         if name == header::HOST && matches!(self, Target::Request(_)) {
             return self.set_pseudo(b":authority", value);
         }
-        let value = HeaderValue::from_bytes(value).map_err(|_| bad)?;
+        let value = wire::value(value).ok_or(bad)?;
         let fields = self.fields();
         if fields.len() >= FIELDS && (write == Write::Add || !fields.contains_key(&name)) {
             return Err(bad.into());
