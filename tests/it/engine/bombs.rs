@@ -95,7 +95,7 @@ pub fn bombs() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("loops around many locals", loops(1_000, 100)),
         ("deep loops around many locals", loops(4_000, 4_000)),
-        ("blocks that set a local", blocks(37_000)),
+        ("blocks that set a local", blocks(25_000)),
         ("jump tables", function(&i32s(500), &tables)),
         ("many values alive", mixed(6_000, 35_000, &plain)),
         ("values alive across loops", mixed(500, 12_000, &in_loop)),
