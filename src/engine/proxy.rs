@@ -145,11 +145,17 @@ impl ProxyHandler {
     /// Starts one VM ahead of the first request, so that a module that refuses its configuration says so at once, and
     /// its timers run.
     pub async fn warm(self: &Arc<Self>) -> Result<(), RunError> {
-        let slot = self.pick();
-        let mut guard = self.lock(&slot).await?;
-        if guard.is_some() {
-            return Ok(());
-        }
+        let (slot, mut guard) = loop {
+            let slot = self.pick();
+            let guard = self.lock(&slot).await?;
+            if guard.is_some() {
+                return Ok(());
+            }
+            // Its VM may have failed meanwhile; its streams are never to meet another one.
+            if !slot.lost.is_cancelled() {
+                break (slot, guard);
+            }
+        };
         let handler = self.clone();
         let need = self.engine.need(&self.module, &self.account, &self.limits);
         let start = move |memory| handler.start(&slot, memory).map(|vm| *guard = Some(vm));

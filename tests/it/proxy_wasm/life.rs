@@ -1,5 +1,7 @@
 //! How VMs and contexts live: the order of callbacks, ticks, replacement, reloads, and what a failed guest costs.
 
+use std::io::Write;
+
 use super::*;
 use crate::support::upstream::{Gate, respond};
 
@@ -374,6 +376,39 @@ fn a_stream_never_goes_on_in_another_vm() {
         loops.join().expect("an answer").problem(504, "handler-timeout");
         gate.open();
         held.join().expect("an answer").problem(502, "handler-trap");
+    });
+}
+
+/// Nor is one started for timers and queues where that waited for the VM that failed.
+#[test]
+fn a_revived_vm_takes_no_lost_place() {
+    let gate = Gate::default();
+    let up = Upstream::start({
+        let gate = gate.clone();
+        move |seen, stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n").expect("the gateway listens");
+            if seen.target.starts_with("/run/held") {
+                gate.wait();
+            }
+            stream.write_all(b"answer").is_ok()
+        }
+    });
+    let server = format!("{ONE_VM}[engine.breaker]\nfailures = 0\n");
+    let counts =
+        |callback: &str| format!("{callback}: define_metric 0 s:{callback} u; {callback}: increment_metric $ 1");
+    let script = counts("configure") + "; configure: register_shared_queue s:q u";
+    let gw = gateway(&up, &server, &filter("run", &script, "wall = \"2s\", fail = \"open\""));
+    scripted(&gw, "request_headers: trap").send().expect(200);
+    std::thread::scope(|scope| {
+        let request = gw.get("/run/held").header("X-Run", counts("response_headers"));
+        let held = scope.spawn(|| request.send());
+        eventually("it waits for its body", || gw.metric("wasm_guest_response_headers", &[]) > 0.0);
+        let before = gw.metric("wasm_guest_configure", &[]);
+        // It has the VM when the one that failed is to be replaced.
+        scripted(&gw, "request_headers: spin").send().expect(200);
+        eventually("a VM comes back by itself", || gw.metric("wasm_guest_configure", &[]) > before);
+        gate.open();
+        assert_eq!(held.join().expect("an answer").expect(200).text(), "answer");
     });
 }
 
