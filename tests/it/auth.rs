@@ -715,7 +715,7 @@ fn a_pepper_file_others_can_read_is_refused() {
         let loaded = Peppers::load(&SecretSource::File(file.clone()), dir.path());
         match loaded {
             Ok(_) => assert!(ok, "{mode:o}"),
-            Err(e) => assert!(!ok && matches!(e, PepperError::File(SecretError::Readable { .. })), "{mode:o}: {e}"),
+            Err(e) => assert!(!ok && matches!(e, PepperError::Secret(SecretError::Readable { .. })), "{mode:o}: {e}"),
         }
     }
 }
