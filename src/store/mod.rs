@@ -3,6 +3,8 @@
 //! Module bytes and artifacts are not here: they are files by digest (see `engine`).
 
 pub mod embedded;
+pub mod redis;
+mod rules;
 
 use std::sync::Arc;
 

@@ -1,0 +1,166 @@
+//! The store of a fleet: records in Redis (6.2 or later, Valkey, a cluster), sealed with the fleet's record key.
+//!
+//! Invariant: `Ok` of a write means that Redis has done it, once, whole, and while nothing that it was decided by had changed. How
+//! durable that is, is Redis' to say: `appendfsync always`.
+//!
+//! All records are in one hash slot, since they change together; one ACL rule, `~<prefix>:*`, covers them.
+
+mod blobs;
+mod core;
+mod fault;
+mod keys;
+mod link;
+mod modules;
+mod records;
+mod seal;
+mod store;
+mod tx;
+mod values;
+mod writer;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::core::Core;
+use super::{Result, StoreError};
+use crate::domain::{Digest, OwnerId};
+use link::Lane;
+use tx::{Step, Tx};
+use writer::Writer;
+
+/// The Redis servers. A URL is `redis://`, `rediss://` or `unix://`, with user and password or without.
+#[derive(Clone)]
+pub enum Server {
+    Single(String),
+    /// Some nodes of a cluster.
+    Cluster(Vec<String>),
+}
+
+/// For `rediss://`, in PEM.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// In the place of the system's authorities.
+    pub authorities: Option<Vec<u8>>,
+    /// Ours, and its key.
+    pub certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Clone)]
+pub struct RedisSettings {
+    pub server: Server,
+    /// In the place of those in the URL.
+    pub username: Option<String>,
+    pub password: Option<String>,
+    pub tls: Option<Tls>,
+    /// What every key begins with, before a `:`.
+    pub prefix: String,
+    /// The fleet's: who does not have it can write no record that counts.
+    pub record_key: [u8; 32],
+    /// What a connection may take until it can be used.
+    pub connect: Duration,
+    /// What an answer may take. A write may take five times as long, as it may have to be tried again.
+    pub response: Duration,
+}
+
+impl RedisSettings {
+    pub fn new(server: Server, record_key: [u8; 32]) -> Self {
+        Self {
+            server,
+            username: None,
+            password: None,
+            tls: None,
+            prefix: "wasmgate".into(),
+            record_key,
+            connect: Duration::from_secs(1),
+            response: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Without anything that could be a secret.
+impl fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers = match &self.server {
+            Server::Single(_) => 1,
+            Server::Cluster(urls) => urls.len(),
+        };
+        f.debug_struct("RedisSettings").field("servers", &servers).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+pub struct RedisStore {
+    core: Arc<Core>,
+    writer: Writer,
+    names: Arc<Names>,
+}
+
+impl RedisStore {
+    /// Waits for Redis as long as a connection may take. An empty store is taken into use; one of a newer schema, or of
+    /// another record key, is refused.
+    pub fn open(settings: RedisSettings) -> Result<Arc<Self>> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+        if settings.prefix.is_empty() || !settings.prefix.chars().all(plain) {
+            let bad = "the prefix of Redis' keys: use letters, digits, `-`, `_`, `.` and `:`";
+            return Err(StoreError::Unavailable(bad.into()));
+        }
+        let core = Arc::new(Core::new(&settings)?);
+        let (told, known) = std::sync::mpsc::sync_channel(1);
+        let opening = core.clone();
+        core.spawn(async move {
+            let _ = told.send(opening.known().await.map(drop));
+        });
+        known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
+        let names = Arc::new(Names { prefix: core.prefix().to_owned() });
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, names }))
+    }
+
+    /// Whether Redis answered when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.core.link.is_up()
+    }
+
+    /// Asks Redis, and whether it still has the store.
+    pub async fn check(&self) -> Result<()> {
+        self.core.confirm(true).await
+    }
+
+    /// Records found so far that were forged, altered or moved.
+    pub fn forged_records(&self) -> u64 {
+        self.core.forged()
+    }
+
+    async fn look<T>(&self, look: impl Fn(&mut Tx, &Names) -> Step<T>) -> Result<T> {
+        self.core.read(Lane::Other, |tx| look(tx, &self.names)).await
+    }
+
+    async fn write<T, F>(&self, lane: &[&str], work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx, &Names) -> Step<T> + Send + 'static,
+    {
+        let names = self.names.clone();
+        self.writer.submit(lane.join(":"), move |tx| work(tx, &names)).await
+    }
+}
+
+/// The Redis keys of records; each file has its own.
+pub struct Names {
+    prefix: String,
+}
+
+impl Names {
+    fn of(&self, parts: &[&str]) -> String {
+        self.prefix.clone() + &parts.join(":")
+    }
+
+    /// Each blob has a slot of its own, so that a cluster shares them out.
+    fn blob(&self, digest: Digest, part: &str) -> String {
+        format!("{}:b:{{{}}}:{part}", self.prefix.trim_end_matches(":{r}:"), digest.hex())
+    }
+
+    /// Bounds of an index by letters, whose members begin with the owner and a NUL.
+    fn of_owner(owner: &OwnerId) -> [Vec<u8>; 2] {
+        [format!("[{owner}\0").into_bytes(), format!("({owner}\u{1}").into_bytes()]
+    }
+}
