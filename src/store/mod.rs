@@ -120,8 +120,22 @@ pub struct Page<T> {
     pub total: u64,
 }
 
+/// Who is told of changes that others make to a shared store, on a thread of the store's: nothing here may wait.
+pub trait Changes: Send + Sync + 'static {
+    fn key(&self, hash: &KeyHash);
+    /// Modules or tiers.
+    fn records(&self);
+    /// Nobody tells any more.
+    fn lost(&self);
+    /// From now on each change is told of; what was read before may be old.
+    fn restored(&self);
+}
+
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Has `changes` told of what others change. A store that has no others does nothing.
+    fn follow(&self, _changes: Arc<dyn Changes>) {}
+
     /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
     /// counted (checked with the write, as of the key's `created_at`). An id or hash that exists is a `Conflict`.
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()>;

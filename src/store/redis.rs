@@ -8,6 +8,7 @@
 mod blobs;
 mod core;
 mod fault;
+mod follow;
 mod keys;
 mod link;
 mod modules;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::core::Core;
-use super::{Result, StoreError};
+use super::{Changes, Result, StoreError};
 use crate::domain::{Digest, OwnerId};
 use link::Lane;
 use tx::{Step, Tx};
@@ -130,6 +131,11 @@ impl RedisStore {
         self.core.forged()
     }
 
+    /// Tells `changes` of what others change, from now on.
+    fn begin_following(&self, changes: Arc<dyn Changes>) {
+        self.core.spawn(follow::follow(Arc::downgrade(&self.core), self.names.clone(), changes));
+    }
+
     async fn look<T>(&self, look: impl Fn(&mut Tx, &Names) -> Step<T>) -> Result<T> {
         self.core.read(Lane::Other, |tx| look(tx, &self.names)).await
     }
@@ -157,6 +163,25 @@ impl Names {
     /// Each blob has a slot of its own, so that a cluster shares them out.
     fn blob(&self, digest: Digest, part: &str) -> String {
         format!("{}:b:{{{}}}:{part}", self.prefix.trim_end_matches(":{r}:"), digest.hex())
+    }
+
+    fn sentinel(&self) -> String {
+        self.of(&["sentinel"])
+    }
+
+    /// Written with each change of what routes and tiers depend on.
+    fn changes(&self) -> String {
+        self.of(&["changes"])
+    }
+
+    /// What keys begin with whose changes are followed.
+    fn followed(&self) -> [String; 3] {
+        [self.of(&["kh:"]), self.changes(), self.tiers()]
+    }
+
+    /// The hash, if this is the Redis key of an API key.
+    fn followed_key<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.of(&["kh:"]))
     }
 
     /// Bounds of an index by letters, whose members begin with the owner and a NUL.

@@ -18,6 +18,7 @@ use redis::{
 use tokio::runtime::Handle;
 
 use super::fault::{Fault, fault};
+use super::follow::Teller;
 use super::{RedisSettings, Server, Tls};
 use crate::store::{Result, StoreError};
 
@@ -39,6 +40,7 @@ pub enum Lane {
 
 pub struct Link {
     client: Servers,
+    nodes: Vec<ConnectionInfo>,
     runtime: Handle,
     slots: [Slot; 2],
     connect: Duration,
@@ -71,11 +73,12 @@ struct Slot {
 impl Link {
     /// Connects at the first call.
     pub fn new(settings: &RedisSettings, runtime: Handle, probe: String) -> Result<Arc<Self>> {
-        let client = Servers::new(settings)?;
+        let (client, nodes) = Servers::new(settings)?;
         let slots = Default::default();
         let (connect, response) = (settings.connect, settings.response);
         Ok(Arc::new_cyclic(|this| Self {
             client,
+            nodes,
             runtime,
             slots,
             connect,
@@ -85,6 +88,10 @@ impl Link {
             open: AtomicBool::new(false),
             this: this.clone(),
         }))
+    }
+
+    pub fn teller(&self) -> Teller {
+        Teller::new(self.nodes.clone(), self.connect)
     }
 
     /// Whether Redis answered when it was last asked.
@@ -210,7 +217,8 @@ impl Clone for Servers {
 }
 
 impl Servers {
-    fn new(settings: &RedisSettings) -> Result<Self> {
+    /// With the nodes that are named.
+    fn new(settings: &RedisSettings) -> Result<(Self, Vec<ConnectionInfo>)> {
         // The text of a URL may have a password in it, so no error repeats it.
         let refused = |e: redis::RedisError| StoreError::Unavailable(format!("the URL of Redis: {}", e.category()));
         let info = |url: &String| -> Result<ConnectionInfo> {
@@ -229,27 +237,30 @@ impl Servers {
             client_tls: certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
             root_cert: authorities,
         });
-        match &settings.server {
-            Server::Single(url) => {
-                let client = match certificates {
-                    Some(certificates) => Client::build_with_tls(info(url)?, certificates),
-                    None => Client::open(info(url)?),
-                };
-                client.map(Servers::Single).map_err(refused)
-            }
-            Server::Cluster(urls) => {
-                let nodes = urls.iter().map(info).collect::<Result<Vec<_>>>()?;
-                let mut builder = ClusterClient::builder(nodes)
-                    .connection_timeout(settings.connect)
-                    .response_timeout(settings.response)
-                    // Redirections; what else fails is ours to try again, once it is known what failed.
-                    .retries(3);
-                if let Some(certificates) = certificates {
-                    builder = builder.certs(certificates);
-                }
-                builder.build().map(Servers::Cluster).map_err(refused)
-            }
+        let urls = match &settings.server {
+            Server::Single(url) => std::slice::from_ref(url),
+            Server::Cluster(urls) => urls,
+        };
+        let client = |url| match certificates.clone() {
+            Some(certificates) => Client::build_with_tls(info(url)?, certificates).map_err(refused),
+            None => Client::open(info(url)?).map_err(refused),
+        };
+        let clients = urls.iter().map(client).collect::<Result<Vec<_>>>()?;
+        let nodes: Vec<_> = clients.iter().map(|client| client.get_connection_info().clone()).collect();
+        if let Server::Single(_) = settings.server {
+            let client =
+                clients.into_iter().next().ok_or_else(|| StoreError::Unavailable("there is no URL of Redis".into()))?;
+            return Ok((Servers::Single(client), nodes));
         }
+        let mut builder = ClusterClient::builder(nodes.clone())
+            .connection_timeout(settings.connect)
+            .response_timeout(settings.response)
+            // Redirections; what else fails is ours to try again, once it is known what failed.
+            .retries(3);
+        if let Some(certificates) = certificates {
+            builder = builder.certs(certificates);
+        }
+        Ok((Servers::Cluster(builder.build().map_err(refused)?), nodes))
     }
 
     async fn connect(&self, connect: Duration) -> redis::RedisResult<Connection> {

@@ -87,6 +87,7 @@ fn existing(tx: &mut Tx, names: &Names, owner: &OwnerId, name: &Name) -> Step<Fo
 fn write(tx: &mut Tx, names: &Names, record: &Record) -> Step<()> {
     let (owner, name) = (record.owner.as_str(), record.name.as_str());
     tx.put(At::field(names.module(owner, name), RECORD), record)?;
+    tell(tx, names);
     let member = member(owner, name);
     if record.public {
         tx.write("ZADD", names.public(), &[b"0", member.as_slice()]);
@@ -94,6 +95,12 @@ fn write(tx: &mut Tx, names: &Names, record: &Record) -> Step<()> {
         tx.write("ZREM", names.public(), &[member]);
     }
     Ok(())
+}
+
+/// Has other gateways look at the modules again.
+pub fn tell(tx: &mut Tx, names: &Names) {
+    let nonce = tx.nonce();
+    tx.write("SET", names.changes(), &[nonce]);
 }
 
 fn member(owner: &str, name: &str) -> Vec<u8> {
@@ -106,6 +113,7 @@ fn owned(tx: &mut Tx, names: &Names, owner: &OwnerId) -> Step<Owned> {
 
 fn keep(tx: &mut Tx, names: &Names, owner: &OwnerId, owned: Owned) -> Step<()> {
     let owned = Owned { nonce: tx.nonce().to_owned(), ..owned };
+    tell(tx, names);
     tx.put(names.owned(owner), &owned)
 }
 

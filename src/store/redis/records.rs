@@ -13,7 +13,7 @@ use crate::store::rules::{self, PRUNE_BATCH, decode};
 use crate::store::{AdminToken, AuditEntry, Counter, Retention, StoreError, UsageRow};
 
 impl Names {
-    fn tiers(&self) -> String {
+    pub fn tiers(&self) -> String {
         self.of(&["tiers"])
     }
 

@@ -11,8 +11,8 @@ use crate::domain::{
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation, Store,
-    Stored, UsageRow, new_module_id,
+    AdminToken, AuditEntry, Changes, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation,
+    Store, Stored, UsageRow, new_module_id,
 };
 
 /// Audit lines read at once.
@@ -20,6 +20,10 @@ const LINES: u64 = 1_000;
 
 #[async_trait]
 impl Store for RedisStore {
+    fn follow(&self, changes: Arc<dyn Changes>) {
+        self.begin_following(changes);
+    }
+
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {
         let key = key.clone();
         let lane = key.owner.clone();
