@@ -4,6 +4,8 @@
 
 mod catalogue;
 pub mod files;
+mod follow;
+mod open;
 mod reload;
 pub mod secrets;
 pub mod tickers;
@@ -18,7 +20,6 @@ use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
-use crate::store::embedded::EmbeddedStore;
 use crate::store::{AuditEntry, Store, StoreError};
 use crate::telemetry::{LogControl, Metrics};
 use reload::{build_snapshot, warm_later};
@@ -80,7 +81,7 @@ impl Opened {
         let data_dir = &config.data_dir;
         secrets::private_dir(data_dir)
             .map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", data_dir.display())))?;
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir.join("wasmgate.redb"))?);
+        let store = open::open(&config).await?;
         let peppers = secrets::peppers(&config.auth.pepper, data_dir)?;
         let auth = Authenticator::new(
             store.clone(),
@@ -110,13 +111,15 @@ impl Opened {
         let Opened { config, store, auth, engine, limiter, bootstrap_token } = self;
         let metrics = Metrics::new();
         metrics.store_up.set(1);
+        // A shared store says otherwise until it is followed.
+        metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
         let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?.snapshot;
         let usage = Arc::new(UsageRecorder::default());
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
         warm_later(&shared, snapshot, None);
-        Ok(Arc::new(App {
+        let app = Arc::new(App {
             shared,
             store,
             logs,
@@ -126,7 +129,9 @@ impl Opened {
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
-        }))
+        });
+        follow::begin(&app);
+        Ok(app)
     }
 }
 
