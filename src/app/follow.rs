@@ -6,12 +6,14 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::App;
 use crate::auth::cache::Authenticator;
-use crate::domain::KeyHash;
-use crate::store::Changes;
+use crate::domain::{Digest, KeyHash};
+use crate::engine::Origin;
+use crate::store::{Changes, Store};
 use crate::telemetry::Metrics;
 
 /// Changes that come together are taken up together.
@@ -46,10 +48,20 @@ impl Changes for Follower {
     }
 }
 
+struct Blobs(Arc<dyn Store>);
+
+#[async_trait]
+impl Origin for Blobs {
+    async fn fetch(&self, digest: Digest) -> Result<Option<Vec<u8>>, String> {
+        self.0.blob(digest).await.map_err(|e| e.to_string())
+    }
+}
+
 /// From now until the gateway ends.
 pub fn begin(app: &Arc<App>) {
     let refresh = Arc::new(Notify::new());
     let (auth, metrics) = (app.shared.auth.clone(), app.shared.metrics.clone());
+    app.shared.engine.set_origin(Arc::new(Blobs(app.store.clone())));
     app.store.follow(Arc::new(Follower { auth, metrics, refresh: refresh.clone() }));
     tokio::spawn(take_up(Arc::downgrade(app), refresh));
 }

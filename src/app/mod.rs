@@ -10,12 +10,13 @@ mod reload;
 pub mod secrets;
 pub mod tickers;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
-use crate::domain::{Name, OwnerId, Selector, Tier, Timestamp};
+use crate::domain::{Digest, Name, OwnerId, Selector, Tier, Timestamp};
 use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
@@ -73,6 +74,8 @@ pub struct App {
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
     /// those of an upload under way.
     pub catalogue: tokio::sync::RwLock<()>,
+    /// Blobs of a shared store that nothing referred to at the last sweep.
+    orphans: parking_lot::Mutex<HashSet<Digest>>,
 }
 
 impl Opened {
@@ -129,6 +132,7 @@ impl Opened {
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
+            orphans: parking_lot::Mutex::default(),
         });
         follow::begin(&app);
         Ok(app)

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp, TokenId,
-    UsageDelta, UsageRecord,
+    ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp,
+    TokenId, UsageDelta, UsageRecord,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -188,6 +188,20 @@ pub trait Store: Send + Sync + 'static {
     async fn token_by_hash(&self, hash: &KeyHash) -> Result<Option<AdminToken>>;
     async fn tokens(&self) -> Result<Vec<AdminToken>>;
     async fn revoke_token(&self, id: &TokenId, at: Timestamp) -> Result<AdminToken>;
+
+    /// Keeps bytes by their digest for other gateways. A store that has no others keeps none.
+    async fn put_blob(&self, _digest: Digest, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    async fn blob(&self, _digest: Digest) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    async fn delete_blob(&self, _digest: Digest) -> Result<()> {
+        Ok(())
+    }
+    async fn blobs(&self) -> Result<Vec<Digest>> {
+        Ok(Vec::new())
+    }
 
     async fn append_audit(&self, entry: &AuditEntry) -> Result<()>;
     /// Newest first.

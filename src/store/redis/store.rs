@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use super::link::Lane;
 use super::{RedisStore, keys, modules, records, values};
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
+    ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId,
+    UsageDelta,
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
@@ -166,6 +167,22 @@ impl Store for RedisStore {
     async fn revoke_token(&self, id: &TokenId, at: Timestamp) -> Result<AdminToken> {
         let id = id.clone();
         self.write(&["tokens"], move |tx, names| records::revoke_token(tx, names, &id, at)).await
+    }
+
+    async fn put_blob(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
+        RedisStore::put_blob(self, digest, bytes).await.map(drop)
+    }
+
+    async fn blob(&self, digest: Digest) -> Result<Option<Vec<u8>>> {
+        self.get_blob(digest).await
+    }
+
+    async fn delete_blob(&self, digest: Digest) -> Result<()> {
+        RedisStore::delete_blob(self, digest).await.map(drop)
+    }
+
+    async fn blobs(&self) -> Result<Vec<Digest>> {
+        RedisStore::blobs(self).await
     }
 
     async fn append_audit(&self, entry: &AuditEntry) -> Result<()> {
