@@ -5,6 +5,7 @@
 //!
 //! All records are in one hash slot, since they change together; one ACL rule, `~<prefix>:*`, covers them.
 
+mod advice;
 mod blobs;
 mod core;
 mod fault;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use self::core::Core;
 use super::{Changes, Result, StoreError};
 use crate::domain::{Digest, OwnerId};
-use link::Lane;
+use link::Channel;
 use tx::{Step, Tx};
 use writer::Writer;
 
@@ -58,6 +59,9 @@ pub struct RedisSettings {
     pub prefix: String,
     /// The fleet's: who does not have it can write no record that counts.
     pub record_key: [u8; 32],
+    /// Of the store that this gateway has used before ([`RedisStore::store_id`]): where another one is, or none, that one
+    /// was lost. `None` takes what is there, and begins a store where none is.
+    pub store_id: Option<String>,
     /// What a connection may take until it can be used.
     pub connect: Duration,
     /// What an answer may take. A write may take five times as long, as it may have to be tried again.
@@ -73,6 +77,7 @@ impl RedisSettings {
             tls: None,
             prefix: "wasmgate".into(),
             record_key,
+            store_id: None,
             connect: Duration::from_secs(1),
             response: Duration::from_secs(1),
         }
@@ -109,11 +114,25 @@ impl RedisStore {
         let (told, known) = std::sync::mpsc::sync_channel(1);
         let opening = core.clone();
         core.spawn(async move {
-            let _ = told.send(opening.known().await.map(drop));
+            let known = opening.known().await.map(drop);
+            if known.is_ok() {
+                opening.advice().await.iter().for_each(|advice| tracing::warn!("{advice}"));
+            }
+            let _ = told.send(known);
         });
         known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
         let names = Arc::new(Names { prefix: core.prefix().to_owned() });
         Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, names }))
+    }
+
+    /// A number that no other store has, also not one that begins anew in the same place.
+    pub fn store_id(&self) -> &str {
+        self.core.store_id().unwrap_or_default()
+    }
+
+    /// What Redis is set to that would lose records; what it is not allowed to tell is not among it.
+    pub async fn advice(&self) -> Vec<&'static str> {
+        self.core.advice().await
     }
 
     /// Whether Redis answered when it was last asked.
@@ -137,7 +156,7 @@ impl RedisStore {
     }
 
     async fn look<T>(&self, look: impl Fn(&mut Tx, &Names) -> Step<T>) -> Result<T> {
-        self.core.read(Lane::Other, |tx| look(tx, &self.names)).await
+        self.core.read(Channel::Rest, |tx| look(tx, &self.names)).await
     }
 
     async fn write<T, F>(&self, lane: &[&str], work: F) -> Result<T>

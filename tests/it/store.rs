@@ -155,13 +155,13 @@ async fn the_embedded_store_does_what_the_trait_says() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_redis_store_does_what_the_trait_says() {
     let server = Redis::start();
-    redis::run_table(CASES, &redis::Server::Single(server.url())).await;
+    redis::run_table(CASES, &redis::server(&server)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_redis_store_does_so_in_a_cluster() {
     let server = Redis::start_cluster();
-    redis::run_table(CASES, &redis::Server::Cluster(vec![server.url()])).await;
+    redis::run_table(CASES, &redis::server(&server)).await;
 }
 
 async fn keys_are_found_by_hash_and_by_id(store: Shared) {

@@ -6,7 +6,7 @@
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
 use super::RedisStore;
-use super::link::Lane;
+use super::link::Channel;
 use super::seal::At;
 use crate::domain::Digest;
 use crate::store::rules::{decode, encode};
@@ -89,7 +89,7 @@ impl RedisStore {
     }
 
     async fn ask(&self, command: &mut Cmd) -> Result<Value> {
-        let answers = self.core.link.send(Lane::Other, &[command.take()]).await?;
+        let answers = self.core.link.send(Channel::Rest, &[command.take()]).await?;
         Ok(answers.into_iter().next().unwrap_or(Value::Nil))
     }
 

@@ -14,8 +14,9 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::RedisSettings;
+use super::advice::advice;
 use super::fault::Fault;
-use super::link::{Lane, Link};
+use super::link::{Channel, Link};
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
 use crate::domain::Timestamp;
@@ -35,6 +36,7 @@ pub struct Core {
     runtime: Handle,
     prefix: String,
     record_key: [u8; 32],
+    expected: Option<String>,
     response: Duration,
     known: OnceLock<Known>,
     script: String,
@@ -51,6 +53,7 @@ pub struct Core {
 pub struct Known {
     sentinel: Vec<u8>,
     pub seal: Seal,
+    id: String,
 }
 
 /// Written into an empty store, and never again.
@@ -76,6 +79,7 @@ impl Core {
             runtime,
             prefix,
             record_key: settings.record_key,
+            expected: settings.store_id.clone(),
             response: settings.response,
             known: OnceLock::new(),
             script,
@@ -113,14 +117,14 @@ impl Core {
     }
 
     /// A look at several records, without writes.
-    pub async fn read<T>(&self, lane: Lane, look: impl Fn(&mut Tx) -> Step<T>) -> Result<T> {
+    pub async fn read<T>(&self, channel: Channel, look: impl Fn(&mut Tx) -> Step<T>) -> Result<T> {
         let known = self.known().await?;
         let mut tx = Tx::new(&known.seal, "");
         loop {
             let found = match look(&mut tx) {
                 Ok(found) => found,
                 Err(Stop::Need) => {
-                    self.fetch_in(lane, &mut tx).await?;
+                    self.fetch_in(channel, &mut tx).await?;
                     continue;
                 }
                 Err(Stop::Failed(e)) => return Err(e),
@@ -133,12 +137,12 @@ impl Core {
     }
 
     pub async fn fetch(&self, tx: &mut Tx<'_>) -> Result<()> {
-        self.fetch_in(Lane::Other, tx).await
+        self.fetch_in(Channel::Rest, tx).await
     }
 
-    async fn fetch_in(&self, lane: Lane, tx: &mut Tx<'_>) -> Result<()> {
+    async fn fetch_in(&self, channel: Channel, tx: &mut Tx<'_>) -> Result<()> {
         let questions = tx.questions();
-        let answers = self.link.send(lane, &questions).await?;
+        let answers = self.link.send(channel, &questions).await?;
         tx.answer(answers)
     }
 
@@ -152,7 +156,7 @@ impl Core {
     }
 
     async fn sentinel(&self) -> Result<Option<Vec<u8>>> {
-        let answer = self.link.send(Lane::Other, &[redis::cmd("GET").arg(self.at(&["sentinel"])).take()]).await?;
+        let answer = self.link.send(Channel::Rest, &[redis::cmd("GET").arg(self.at(&["sentinel"])).take()]).await?;
         Option::<Vec<u8>>::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil))
             .map_err(|_| StoreError::Corrupt("the sentinel is no record".into()))
     }
@@ -166,10 +170,11 @@ impl Core {
         let at = At::key(self.at(&["sentinel"]));
         let sentinel = match self.sentinel().await? {
             Some(found) => found,
+            None if self.expected.is_some() => return Err(lost()),
             None => {
                 let fresh = seal.seal(&at, &encode(&Sentinel { schema: SCHEMA, store: random()? })?);
                 let set = redis::cmd("SET").arg(&at.key).arg(fresh).arg("NX").take();
-                self.link.send(Lane::Other, &[set]).await?;
+                self.link.send(Channel::Rest, &[set]).await?;
                 // Of several that do this at once one was first.
                 self.sentinel().await?.ok_or_else(lost)?
             }
@@ -185,7 +190,21 @@ impl Core {
         }
         // A record of another store, or of this one before it was lost, is as good as forged.
         let seal = Seal::new(&self.record_key, &format!("wasmgate records of {store}"));
-        Ok(self.known.get_or_init(|| Known { sentinel, seal }))
+        if self.expected.as_ref().is_some_and(|expected| *expected != store) {
+            return Err(lost());
+        }
+        Ok(self.known.get_or_init(|| Known { sentinel, seal, id: store }))
+    }
+
+    /// The store's number, once it was seen.
+    pub fn store_id(&self) -> Option<&str> {
+        self.known.get().map(|known| known.id.as_str())
+    }
+
+    /// What Redis is set to that would lose records; nothing when it does not say.
+    pub async fn advice(&self) -> Vec<&'static str> {
+        let told = self.link.send(Channel::Rest, &[redis::cmd("INFO")]).await;
+        told.map(|told| told.iter().flat_map(advice).collect()).unwrap_or_default()
     }
 
     /// Done once, however often it has to be sent: the transaction's nonce names the operation.
@@ -210,9 +229,9 @@ impl Core {
         let mut sent = 0;
         let answer = loop {
             sent += 1;
-            let mut answer = self.link.send(Lane::Other, &call("EVALSHA", &self.script)).await;
+            let mut answer = self.link.send(Channel::Rest, &call("EVALSHA", &self.script)).await;
             if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
-                answer = self.link.send(Lane::Other, &call("EVAL", COMMIT)).await;
+                answer = self.link.send(Channel::Rest, &call("EVAL", COMMIT)).await;
             }
             match answer {
                 // It may have been done: the same operation again is not done twice.
@@ -255,7 +274,7 @@ fn start_thread() -> Result<(oneshot::Sender<()>, Handle)> {
 }
 
 fn lost() -> StoreError {
-    let what = "the store has lost its data, or another one has taken its place: restore it, or restart to begin anew";
+    let what = "the store has lost its data, or another one has taken its place: restore it, or begin anew";
     StoreError::Unavailable(what.into())
 }
 

@@ -33,9 +33,9 @@ type Answered<T> = std::result::Result<T, Fault>;
 
 /// What a call is for: large answers and writes do not stand before a look-up of a key.
 #[derive(Clone, Copy, Debug)]
-pub enum Lane {
-    LookUp,
-    Other,
+pub enum Channel {
+    LookUps,
+    Rest,
 }
 
 pub struct Link {
@@ -100,11 +100,15 @@ impl Link {
     }
 
     /// The answers, in order. An error of one command is the error of all.
-    pub async fn send(&self, lane: Lane, commands: &[Cmd]) -> Answered<Vec<Value>> {
+    pub async fn send(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
         if !self.is_up() {
             return Err(Fault::unreached("it has not answered, and is asked again in the background"));
         }
-        let sent = self.attempt(lane, commands).await;
+        let mut sent = self.attempt(channel, commands).await;
+        // As after a restart of Redis that nobody has noticed. Nothing that is sent does more when it is done twice.
+        if matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
+            sent = self.attempt(channel, commands).await;
+        }
         match &sent {
             Err(fault) if fault.is_outage => self.failed(),
             _ => self.failures.store(0, Ordering::Relaxed),
@@ -112,8 +116,8 @@ impl Link {
         sent
     }
 
-    async fn attempt(&self, lane: Lane, commands: &[Cmd]) -> Answered<Vec<Value>> {
-        let slot = &self.slots[lane as usize];
+    async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+        let slot = &self.slots[channel as usize];
         let (number, mut connection) = self.connection(slot).await?;
         let sent = async {
             match commands {
@@ -182,7 +186,7 @@ async fn probe(link: Weak<Link>) {
         let Some(link) = link.upgrade() else { return };
         let mut ask = redis::cmd("GET");
         ask.arg(&link.probe);
-        match link.attempt(Lane::Other, &[ask]).await {
+        match link.attempt(Channel::Rest, &[ask]).await {
             Err(fault) if fault.is_outage => link.slots.iter().for_each(Slot::clear),
             _ => {
                 link.failures.store(0, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::core::{Committed, Core};
@@ -28,12 +28,12 @@ type Lanes = Arc<Mutex<HashMap<String, VecDeque<Box<dyn Job>>>>>;
 pub struct Writer {
     core: Arc<Core>,
     lanes: Lanes,
-    room: Semaphore,
+    room: Arc<Semaphore>,
 }
 
 impl Writer {
     pub fn new(core: Arc<Core>) -> Self {
-        Self { core, lanes: Lanes::default(), room: Semaphore::new(MAX_QUEUED) }
+        Self { core, lanes: Lanes::default(), room: Arc::new(Semaphore::new(MAX_QUEUED)) }
     }
 
     /// Resolves after the commit. A write whose caller goes away is still done.
@@ -44,9 +44,9 @@ impl Writer {
     {
         let late = || StoreError::Unavailable("redis: the write was not done in time, or its answer is missing".into());
         let written = async {
-            let _place = self.room.acquire().await.map_err(|_| late())?;
+            let place = self.room.clone().acquire_owned().await.map_err(|_| late())?;
             let (reply, answer) = oneshot::channel();
-            self.queue(lane, Box::new(Write { work, done: None, reply }));
+            self.queue(lane, Box::new(Write { work, done: None, reply, _place: place }));
             answer.await.unwrap_or_else(|_| Err(late()))
         };
         tokio::time::timeout(self.core.patience() * 2, written).await.unwrap_or_else(|_| Err(late()))
@@ -170,6 +170,8 @@ struct Write<T, F> {
     work: F,
     done: Option<Result<T>>,
     reply: oneshot::Sender<Result<T>>,
+    /// Among those that may wait, also when the caller has gone.
+    _place: OwnedSemaphorePermit,
 }
 
 impl<T, F> Job for Write<T, F>

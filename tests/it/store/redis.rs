@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
+use sha2::Sha256;
 use wasmgate::domain::{ApiKey, Digest};
-pub use wasmgate::store::redis::Server;
-use wasmgate::store::redis::{RedisSettings, RedisStore, Tls};
+use wasmgate::store::redis::{RedisSettings, RedisStore, Server, Tls};
 use wasmgate::store::{AdminToken, KvIncr, NoRoom, Role, Store, StoreError};
 
 use super::{Case, at, check_acknowledged, entry, hash, key, kv, name, room, together, version, write_all_kinds};
@@ -28,8 +29,12 @@ fn settings(server: &Server, prefix: &str) -> RedisSettings {
     }
 }
 
+pub fn server(redis: &Redis) -> Server {
+    if redis.is_cluster() { Server::Cluster(vec![redis.url()]) } else { Server::Single(redis.url()) }
+}
+
 fn open(redis: &Redis) -> Arc<RedisStore> {
-    RedisStore::open(settings(&Server::Single(redis.url()), "test")).unwrap()
+    RedisStore::open(settings(&server(redis), "test")).unwrap()
 }
 
 fn open_error(settings: RedisSettings) -> StoreError {
@@ -257,6 +262,12 @@ async fn a_record_that_was_altered_moved_or_cut_is_absent_and_told() {
     assert!(store.key_by_hash(&hash(2)).await.unwrap().is_some());
 }
 
+fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
 #[tokio::test]
 async fn a_store_of_another_record_key_or_a_newer_schema_is_refused() {
     let redis = Redis::start();
@@ -269,6 +280,14 @@ async fn a_store_of_another_record_key_or_a_newer_schema_is_refused() {
     let neighbour = RedisStore::open(settings(&server, "neighbour")).unwrap();
     neighbour.put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
     assert_eq!(open(&redis).key_by_hash(&hash(1)).await.unwrap(), None);
+    // Made by a later release, with our key: what the seal is made of is the same for ever.
+    let place = "newer:{r}:sentinel";
+    let sealing = mac(&RECORD_KEY, &[b"wasmgate sentinel"]);
+    let content = br#"{"schema":2,"store":"x"}"#;
+    let length = (place.len() as u64).to_be_bytes();
+    let tag = mac(&sealing, &[&length, place.as_bytes(), &u64::MAX.to_be_bytes(), content]);
+    redis.set(place, &[&[1], &tag[..], content].concat());
+    assert_eq!(open_error(settings(&server, "newer")), StoreError::Newer { found: 2, known: 1 });
     let bad = RedisSettings { prefix: "a{b}".into(), ..settings(&server, "") };
     assert!(open_error(bad).to_string().contains("prefix"));
 }
@@ -278,19 +297,17 @@ async fn a_store_of_another_record_key_or_a_newer_schema_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_acknowledged_is_lost_when_redis_is_killed() {
     let redis = Redis::start();
-    let server = Server::Single(redis.url());
-    kill_and_look(redis, &server).await;
+    kill_and_look(redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_acknowledged_is_lost_when_a_cluster_is_killed() {
     let redis = Redis::start_cluster();
-    let server = Server::Cluster(vec![redis.url()]);
-    kill_and_look(redis, &server).await;
+    kill_and_look(redis).await;
 }
 
-async fn kill_and_look(mut redis: Redis, server: &Server) {
-    let store = RedisStore::open(settings(server, "test")).unwrap();
+async fn kill_and_look(mut redis: Redis) {
+    let store = RedisStore::open(settings(&server(&redis), "test")).unwrap();
     let acks = Arc::new(Mutex::new(Vec::<String>::new()));
     for cycle in 0..5 {
         let enough = acks.lock().len() + 40;
@@ -381,6 +398,32 @@ async fn a_store_that_was_lost_is_unavailable_and_not_empty() {
     fresh.put_key(hash(1), &key("bob", "key_1", 1), None).await.unwrap();
     lost("with other records").await;
     assert_eq!(open(&redis).key_by_hash(&hash(1)).await.unwrap().unwrap().owner, name("bob"));
+}
+
+/// A restart does not make an empty store of one that was lost.
+#[test]
+fn a_gateway_that_knows_its_store_begins_no_other() {
+    let redis = Redis::start();
+    let id = open(&redis).store_id().to_owned();
+    let again = || RedisSettings { store_id: Some(id.clone()), ..settings(&Server::Single(redis.url()), "test") };
+    assert_eq!(RedisStore::open(again()).unwrap().store_id(), id);
+    redis.cli(&["flushall"]);
+    assert!(open_error(again()).to_string().contains("lost"));
+    assert_eq!(redis.cli(&["dbsize"]).trim(), "0");
+    assert_ne!(open(&redis).store_id(), id);
+    assert!(open_error(again()).to_string().contains("lost"));
+}
+
+#[tokio::test]
+async fn settings_that_would_lose_records_are_told() {
+    for redis in [Redis::start(), Redis::start_cluster()] {
+        let store = RedisStore::open(settings(&server(&redis), "test")).unwrap();
+        assert!(store.advice().await.is_empty());
+        redis.cli(&["config", "set", "maxmemory-policy", "allkeys-lru"]);
+        redis.cli(&["config", "set", "appendonly", "no"]);
+        let advice = store.advice().await.join(" ");
+        assert!(advice.contains("noeviction") && advice.contains("appendonly"), "{advice}");
+    }
 }
 
 /// Passes on between the store and Redis, and can cut the connection when a commit has been done and before it is told.
@@ -586,6 +629,21 @@ async fn old_rows(store: Arc<RedisStore>) {
         store.append_audit(&entry(n.to_string())).await.unwrap();
     }
     assert!(store.prune(keep).await.unwrap() >= 2);
+}
+
+/// Nobody has to notice that connections have ended.
+#[tokio::test]
+async fn a_restart_between_two_calls_costs_none() {
+    for mut redis in [Redis::start(), Redis::start_cluster()] {
+        let store = RedisStore::open(settings(&server(&redis), "test")).unwrap();
+        for n in 0..3 {
+            store.put_key(hash(n), &key("alice", &format!("key_{n}"), 1), None).await.unwrap();
+            assert!(store.key_by_hash(&hash(n)).await.unwrap().is_some());
+            redis.restart();
+            assert!(store.key_by_hash(&hash(n)).await.unwrap().is_some());
+            redis.restart();
+        }
+    }
 }
 
 // ---- blobs ----

@@ -25,7 +25,7 @@ impl Redis {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
         let redis = Self::begin(Some(free.port()));
         redis.cli(&["cluster", "addslotsrange", "0", "16383"]);
-        eventually("the cluster is up", || redis.cli(&["cluster", "info"]).contains("cluster_state:ok"));
+        redis.wait_for_cluster();
         redis
     }
 
@@ -56,6 +56,13 @@ impl Redis {
         let missing = "no redis-server, which the tests of the Redis store need: `apt-get install redis-server`";
         self.child = Some(child.unwrap_or_else(|e| panic!("{missing} ({e})")));
         eventually("redis-server answers", || self.cli(&["ping"]).trim() == "PONG");
+        if self.cli(&["cluster", "info"]).contains("cluster_slots_assigned:16384") {
+            self.wait_for_cluster();
+        }
+    }
+
+    fn wait_for_cluster(&self) {
+        eventually("the cluster is up", || self.cli(&["cluster", "info"]).contains("cluster_state:ok"));
     }
 
     fn socket(&self) -> std::path::PathBuf {
@@ -67,6 +74,21 @@ impl Redis {
             Some(port) => format!("redis://127.0.0.1:{port}"),
             None => socket_url(&self.socket()),
         }
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.port.is_some()
+    }
+
+    /// Any bytes, which `redis-cli` has no arguments for.
+    pub fn set(&self, key: &str, value: &[u8]) {
+        use std::io::{Read, Write};
+        let mut socket = std::os::unix::net::UnixStream::connect(self.socket()).expect("it listens");
+        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len());
+        socket.write_all(&[head.as_bytes(), value, b"\r\n"].concat()).expect("it reads");
+        let mut answer = [0; 5];
+        socket.read_exact(&mut answer).expect("it answers");
+        assert_eq!(&answer, b"+OK\r\n");
     }
 
     /// What a command answers, as text.
