@@ -252,7 +252,7 @@ async fn relay(
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
-        (head, first) = match Box::pin(handlers::respond_head(session, ctx, shared, head)).await? {
+        (head, first) = match handlers::respond_head(session, ctx, shared, head).await? {
             Headed::On(head, first) => (head, first),
             Headed::Instead(reply) => {
                 let reply = answer::from_reply(reply)?;
