@@ -102,9 +102,9 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
     (!redis.urls.is_empty()).then_some(redis)
 }
 
-/// `redis://` or `rediss://` with a host, a port and a database; `redis+unix://` with a path.
+/// `redis://` or `rediss://` with a host, a port and a database; `unix://` with a path.
 fn url(s: &str) -> Result<String, String> {
-    let place = ["redis://", "rediss://", "redis+unix://"].iter().find_map(|scheme| s.strip_prefix(scheme));
+    let place = ["redis://", "rediss://", "unix://"].iter().find_map(|scheme| s.strip_prefix(scheme));
     let Some(place) = place.filter(|place| !place.is_empty()) else {
         return Err(format!(
             "`{}` is not a URL of Redis; use `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS",

@@ -21,6 +21,7 @@ mod drain;
 mod engine;
 mod execute;
 mod files;
+mod fleet;
 mod gateway;
 mod generated;
 mod handlers;
