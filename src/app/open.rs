@@ -1,6 +1,6 @@
 //! Opens the store that the configuration names.
 //!
-//! Invariant: what can't be mended by waiting is said at once.
+//! Invariant: a shared store that was lost is not taken for a new one by a gateway that has used it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,13 +21,20 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, AppError> {
     let Some(redis) = &config.store.redis else {
         return Ok(Arc::new(EmbeddedStore::open(&config.data_dir.join("wasmgate.redb"))?));
     };
-    let settings = settings(redis, &config.data_dir)?;
+    // Deleted by an operator who wants a new beginning.
+    let id_file = config.data_dir.join("store.id");
+    let store_id = std::fs::read_to_string(&id_file).ok().map(|id| id.trim().to_owned());
+    let settings = RedisSettings { store_id, ..settings(redis, &config.data_dir)? };
     let mut is_told = false;
     loop {
         let settings = settings.clone();
         let opened = tokio::task::spawn_blocking(move || RedisStore::open(settings)).await;
         match opened.map_err(|e| AppError::setting("store.redis", e))? {
-            Ok(store) => return Ok(store),
+            Ok(store) => {
+                let kept = std::fs::write(&id_file, format!("{}\n", store.store_id()));
+                kept.map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", id_file.display())))?;
+                return Ok(store);
+            }
             Err(StoreError::Unavailable(why)) if redis.on_start == OnStart::Wait => {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::warn!(error = why, "waiting for the store, as `store.redis.on_start` says");

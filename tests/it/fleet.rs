@@ -155,3 +155,48 @@ fn a_gateway_waits_for_redis_or_says_why_not() {
         assert_eq!(ask(&node, &node.key()), 200);
     });
 }
+
+/// What the README says that Redis' user needs is enough.
+#[test]
+fn one_acl_rule_is_enough() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let readme = include_str!("../../README.md");
+    let rule = readme.split('`').find(|code| code.starts_with("~wasmgate:*")).expect("it has the rule");
+    let user = ["acl", "setuser", "wasmgate", "on", ">a password"];
+    let rule: Vec<_> = rule.split_whitespace().collect();
+    assert_eq!(fleet.redis.cli(&[&user[..], &rule].concat()).trim(), "OK");
+    fleet.redis.cli(&["acl", "setuser", "default", "off"]);
+    let password = fleet.secrets.path().join("password");
+    std::fs::write(&password, "a password\n").expect("the folder is ours");
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let login = format!("username = \"wasmgate\"\npassword_file = {password:?}\n");
+    let config = fleet.config(&(login + &keyed(&up)));
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let key = nodes[0].new_key(&NewKey::default());
+    assert_eq!(ask(&nodes[1], &key.text), 200);
+    nodes[0].upload("acme/command", "command", &c_guest("command"));
+    nodes[0].revoke(&key);
+    eventually("it is revoked", || ask(&nodes[1], &key.text) == 401);
+    let log = nodes.iter().map(Gateway::log).collect::<String>();
+    assert!(!log.contains("NOPERM") && !log.contains("ACL") && !log.contains("a password"), "{log}");
+}
+
+/// Nothing turns into an absent key, and a restart begins no new store in its place.
+#[test]
+fn a_store_that_was_flushed_is_lost() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let node = Gateway::start(&fleet.config(&keyed(&up)));
+    followed(&node);
+    let (known, unknown) = (node.key(), node.key());
+    assert_eq!(ask(&node, &known), 200);
+    fleet.redis.cli(&["flushall"]);
+    for _ in 0..100 {
+        assert_eq!(ask(&node, &known), 200, "it goes on until it is too old");
+        assert_eq!(ask(&node, &unknown), 503, "nobody knows");
+    }
+    let config = fleet.config(&format!("on_start = \"fail\"\n{}", keyed(&up)));
+    let again = try_serve(node.dir.path(), &config);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(2) && said.contains("lost"), "{said}");
+}
