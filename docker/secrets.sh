@@ -40,6 +40,14 @@ authority() {
     openssl req -x509 -new -key "$out/ca/ca.key" -sha256 -days 3650 -subj "/CN=wasmgate fleet" \
         -addext basicConstraints=critical,CA:TRUE,pathlen:0 -addext keyUsage=critical,keyCertSign -out "$work/new"
     keep "$out/ca/ca.pem" 644
+    rm -f "$out/gateway/ca.pem"
+}
+
+# What gateways trust: this authority, and what was added by hand.
+trusted() {
+    [ -s "$out/gateway/ca.pem" ] && return
+    cp "$out/ca/ca.pem" "$work/new"
+    keep "$out/gateway/ca.pem" 644
 }
 
 # FILE without its ending, NAME...: a key and a certificate for these names.
@@ -73,7 +81,7 @@ access_list() {
 }
 
 authority
-cmp -s "$out/ca/ca.pem" "$out/gateway/ca.pem" || { cp "$out/ca/ca.pem" "$work/new" && keep "$out/gateway/ca.pem" 644; }
+trusted
 for gateway in $gateways; do
     certificate "$out/admin/$gateway" "$gateway" "$gateway.gateways.wasmgate.svc"
 done

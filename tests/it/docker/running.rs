@@ -196,6 +196,18 @@ fn the_images_own_health_check_works_in_its_folder() {
     ok(run_to_end(command));
 }
 
+#[test]
+fn the_images_command_serves_the_configuration() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let mut args = dockerfile().exec("CMD");
+    let missing = dir.path().join(args.pop().expect("a file").trim_start_matches('/'));
+    let mut command = Command::new(binary());
+    command.args(args).arg(&missing);
+    let ended = run_to_end(command);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains(missing.to_str().expect("UTF-8")), "it was not looked for: {said}");
+}
+
 /// The verbs that the README runs in a container.
 fn readme_verbs() -> Vec<Vec<String>> {
     let readme = files::read("README.md");
