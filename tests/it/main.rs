@@ -17,6 +17,7 @@ mod cli;
 mod clients;
 mod config;
 mod departures;
+mod docker;
 mod drain;
 mod engine;
 mod execute;
