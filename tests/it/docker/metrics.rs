@@ -8,7 +8,7 @@ use toml::Value as Toml;
 
 use super::files::{self, at, entries, list, text, yaml};
 use super::promql::{self, Expression, Selector};
-use super::running::single;
+use super::running::local;
 use crate::support::{DEADLINE, Gateway, Upstream, eventually, poll, wat};
 
 /// An expression, where it stands, and the labels that its texts show.
@@ -69,7 +69,7 @@ fn table(text: &str) -> Toml {
 /// The fleet's configuration, with an upstream that nobody is and a module that fails.
 fn driven() -> (Gateway, Upstream) {
     let (dir, up) = (TempDir::new().expect("a temporary folder"), Upstream::echo());
-    let mut config = single(dir.path(), up.addr);
+    let mut config = local(dir.path(), up.addr, None);
     config.remove("auth");
     config.insert("admin".into(), table("address = \"127.0.0.1:0\""));
     config["server"]["trusted_proxies"] = Toml::Array(vec!["127.0.0.0/8".into()]);

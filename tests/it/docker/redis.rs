@@ -9,13 +9,13 @@ use std::process::{Child, Command, Output};
 use tempfile::TempDir;
 
 use super::config;
-use super::files::{self, Secrets, at, compose, services, text, texts};
+use super::files::{self, Secrets, at, compose, ok, services, text, texts};
 use crate::support::gateway::run_to_end;
 use crate::support::{DEADLINE, poll};
 
-struct Redis {
+pub struct Redis {
     child: Child,
-    port: u16,
+    pub port: u16,
     dir: TempDir,
 }
 
@@ -43,10 +43,13 @@ fn free_port() -> u16 {
 }
 
 impl Redis {
-    fn start(secrets: &Secrets) -> Self {
+    pub fn start(secrets: &Secrets) -> Self {
         let dir = TempDir::new().expect("a temporary folder");
         secrets.mount(&compose(), "redis", dir.path());
         std::fs::create_dir(dir.path().join(&files::DATA[1..])).expect("writable");
+        let acl = dir.path().join("run/secrets/users.acl");
+        let users = std::fs::read_to_string(&acl).expect("it was made");
+        std::fs::write(acl, users + "user test on nopass ~* +@all\n").expect("writable");
         let port = free_port();
         let mut redis = Self { child: spawn(dir.path(), port), port, dir };
         let mut tries = 1;
@@ -90,6 +93,13 @@ impl Redis {
         cli.args(["-p", &self.port.to_string()]);
         cli.args(args.iter().map(|arg| arg.replace("/run/secrets/ca.pem", authority.to_str().expect("UTF-8"))));
         run_to_end(cli)
+    }
+
+    /// What Redis refused to whom, and how often; nothing when all may do what they did.
+    pub fn refusals(&self) -> String {
+        let words = ["--tls", "--cacert", "/run/secrets/ca.pem", "--user", "test", "--pass", "x", "--no-auth-warning"];
+        let args: Vec<String> = words.iter().chain(&["ACL", "LOG"]).map(|s| (*s).to_owned()).collect();
+        ok(self.cli(&args)).trim().to_owned()
     }
 
     /// A command as the gateways' user: its answer, or the error.

@@ -1,7 +1,7 @@
 //! A gateway that runs the fleet's configuration, with the secrets that the script makes: what compose, Kubernetes and the
 //! README do with it works.
 //!
-//! Invariant: of the configuration only ports, the store (an embedded one) and the upstream's address are others here.
+//! Invariant: of the configuration only ports and the addresses of Redis and the upstream are others here.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,10 +14,11 @@ use toml::Value as Toml;
 use super::files::{
     self, Secrets, at, compose, configured_secrets, gateways, list, mode, named, ok, pod, text, texts, yaml,
 };
+use super::redis::Redis;
 use super::{admin_port, dockerfile, named_container, services, set};
 use crate::support::gateway::{binary, run_to_end};
 use crate::support::tls::{self, Certificate};
-use crate::support::{Gateway, Request, Response};
+use crate::support::{Gateway, Request, Response, eventually};
 
 /// The demo upstream of compose.
 fn app() -> Gateway {
@@ -33,13 +34,16 @@ fn listen(config: &mut toml::Table, address: &str) {
     }
 }
 
-/// What stands in the file, for one process on this machine.
-pub fn single(dir: &Path, upstream: SocketAddr) -> toml::Table {
+/// What stands in the file, for processes on this machine; with the embedded store where there is no Redis.
+pub fn local(dir: &Path, upstream: SocketAddr, redis: Option<u16>) -> toml::Table {
     let mut config = files::moved("wasmgate.toml", dir);
     listen(&mut config, "127.0.0.1:0");
     config["admin"]["address"] = "0.0.0.0:0".into();
     config["upstreams"][0]["endpoints"] = Toml::Array(vec![upstream.to_string().into()]);
-    config.remove("store");
+    match redis {
+        Some(port) => config["store"]["redis"]["urls"] = Toml::Array(vec![format!("rediss://localhost:{port}").into()]),
+        None => drop(config.remove("store")),
+    }
     config
 }
 
@@ -125,24 +129,32 @@ fn the_configuration_passes_the_check_with_kubernetes_secrets() {
 
 struct Fleet {
     gw: Gateway,
+    others: Vec<Gateway>,
+    redis: Redis,
     _app: Gateway,
     authority: Certificate,
 }
 
 impl Fleet {
     fn start() -> Self {
-        let (secrets, dir, app) = (Secrets::make(), TempDir::new().expect("a temporary folder"), app());
-        secrets.mount(&compose(), "gateway-0", dir.path());
-        let config = single(dir.path(), app.proxy);
+        let (secrets, compose, app) = (Secrets::make(), compose(), app());
+        let redis = Redis::start(&secrets);
+        let start = |name: &str| {
+            let dir = TempDir::new().expect("a temporary folder");
+            secrets.mount(&compose, name, dir.path());
+            let config = local(dir.path(), app.proxy, Some(redis.port));
+            Gateway::start_in(dir, &config.to_string())
+        };
+        let mut gateways: Vec<_> = gateways(&compose).into_keys().map(start).collect();
         let cert_pem = std::fs::read_to_string(secrets.authority()).expect("it was made");
         let authority = Certificate { cert_pem, key_pem: String::new() };
-        Self { gw: Gateway::start_in(dir, &config.to_string()), _app: app, authority }
+        Self { gw: gateways.remove(0), others: gateways, redis, _app: app, authority }
     }
 
     /// On the admin listener, over TLS that this fleet's authority vouches for.
-    fn ask(&self, method: &str, path: &str, host: &str, token: &str) -> Response {
-        let mut conn = tls::connect(self.gw.admin, &self.authority).expect("a handshake");
-        let request = Request::new(self.gw.admin, method, path).header("Host", host);
+    fn ask(&self, gw: &Gateway, method: &str, path: &str, host: &str, token: &str) -> Response {
+        let mut conn = tls::connect(gw.admin, &self.authority).expect("a handshake");
+        let request = Request::new(gw.admin, method, path).header("Host", host);
         conn.ask(request.header("Authorization", format!("Bearer {token}")).bytes())
     }
 
@@ -229,8 +241,10 @@ fn what_the_readme_does_works() {
     let output =
         |verb: &str| &said.iter().find(|(v, _)| v == verb).unwrap_or_else(|| panic!("no `{verb}`: {said:?}")).1;
     assert!(output("health").starts_with("ready "), "{said:?}");
-    let answer = fleet.gw.get("/").key(output("key")).send().expect(200);
-    assert_eq!(answer.text(), "hello from the app\n");
+    for gw in [&fleet.gw].into_iter().chain(&fleet.others) {
+        let answer = gw.get("/").key(output("key")).send().expect(200);
+        assert_eq!(answer.text(), "hello from the app\n");
+    }
     // Prometheus' token reads the metrics of each target and changes nothing.
     let token = output("token");
     let job = &list(&yaml("prometheus/prometheus.yml")[0]["scrape_configs"])[0].clone();
@@ -244,13 +258,45 @@ fn what_the_readme_does_works() {
             .map(str::to_owned),
     );
     assert!(targets.len() > 3, "{targets:?}");
-    for target in targets {
-        let scraped = fleet.ask("GET", path, &target, token).expect(200);
+    for (target, gw) in targets.iter().zip([&fleet.gw].into_iter().chain(&fleet.others).cycle()) {
+        let scraped = fleet.ask(gw, "GET", path, target, token).expect(200);
         assert!(scraped.text().contains("# TYPE http_requests_total counter"), "{target}: {scraped}");
     }
-    fleet.ask("GET", path, "10.1.2.3:9090", token).problem(421, "misdirected-request");
-    fleet.ask("GET", path, "gateway-0", "wg_admin_of_nobody").problem(401, "unauthorized");
-    fleet.ask("POST", "/api/config/reload", "gateway-0", token).problem(403, "forbidden");
+    fleet.ask(&fleet.gw, "GET", path, "10.1.2.3:9090", token).problem(421, "misdirected-request");
+    fleet.ask(&fleet.gw, "GET", path, "gateway-0", "wg_admin_of_nobody").problem(401, "unauthorized");
+    fleet.ask(&fleet.gw, "POST", "/api/config/reload", "gateway-0", token).problem(403, "forbidden");
+}
+
+/// Keys, tokens, tiers, modules, values, usage and the audit log, by a fleet: what none of it needs, the ACL file may refuse.
+#[test]
+fn a_fleet_needs_no_more_of_redis_than_the_acl_file_gives() {
+    let fleet = Fleet::start();
+    let url = format!("https://localhost:{}", fleet.gw.admin.port());
+    let kept = fleet.gw.dir.path().join("kept.wat");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/command-upper/upper.wat"), &kept).expect("writable");
+    let run = |verb: &str| {
+        let words = verb.replace("FILE", kept.to_str().expect("UTF-8")) + " --ca-file /run/secrets/ca.pem";
+        fleet.run(&words.split(' ').map(str::to_owned).collect::<Vec<_>>(), &url).trim().to_owned()
+    };
+    let key = run("key create --owner acme --tier pro");
+    run("module push FILE --name upper --owner acme");
+    for gw in [&fleet.gw].into_iter().chain(&fleet.others) {
+        let body = serde_json::json!({"module": "upper", "input": "hi"});
+        let ran = gw.request("POST", "/api/wasm/execute").key(&key).json(&body).send().expect(200);
+        assert_eq!(ran.json()["output"], "HI");
+    }
+    let json = |verb: &str| serde_json::from_str::<serde_json::Value>(&run(&format!("{verb} --json"))).expect("JSON");
+    let id = text(at(&json("key list"), "/keys/0/id")).to_owned();
+    run("tier set free --concurrent 2");
+    run("tier reset free");
+    run("module limit acme/upper instances=2");
+    run("module rm acme/upper");
+    run("token list");
+    run(&format!("key rotate {id}"));
+    run(&format!("key revoke {id}"));
+    eventually("the usage is in the store", || json("usage --owner acme")["rows"][0]["executions"] == 3);
+    assert!(run("audit").contains("key"), "what was done");
+    assert_eq!(fleet.redis.refusals(), "");
 }
 
 /// Every file and folder of this repository that the README names.
