@@ -154,8 +154,8 @@ impl Lease {
         if now < self.blocked {
             return Verdict::Refuse { until: Some(self.blocked.saturating_add(self.time_of(cost - 1))) };
         }
-        if link.is_lost() {
-            return self.decide_alone(now, cost, link);
+        if let Some(since) = link.alone_since(now) {
+            return self.decide_alone(now, cost, since, link);
         }
         self.waiting = self.waiting.saturating_add(cost);
         Verdict::Wait
@@ -168,11 +168,11 @@ impl Lease {
 
     /// The call that waiting requests need, to be sent now.
     pub fn ask(&mut self, now: u64, link: &Link) -> Option<Call> {
-        if self.waiting == 0 || self.in_flight.is_some() || link.is_lost() {
+        if self.waiting == 0 || self.in_flight.is_some() || link.alone_since(now).is_some() {
             return None;
         }
         self.expire(now);
-        Some(self.send(now, self.tokens, self.want(now)))
+        Some(self.send(now, self.tokens, self.want(now, link)))
     }
 
     /// The call that is due without a request: a debt, stock that runs low, or stock that is not used.
@@ -181,8 +181,8 @@ impl Lease {
             return None;
         }
         self.expire(now);
-        let want = self.want(now);
-        if self.in_debt() || self.runs_low(now) {
+        let want = self.want(now, link);
+        if self.in_debt() || self.runs_low(now, link) {
             return Some(self.send(now, self.tokens, want));
         }
         if self.tokens == 0 || now < self.review_at() {
@@ -198,9 +198,7 @@ impl Lease {
     pub fn wake(&self, now: u64, link: &Link) -> u64 {
         if self.in_flight.is_some() || link.is_lost() {
             u64::MAX
-        } else if self.in_debt() {
-            now
-        } else if self.runs_low(now) {
+        } else if self.in_debt() || self.runs_low(now, link) {
             (now / TICK + 1) * TICK
         } else if self.tokens > 0 && now < self.expires {
             self.review_at().max(now)
@@ -311,25 +309,28 @@ impl Lease {
         self.sides.iter().any(|side| side.debt > 0)
     }
 
-    /// Stock that is likely to be spent within an epoch.
-    fn want(&self, now: u64) -> u64 {
+    /// Stock that is likely to be spent within an epoch; no more than there is while nothing may be drawn.
+    fn want(&self, now: u64, link: &Link) -> u64 {
+        if link.alone_since(now).is_some() {
+            return self.tokens;
+        }
         let rate = self.rate.now(now, self.memory());
         let want = (rate * STOCK_SECONDS).max(USUAL_LEASE).min(rate * seconds(self.plan.epoch)).floor();
         if want < SMALLEST_LEASE { 0 } else { want as u64 }
     }
 
-    fn runs_low(&self, now: u64) -> bool {
+    fn runs_low(&self, now: u64, link: &Link) -> bool {
         let live = self.size > 0 && self.credit > 0 && (self.blocked..self.expires).contains(&now);
         // Half a lease is the most that the mark can be, and the average costs an exponential.
         live && self.tokens <= self.size / 2 && {
             let mark = self.rate.now(now, self.memory()) * (1.5 * self.round_trip + seconds(TICK)) + 1.0;
-            self.tokens as f64 <= mark && self.want(now) > self.tokens
+            self.tokens as f64 <= mark && self.want(now, link) > self.tokens
         }
     }
 
     fn review_at(&self) -> u64 {
-        let half = self.plan.epoch / 2;
-        (self.reviewed + half).min(self.renew_at().max(self.reviewed + half / 2))
+        let (next, renew) = (self.reviewed + self.plan.epoch / 2, self.renew_at());
+        if self.reviewed < renew { next.min(renew) } else { next }
     }
 
     /// Late enough for one call before the tokens expire.

@@ -8,11 +8,14 @@ use super::terms::Terms;
 use super::{Lease, Side, Verdict, seconds};
 use crate::domain::FailMode;
 
-/// Calls that have to fail in a row before the link counts as lost; a single lost reply is asked for again.
-const FAILURES: u32 = 2;
+/// Calls that have to fail in a row before the link counts as lost; what is lost now and then is asked for again.
+const FAILURES: u32 = 3;
 /// Between two probes of a lost link: nanoseconds, and as much again at random so that nodes don't probe together.
 const PROBE: u64 = 200_000_000;
 const PROBE_SPREAD: f64 = 1e8;
+/// How long a node whose link is back goes on with its shares: until all nodes have probed, and settled what they owe. What
+/// the shared bucket has before that has been spent in part.
+const SETTLING: u64 = 400_000_000;
 /// A refusal by a calendar share names no later time (nanoseconds): the outage ends long before the window.
 const LONGEST_REFUSAL: u64 = 60_000_000_000;
 
@@ -22,45 +25,61 @@ pub struct Link {
     /// Nodes of the fleet, by their heartbeats; the last known number stays in force while the link is lost.
     pub nodes: u32,
     failures: u32,
-    lost: Option<Lost>,
+    state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Lost {
-    since: u64,
-    probe: u64,
+enum State {
+    Stands,
+    Lost { since: u64, probe: u64 },
+    Settling { since: u64, until: u64 },
 }
 
 impl Link {
     pub fn new(nodes: u32) -> Self {
-        Self { nodes, failures: 0, lost: None }
+        Self { nodes, failures: 0, state: State::Stands }
     }
 
+    /// Nothing is to be sent but probes.
     pub fn is_lost(&self) -> bool {
-        self.lost.is_some()
+        matches!(self.state, State::Lost { .. })
     }
 
     /// A call or a probe was answered. True: the link was lost until now, and [`Lease::tick`] is due for every key, so that
     /// all debts are settled at once and not with the keys' next requests.
-    pub fn on_success(&mut self) -> bool {
+    pub fn on_success(&mut self, now: u64) -> bool {
         self.failures = 0;
-        self.lost.take().is_some()
+        let State::Lost { since, .. } = self.state else { return false };
+        self.state = State::Settling { since, until: now + SETTLING };
+        true
     }
 
     /// A call or a probe was not answered in time. `random` is in 0..1.
     pub fn on_failure(&mut self, now: u64, random: f64) {
         self.failures = self.failures.saturating_add(1);
         let probe = now + PROBE + (PROBE_SPREAD * random) as u64;
-        match &mut self.lost {
-            Some(lost) => lost.probe = probe,
-            None if self.failures >= FAILURES => self.lost = Some(Lost { since: now, probe }),
-            None => {}
+        self.state = match self.state {
+            State::Lost { since, .. } => State::Lost { since, probe },
+            state if self.failures < FAILURES => state,
+            _ => State::Lost { since: self.alone_since(now).unwrap_or(now), probe },
+        };
+    }
+
+    /// When to probe, with a command that belongs to no key. `None`: the link is not lost.
+    pub fn probe_at(&self) -> Option<u64> {
+        match self.state {
+            State::Lost { probe, .. } => Some(probe),
+            _ => None,
         }
     }
 
-    /// When to probe, with a command that belongs to no key. `None`: the link stands.
-    pub fn probe_at(&self) -> Option<u64> {
-        self.lost.map(|lost| lost.probe)
+    /// Since when each node has had its shares alone; `None`: they ask.
+    pub(super) fn alone_since(&self, now: u64) -> Option<u64> {
+        match self.state {
+            State::Lost { since, .. } => Some(since),
+            State::Settling { since, until } if now < until => Some(since),
+            _ => None,
+        }
     }
 
     fn share(&self) -> f64 {
@@ -86,13 +105,12 @@ impl Share {
 }
 
 impl Lease {
-    /// Without tokens, while the link is lost.
-    pub(super) fn decide_alone(&mut self, now: u64, cost: u64, link: &Link) -> Verdict {
+    /// Without tokens, while each node has its shares alone.
+    pub(super) fn decide_alone(&mut self, now: u64, cost: u64, since: u64, link: &Link) -> Verdict {
         if self.plan.fail != FailMode::Share {
             return Verdict::Lost;
         }
         self.roll(now);
-        let since = link.lost.map_or(now, |lost| lost.since);
         let mut until = 0;
         for (side, (_, terms)) in self.sides.iter_mut().zip(&self.plan.policies) {
             until = until.max(side.free_at(now, cost, terms, since, link));

@@ -20,15 +20,17 @@ type Nanos = u64;
 const SECOND: f64 = 1e9;
 
 /// How requests spread over the nodes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pattern {
     Even,
     /// The nth node gets 1/n of what the first gets.
     Zipf,
     /// All to one node, every two seconds to the next.
     Moving,
-    /// Even, a second of the double rate and a second of none.
+    /// Even, two seconds of a tenth of the rate and a second of the rest.
     OnOff,
+    /// Even until that second, then all to one node.
+    Gather(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -45,8 +47,8 @@ pub struct Scenario {
     /// The part of calls that are lost, or their replies.
     pub loss: f64,
     pub crashes_a_second: f64,
-    /// From and to, seconds.
-    pub outage: Option<(f64, f64)>,
+    /// From and to, seconds: no call is answered.
+    pub outages: &'static [(f64, f64)],
     /// The server's clock at the beginning.
     pub start: Micros,
     pub seed: u64,
@@ -238,12 +240,9 @@ impl<'a> Fleet<'a> {
             }
             if arrival <= next {
                 self.now = arrival;
-                if let Some(node) = self.target() {
-                    self.request(node);
-                }
-                let rate =
-                    self.scenario.offered * if matches!(self.scenario.pattern, Pattern::OnOff) { 2.0 } else { 1.0 };
-                arrival += self.gap(rate);
+                let node = self.target();
+                self.request(node);
+                arrival += self.gap(self.offered());
             } else if let Some(Reverse((at, key))) = self.queue.pop() {
                 self.now = at;
                 let place = (key & 0xff_ffff) as usize;
@@ -283,20 +282,25 @@ impl<'a> Fleet<'a> {
         (-(1.0 - self.random.unit()).ln() / rate * SECOND) as Nanos
     }
 
-    fn target(&mut self) -> Option<usize> {
+    fn offered(&self) -> f64 {
+        let on_off = if (self.now / 1_000_000_000) % 3 == 2 { 2.8 } else { 0.1 };
+        self.scenario.offered * if self.scenario.pattern == Pattern::OnOff { on_off } else { 1.0 }
+    }
+
+    fn target(&mut self) -> usize {
         let n = self.nodes.len();
         match self.scenario.pattern {
-            Pattern::Even => Some(self.random.below(n as u64) as usize),
-            Pattern::OnOff if (self.now / 1_000_000_000) % 2 == 1 => None,
-            Pattern::OnOff => Some(self.random.below(n as u64) as usize),
-            Pattern::Moving => Some((self.now / 2_000_000_000) as usize % n),
+            Pattern::Gather(second) if self.now >= second * 1_000_000_000 => 0,
+            Pattern::Even | Pattern::OnOff | Pattern::Gather(_) => self.random.below(n as u64) as usize,
+            Pattern::Moving => (self.now / 2_000_000_000) as usize % n,
             Pattern::Zipf => {
                 let whole: f64 = (1..=n).map(|k| 1.0 / k as f64).sum();
                 let mut left = self.random.unit() * whole;
-                (0..n).find(|k| {
+                let found = (0..n).find(|k| {
                     left -= 1.0 / (k + 1) as f64;
                     left < 0.0
-                })
+                });
+                found.unwrap_or(n - 1)
             }
         }
     }
@@ -316,7 +320,8 @@ impl<'a> Fleet<'a> {
     }
 
     fn is_out(&self) -> bool {
-        self.scenario.outage.is_some_and(|(from, to)| (from..to).contains(&(self.now as f64 / SECOND)))
+        let now = self.now as f64 / SECOND;
+        self.scenario.outages.iter().any(|(from, to)| (*from..*to).contains(&now))
     }
 
     fn request(&mut self, at: usize) {
@@ -401,7 +406,7 @@ impl<'a> Fleet<'a> {
                     node.call += 1;
                     let now = self.now + node.ahead;
                     node.lease.on_reply(now, &reply, random);
-                    node.link.on_success();
+                    node.link.on_success(now);
                     self.resume(at);
                 }
             }
@@ -428,9 +433,10 @@ impl<'a> Fleet<'a> {
                 self.at(after, Event::Probed { node, life, answered });
             }
             Event::Probed { node: at, life, answered } if self.nodes[at].life == life => {
+                let now = self.now + self.nodes[at].ahead;
                 if !answered {
                     self.fail(at);
-                } else if self.nodes[at].link.on_success() {
+                } else if self.nodes[at].link.on_success(now) {
                     self.tick(at);
                 }
             }
