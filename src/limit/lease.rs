@@ -59,6 +59,8 @@ pub struct Lease {
     /// Tokens after the last reply.
     size: u64,
     expires: u64,
+    /// When the shared side has to hear of what is left in stock: before it expires, or counts as used.
+    renew: u64,
     blocked: u64,
     /// Tokens that the last reply left counted as outstanding.
     outstanding: u64,
@@ -122,6 +124,7 @@ impl Lease {
             tokens: 0,
             size: 0,
             expires: 0,
+            renew: 0,
             blocked: 0,
             outstanding: 0,
             rate: Arrivals { per_second: 0.0, at: now },
@@ -152,7 +155,7 @@ impl Lease {
             return Verdict::Spend;
         }
         if now < self.blocked {
-            return Verdict::Refuse { until: Some(self.blocked.saturating_add(self.time_of(cost - 1))) };
+            return Verdict::Refuse { until: Some(self.blocked.saturating_add(self.time_of(cost))) };
         }
         if let Some(since) = link.alone_since(now) {
             return self.decide_alone(now, cost, since, link);
@@ -224,7 +227,7 @@ impl Lease {
         self.outstanding = sent.held.saturating_add(reply.grant);
         (self.blocked, self.reviewed) = (0, sent.at);
         let poll = REQUESTS_A_POLL / self.rate.now(now, self.memory());
-        let (mut expires, mut window_over) = (u64::MAX, false);
+        let (mut expires, mut renew, mut window_over) = (u64::MAX, u64::MAX, false);
         let policies = self.plan.policies.iter().zip(&reply.policies).zip(&sent.debts);
         for (side, (((_, terms), granted), debt)) in self.sides.iter_mut().zip(policies) {
             let ends = sent.at.saturating_add(granted.ttl.saturating_mul(1000));
@@ -239,6 +242,10 @@ impl Lease {
             expires = expires.min(ends);
             let calendar = matches!(terms, Terms::Calendar { .. });
             window_over |= calendar && now >= ends;
+            // A calendar window's lease lasts as long as the window, but after an epoch without a call other nodes are told
+            // that nothing will come back.
+            let heard_of = if calendar { sent.at.saturating_add(terms.epoch() * 1000) } else { u64::MAX };
+            renew = renew.min(ends).min(heard_of);
             if granted.exhausted {
                 let pause = if calendar { 0.0 } else { terms.poll().min(poll) * (0.9 + 0.2 * random) };
                 let pause = granted.retry.saturating_mul(1000).max((pause * 1e9) as u64);
@@ -251,7 +258,8 @@ impl Lease {
             self.tokens = if window_over { 0 } else { self.tokens.min(self.waiting) };
             expires = now + 1;
         }
-        (self.expires, self.size, self.waiting) = (expires, self.tokens, 0);
+        (self.expires, self.renew) = (expires, renew.min(expires));
+        (self.size, self.waiting) = (self.tokens, 0);
     }
 
     /// The call on its way is lost, or its answer is. What it gave back or acknowledged stays given.
@@ -333,9 +341,9 @@ impl Lease {
         if self.reviewed < renew { next.min(renew) } else { next }
     }
 
-    /// Late enough for one call before the tokens expire.
+    /// Late enough for one call before [`Self::renew`].
     fn renew_at(&self) -> u64 {
-        self.expires.saturating_sub((1.5e9 * self.round_trip) as u64 + 2 * TICK)
+        self.renew.saturating_sub((1.5e9 * self.round_trip) as u64 + 2 * TICK)
     }
 
     /// Seconds over which arrivals are averaged.
@@ -343,9 +351,13 @@ impl Lease {
         seconds(self.plan.epoch).max(0.2)
     }
 
-    /// Nanoseconds that the slowest rolling policy takes for so many tokens.
-    fn time_of(&self, tokens: u64) -> u64 {
-        let slowest = self.plan.policies.iter().filter_map(|(_, terms)| terms.per_second()).fold(f64::MAX, f64::min);
-        (tokens as f64 / slowest * 1e9) as u64
+    /// Nanoseconds from the first token on until there are `cost` of them, one after the other.
+    fn time_of(&self, cost: u64) -> u64 {
+        let policies = self.sides.iter().zip(&self.plan.policies);
+        let times = policies.filter_map(|(side, (_, terms))| {
+            let missing = (cost - 1).saturating_sub(side.left).saturating_sub(self.tokens);
+            Some((missing as f64 / terms.per_second()? * 1e9) as u64)
+        });
+        times.max().unwrap_or(0)
     }
 }

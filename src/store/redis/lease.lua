@@ -137,6 +137,20 @@ local function advance(p)
   if p.ends <= now then p.ends = (floor(now / p.epoch) + 1) * p.epoch end
 end
 
+-- How long until there is a token, if nobody calls: `advance` ahead of time.
+local function wait(p)
+  local level, at, ends, before, out = p.level, now, p.ends, p.before, p.out
+  while level < p.unit do
+    local idle = before + out == 0
+    local room = min(p.burst, p.burst + p.slack - before - out) * p.unit
+    local there = at + ceil((p.unit - level) / p.rate)
+    if idle or (room >= p.unit and there <= ends) then return there - now end
+    level = max(level, min(level + p.rate * (ends - at), room))
+    at, ends, before, out = ends, ends + p.epoch, out, 0
+  end
+  return at - now
+end
+
 local function settle_gcra(p)
   advance(p)
   if p.tag == p.ends then
@@ -192,7 +206,7 @@ for _, p in ipairs(policies) do
     p.left = floor(p.level / p.unit)
     ttl, tag, window_end = p.ends + p.epoch - now, p.ends, 0
     exhausted = p.level < p.unit
-    retry = ceil(max(0, p.unit - p.level) / p.rate)
+    retry = wait(p)
     expiry = p.ends + p.epoch + ceil(max(0, p.burst * p.unit - p.level) / p.rate)
     lines[#lines + 1] = string.format('%s g %.0f %.0f %.0f %.0f %.0f %.0f %.0f',
       p.name, expiry, p.unit, p.level, p.at, p.ends, p.before, p.out)

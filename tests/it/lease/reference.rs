@@ -163,10 +163,29 @@ fn calendar(
     Part { terms, epoch: 2_000_000, state, start, left: (limit - used).max(0), most: 0 }
 }
 
+/// Until there is a token, if nobody calls, an epoch after the other.
+fn wait(now: Micros, terms: Terms, mut level: i64, mut ends: Micros, mut before: i64, mut out: i64) -> Micros {
+    let Terms::Gcra { rate, unit, burst, slack } = terms else { unreachable!() };
+    let (rate, unit, burst, slack) = (rate as i64, unit as i64, burst as i64, slack as i64);
+    let mut at = now;
+    loop {
+        if level >= unit {
+            return at - now;
+        }
+        let room = burst.min(burst + slack - before - out) * unit;
+        let there = at + (unit - level + rate - 1) / rate;
+        if before + out == 0 || (room >= unit && there <= ends) {
+            return there - now;
+        }
+        level = level.max((level + rate * (ends - at)).min(room));
+        (at, ends, before, out) = (ends, ends + terms.epoch() as i64, out, 0);
+    }
+}
+
 impl Part {
     fn commit(&mut self, now: Micros, grant: i64, stocked: bool) -> Granted {
         match (&mut self.state, self.terms) {
-            (State::Gcra { expiry, unit, level, ends, out, .. }, Terms::Gcra { rate, burst, .. }) => {
+            (State::Gcra { expiry, unit, level, ends, before, out, .. }, terms @ Terms::Gcra { rate, burst, .. }) => {
                 let until = |units: i64| units.max(0).unsigned_abs().div_ceil(rate);
                 *level -= grant * *unit;
                 *out += grant;
@@ -177,7 +196,7 @@ impl Part {
                     tag: *ends as u64,
                     window_end: 0,
                     exhausted: *level < *unit,
-                    retry: until(*unit - *level),
+                    retry: wait(now, terms, *level, *ends, *before, *out) as u64,
                 }
             }
             (State::Calendar { expiry, used, leased }, Terms::Calendar { limit, .. }) => {

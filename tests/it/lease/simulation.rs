@@ -38,6 +38,7 @@ fn base() -> Scenario {
         loss: 0.0,
         crashes_a_second: 0.0,
         outages: &[],
+        probes_answered: false,
         start: NOON,
         seed: 1,
     }
@@ -129,7 +130,7 @@ fn the_bounds_hold_everywhere() {
                 seed += 1;
                 let offered = rate * load;
                 // About as many requests in each.
-                let seconds = (8_000.0 / offered).clamp(6.0, 240.0);
+                let seconds = (8_000.0 / offered).clamp(4.0, 240.0);
                 let round_trip_ms = round_trips[seed as usize % 3];
                 // In the middle of every other a day begins.
                 let start = if seed % 2 == 0 { MIDNIGHT - (seconds * 5e5) as i64 } else { NOON };

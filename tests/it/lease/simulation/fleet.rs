@@ -49,6 +49,8 @@ pub struct Scenario {
     pub crashes_a_second: f64,
     /// From and to, seconds: no call is answered.
     pub outages: &'static [(f64, f64)],
+    /// Probes are answered in an outage too, as by a server that is read-only.
+    pub probes_answered: bool,
     /// The server's clock at the beginning.
     pub start: Micros,
     pub seed: u64,
@@ -428,7 +430,7 @@ impl<'a> Fleet<'a> {
                 }
             }
             Event::Probe { node, life } if self.nodes[node].life == life => {
-                let answered = !self.is_out();
+                let answered = self.scenario.probes_answered || !self.is_out();
                 let after = if answered { self.nodes[node].round_trip as Nanos } else { 5_000_000 };
                 self.at(after, Event::Probed { node, life, answered });
             }
