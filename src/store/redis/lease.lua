@@ -139,7 +139,7 @@ end
 
 -- How long until there is a token, if nobody calls: `advance` ahead of time.
 local function wait(p)
-  local level, at, ends, before, out = p.level, now, p.ends, p.before, p.out
+  local level, at, ends, before, out = p.level, p.at, p.ends, p.before, p.out
   while level < p.unit do
     local idle = before + out == 0
     local room = min(p.burst, p.burst + p.slack - before - out) * p.unit

@@ -164,10 +164,14 @@ fn calendar(
 }
 
 /// Until there is a token, if nobody calls, an epoch after the other.
-fn wait(now: Micros, terms: Terms, mut level: i64, mut ends: Micros, mut before: i64, mut out: i64) -> Micros {
+fn wait(
+    terms: Terms,
+    (mut level, mut at, mut ends): (i64, Micros, Micros),
+    (mut before, mut out): (i64, i64),
+    now: Micros,
+) -> Micros {
     let Terms::Gcra { rate, unit, burst, slack } = terms else { unreachable!() };
     let (rate, unit, burst, slack) = (rate as i64, unit as i64, burst as i64, slack as i64);
-    let mut at = now;
     loop {
         if level >= unit {
             return at - now;
@@ -185,7 +189,7 @@ fn wait(now: Micros, terms: Terms, mut level: i64, mut ends: Micros, mut before:
 impl Part {
     fn commit(&mut self, now: Micros, grant: i64, stocked: bool) -> Granted {
         match (&mut self.state, self.terms) {
-            (State::Gcra { expiry, unit, level, ends, before, out, .. }, terms @ Terms::Gcra { rate, burst, .. }) => {
+            (State::Gcra { expiry, unit, level, at, ends, before, out }, terms @ Terms::Gcra { rate, burst, .. }) => {
                 let until = |units: i64| units.max(0).unsigned_abs().div_ceil(rate);
                 *level -= grant * *unit;
                 *out += grant;
@@ -196,7 +200,7 @@ impl Part {
                     tag: *ends as u64,
                     window_end: 0,
                     exhausted: *level < *unit,
-                    retry: wait(now, terms, *level, *ends, *before, *out) as u64,
+                    retry: wait(terms, (*level, *at, *ends), (*before, *out), now) as u64,
                 }
             }
             (State::Calendar { expiry, used, leased }, Terms::Calendar { limit, .. }) => {

@@ -4,9 +4,11 @@
 //! beyond burst + rate * time.
 
 mod fleet;
+mod measure;
 mod traps;
 
-use self::fleet::{Outcome, Pattern, Scenario};
+use self::fleet::{Pattern, Scenario};
+use self::measure::Outcome;
 
 /// What holds whatever happens, a lost link aside: a rolling limit is overshot by its slack at most, a calendar limit
 /// never, and there are no more calls than requests.

@@ -1,5 +1,4 @@
-//! The fleet in virtual time: arrivals, messages that take time and get lost, crashes, an outage, and the measure of what
-//! was admitted.
+//! The fleet in virtual time: arrivals, messages that take time and get lost, crashes and outages.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -9,13 +8,13 @@ use wasmgate::limit::lease::link::Link;
 use wasmgate::limit::lease::terms::{Plan, Terms};
 use wasmgate::limit::lease::wire::{Call, Reply};
 use wasmgate::limit::lease::{Lease, Verdict};
-use wasmgate::limit::quota;
 
+use super::measure::{Exact, Outcome};
 use crate::lease::reference::{Bucket, Micros};
 use crate::lease::{Random, plan};
 
 /// Nanoseconds of virtual time.
-type Nanos = u64;
+pub type Nanos = u64;
 
 const SECOND: f64 = 1e9;
 
@@ -56,98 +55,11 @@ pub struct Scenario {
     pub seed: u64,
 }
 
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    pub requests: u64,
-    pub admitted: u64,
-    /// What one exact limiter would have admitted of the same requests.
-    pub exact: u64,
-    pub commands: u64,
-    /// Calls without an answer.
-    pub failed: u64,
-    /// The most tokens of any rolling policy admitted in any window beyond burst + rate * time.
-    pub overshoot: f64,
-    pub slack: f64,
-    /// Of the first policy.
-    pub limit: f64,
-    pub calendar_overshoot: u64,
-    pub waited: u64,
-    pub wait_p99_ms: f64,
-    /// Admitted within the outage.
-    pub alone: u64,
-}
-
-impl Outcome {
-    pub fn commands_a_thousand(&self) -> f64 {
-        self.commands as f64 * 1000.0 / self.requests as f64
-    }
-
-    pub fn admitted_share(&self) -> f64 {
-        self.admitted as f64 / self.exact as f64
-    }
-
-    pub fn overshoot_percent(&self) -> f64 {
-        self.overshoot * 100.0 / self.limit
-    }
-
-    pub fn waited_share(&self) -> f64 {
-        self.waited as f64 / self.requests as f64
-    }
-}
-
 impl Scenario {
     pub fn run(&self) -> Outcome {
         let mut fleet = Fleet::new(self);
         fleet.run();
         fleet.outcome()
-    }
-}
-
-/// All policies as one exact limiter keeps them; `strict` refuses, else it measures what was admitted.
-struct Exact {
-    plan: Arc<Plan>,
-    /// Tokens, below zero where more was admitted than there was; of calendar windows what is left.
-    levels: Vec<f64>,
-    windows: Vec<i64>,
-    at: Nanos,
-    worst: Vec<f64>,
-}
-
-impl Exact {
-    fn new(plan: &Arc<Plan>) -> Self {
-        let levels: Vec<f64> = plan.policies.iter().map(|(_, t)| t.capacity() as f64).collect();
-        let windows = vec![i64::MIN; levels.len()];
-        Self { plan: plan.clone(), worst: vec![0.0; levels.len()], levels, windows, at: 0 }
-    }
-
-    fn advance(&mut self, now: Nanos, start: Micros) {
-        let passed = (now - self.at) as f64 / SECOND;
-        self.at = now;
-        for (at, (_, terms)) in self.plan.policies.iter().enumerate() {
-            let full = terms.capacity() as f64;
-            match *terms {
-                Terms::Calendar { window, .. } => {
-                    let begun = quota::bounds(window, (start + (now / 1000) as Micros).div_euclid(1_000_000)).0;
-                    if self.windows[at] != begun {
-                        (self.windows[at], self.levels[at]) = (begun, full);
-                    }
-                }
-                Terms::Gcra { .. } => {
-                    self.levels[at] = full.min(self.levels[at] + passed * terms.per_second().unwrap());
-                }
-            }
-        }
-    }
-
-    fn admits(&self) -> bool {
-        self.levels.iter().all(|level| *level >= 1.0 - 1e-9)
-    }
-
-    fn charge(&mut self) {
-        for (level, worst) in self.levels.iter_mut().zip(&mut self.worst) {
-            *level -= 1.0;
-            *worst = worst.max(-*level);
-        }
     }
 }
 

@@ -10,9 +10,10 @@ fn stock_that_is_out_leaves_less_to_refill() {
     for policies in limits {
         let rate = if policies[0].1 == "1m" { 10.0 } else { policies[0].0 as f64 };
         for (overshoot_percent, nodes) in [(0, 4), (0, 16), (5, 4), (5, 16)] {
-            for (pattern, load) in [(Pattern::OnOff, 10.0), (Pattern::OnOff, 3.0), (Pattern::Gather(6), 10.0)] {
+            for (pattern, load) in [(Pattern::OnOff, 10.0), (Pattern::OnOff, 1.2), (Pattern::Gather(6), 10.0)] {
                 for round_trip_ms in [(0.3, 2.0), (20.0, 20.0)] {
-                    let (offered, seconds) = (rate * load, 9.0);
+                    let offered = rate * load;
+                    let seconds = (12_000.0 / offered).clamp(9.0, 60.0);
                     let scenario = Scenario { policies, overshoot_percent, nodes, offered, round_trip_ms, ..base() };
                     check(&Scenario { pattern, seconds, ..scenario });
                 }
