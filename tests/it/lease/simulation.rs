@@ -40,6 +40,7 @@ fn base() -> Scenario {
         loss: 0.0,
         crashes_a_second: 0.0,
         outages: &[],
+        cut_off: u32::MAX,
         probes_answered: false,
         start: NOON,
         seed: 1,
@@ -125,7 +126,7 @@ fn the_bounds_hold_everywhere() {
     ];
     let patterns = [Pattern::Even, Pattern::Zipf, Pattern::Moving, Pattern::OnOff];
     let round_trips = [(0.3, 0.3), (0.5, 5.0), (20.0, 20.0)];
-    let mut seed = 0;
+    let (mut seed, mut worst) = (0, 0.0f64);
     for (policies, rate) in limits {
         for (nodes, load) in [1, 4, 16].iter().flat_map(|n| [0.5, 1.2, 10.0].map(|load| (*n, load))) {
             for pattern in patterns {
@@ -139,10 +140,12 @@ fn the_bounds_hold_everywhere() {
                 let scenario =
                     Scenario { policies, nodes, round_trip_ms, offered, pattern, seconds, start, seed, ..base() };
                 let o = check(&scenario);
+                worst = worst.max(o.overshoot_percent());
                 // A short peak ends before nodes that were refused ask again.
                 let least = if pattern == Pattern::OnOff { 0.85 } else { 0.94 };
                 assert!(o.admitted_share() >= least, "{:.3}: {o:?} of {scenario:?}", o.admitted_share());
             }
         }
     }
+    println!("{seed} runs: {worst:.1} % over at the worst");
 }

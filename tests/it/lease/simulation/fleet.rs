@@ -48,6 +48,8 @@ pub struct Scenario {
     pub crashes_a_second: f64,
     /// From and to, seconds: no call is answered.
     pub outages: &'static [(f64, f64)],
+    /// The first so many nodes have the outages, the others none.
+    pub cut_off: u32,
     /// Probes are answered in an outage too, as by a server that is read-only.
     pub probes_answered: bool,
     /// The server's clock at the beginning.
@@ -233,9 +235,10 @@ impl<'a> Fleet<'a> {
         self.scenario.start + (self.now / 1000) as Micros
     }
 
-    fn is_out(&self) -> bool {
+    fn is_out(&self, node: usize) -> bool {
         let now = self.now as f64 / SECOND;
-        self.scenario.outages.iter().any(|(from, to)| (*from..*to).contains(&now))
+        node < self.scenario.cut_off as usize
+            && self.scenario.outages.iter().any(|(from, to)| (*from..*to).contains(&now))
     }
 
     fn request(&mut self, at: usize) {
@@ -247,7 +250,7 @@ impl<'a> Fleet<'a> {
         }
         let node = &mut self.nodes[at];
         match node.lease.decide(self.now + node.ahead, 1, &node.link) {
-            Verdict::Spend => self.admit(),
+            Verdict::Spend => self.admit(at),
             Verdict::Refuse { until } => {
                 let until = until.expect("a request of one token fits at some time");
                 assert!(until > self.now + node.ahead, "refused until a time that is past");
@@ -259,11 +262,11 @@ impl<'a> Fleet<'a> {
         self.pump(at);
     }
 
-    fn admit(&mut self) {
+    fn admit(&mut self, at: usize) {
         self.admitted.advance(self.now, self.scenario.start);
         self.admitted.charge();
         self.out.admitted += 1;
-        self.out.alone += u64::from(self.is_out());
+        self.out.alone += u64::from(self.is_out(at));
     }
 
     /// Sends what waiting requests need, and sets the alarm.
@@ -305,7 +308,7 @@ impl<'a> Fleet<'a> {
     fn handle(&mut self, event: Event) {
         match event {
             // A call is carried out even if its node is gone.
-            Event::AtServer { node, life, number, call, reply_lost } if !self.is_out() => {
+            Event::AtServer { node, life, number, call, reply_lost } if !self.is_out(node) => {
                 let reply = self.bucket.call(self.server_time(), &self.plan, self.scenario.nodes, &call);
                 if !reply_lost {
                     let trip = (0.8 + 0.4 * self.random.unit()) * self.nodes[node].round_trip / 2.0;
@@ -342,7 +345,7 @@ impl<'a> Fleet<'a> {
                 }
             }
             Event::Probe { node, life } if self.nodes[node].life == life => {
-                let answered = self.scenario.probes_answered || !self.is_out();
+                let answered = self.scenario.probes_answered || !self.is_out(node);
                 let after = if answered { self.nodes[node].round_trip as Nanos } else { 5_000_000 };
                 self.at(after, Event::Probed { node, life, answered });
             }
@@ -387,7 +390,7 @@ impl<'a> Fleet<'a> {
             let node = &mut self.nodes[at];
             match node.lease.resume(self.now + node.ahead, 1, &node.link) {
                 Verdict::Spend => {
-                    self.admit();
+                    self.admit(at);
                     self.waits.push(self.now - arrived);
                 }
                 Verdict::Refuse { .. } => self.waits.push(self.now - arrived),

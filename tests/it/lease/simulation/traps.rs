@@ -56,6 +56,20 @@ fn an_outage_admits_shares_and_is_settled_at_once() {
     }
 }
 
+/// The price of sharing: who is cut off alone has its share beside what the others draw, and no debt below an empty bucket.
+#[test]
+fn a_node_that_is_cut_off_adds_no_more_than_its_share() {
+    for (nodes, cut_off) in [(4, 1), (4, 2), (16, 1)] {
+        let outages = &[(6.0, 16.0)];
+        let scenario =
+            Scenario { policies: THOUSAND, nodes, cut_off, outages, offered: 3_000.0, seconds: 20.0, ..base() };
+        let o = scenario.run();
+        let share = 10.4 * 1_000.0 * f64::from(cut_off) / f64::from(nodes);
+        println!("{cut_off} of {nodes}: {:.0} over, share {share:.0}", o.overshoot);
+        assert!(o.overshoot <= o.slack + share, "{:.0} over, the share is {share}: {o:?}", o.overshoot);
+    }
+}
+
 /// A day's quota in an outage: what is left, as each node knows it, by the number of nodes.
 #[test]
 fn an_outage_spends_what_was_left_of_a_day() {
