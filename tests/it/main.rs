@@ -30,6 +30,7 @@ mod host_api;
 mod http2_clients;
 mod http_wasm;
 mod http_wasm_tck;
+mod lease;
 mod limit;
 mod limits_http;
 mod module_limits;
