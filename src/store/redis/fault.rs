@@ -85,6 +85,10 @@ pub fn fault(error: &RedisError) -> Fault {
             let meaning = "it refuses the user or the password: set the right ones";
             Fault { is_broken: true, is_open: false, ..Fault::unreached(meaning) }
         }
+        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => {
+            let meaning = "its sentinels know no primary of that name which is there";
+            Fault { is_broken: true, ..Fault::unreached(meaning) }
+        }
         ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
             Fault { is_broken: true, ..Fault::unreached(error) }
         }

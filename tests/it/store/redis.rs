@@ -578,7 +578,7 @@ async fn records_travel_under_tls_with_an_authority_of_ones_own() {
 
 /// The rule that the documentation gives, and not a command more.
 const ACL: &str = "+get +set +del +exists +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange +rpush +ltrim \
-                   +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval +evalsha";
+                   +zadd +zrem +pexpire +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval +evalsha";
 
 #[tokio::test]
 async fn one_rule_of_the_acl_is_enough_and_secrets_are_told_to_nobody() {
@@ -629,6 +629,42 @@ async fn old_rows(store: Arc<RedisStore>) {
         store.append_audit(&entry(n.to_string())).await.unwrap();
     }
     assert!(store.prune(keep).await.unwrap() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_acknowledged_is_lost_by_a_failover() {
+    let mut primary = Redis::start_on_port(&[]);
+    let replica = Redis::start_on_port(&["--replicaof", "127.0.0.1", &primary.port()]);
+    eventually("it replicates", || replica.cli(&["info", "replication"]).contains("master_link_status:up"));
+    let sentinel = Redis::start_sentinel(&primary);
+    let server = Server::Sentinel { urls: vec![sentinel.url()], primary: "main".into() };
+    let replicated = RedisSettings { replicas: 1, response: Duration::from_secs(2), ..settings(&server, "test") };
+    let store = RedisStore::open(replicated).unwrap();
+    let acks = Arc::new(Mutex::new(Vec::<String>::new()));
+    let writers: Vec<_> = (0..4)
+        .map(|lane| {
+            let (store, acks) = (store.clone(), acks.clone());
+            tokio::spawn(write_all_kinds(store, lane, move |ack| acks.lock().push(ack.to_owned())))
+        })
+        .collect();
+    eventually_async("writes are acknowledged", || acks.lock().len() >= 40).await;
+    primary.kill();
+    for writer in writers {
+        let failed = writer.await.unwrap();
+        assert!(matches!(failed, StoreError::Unavailable(_)), "{failed:?}");
+    }
+    eventually("there is another primary", || replica.cli(&["role"]).starts_with("master"));
+    eventually_async("the store is up", || store.is_up()).await;
+    let acks = acks.lock().clone();
+    check_acknowledged(&*store, &acks).await;
+    // Nobody has a copy of what is written now, so it is not acknowledged.
+    let alone = store.append_audit(&entry("alone")).await;
+    assert!(matches!(&alone, Err(StoreError::Unavailable(why)) if why.contains("replicas")), "{alone:?}");
+    // What was the primary comes back as the replica; the sentinel would see to it in its own time.
+    primary.restart();
+    primary.cli(&["replicaof", "127.0.0.1", &replica.port()]);
+    eventually("it replicates", || primary.cli(&["info", "replication"]).contains("master_link_status:up"));
+    store.append_audit(&entry("both")).await.unwrap();
 }
 
 /// Nobody has to notice that connections have ended.
