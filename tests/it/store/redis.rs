@@ -8,7 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use sha2::Sha256;
 use wasmgate::domain::{ApiKey, Digest};
-use wasmgate::store::redis::{RedisSettings, RedisStore, Server, Tls};
+use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
 use wasmgate::store::{AdminToken, KvIncr, NoRoom, Role, Store, StoreError};
 
 use super::{Case, at, check_acknowledged, entry, hash, key, kv, name, room, together, version, write_all_kinds};
@@ -591,15 +591,11 @@ async fn records_travel_under_tls_with_an_authority_of_ones_own() {
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
 }
 
-/// The rule that the documentation gives, and not a command more.
-const ACL: &str = "+get +set +del +exists +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange +rpush +ltrim \
-                   +zadd +zrem +pexpire +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval +evalsha";
-
 #[tokio::test]
 async fn one_rule_of_the_acl_is_enough_and_secrets_are_told_to_nobody() {
     let redis = Redis::start();
     let user = ["acl", "setuser", "gate", "reset", "on", ">hunter2", "~test:*"];
-    redis.cli(&user.into_iter().chain(ACL.split_whitespace()).collect::<Vec<_>>());
+    redis.cli(&user.into_iter().chain(COMMANDS.split_whitespace()).collect::<Vec<_>>());
     let with = |username: &str, password: &str, prefix: &str| RedisSettings {
         username: Some(username.into()),
         password: Some(password.into()),
