@@ -68,6 +68,10 @@ impl Lines {
         self.lines.push(LogLine { level, text: String::from_utf8_lossy(text).into_owned(), request_id });
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.dropped == 0
+    }
+
     pub fn take(&mut self) -> (Vec<LogLine>, u64) {
         let Lines { lines, dropped, .. } = std::mem::take(self);
         (lines, dropped)
@@ -122,6 +126,9 @@ impl GuestLog {
 
     /// All that a phase left to be written.
     pub fn flush(&self, request_id: &str, host: &mut HostState) {
+        if !host.has_printed() {
+            return;
+        }
         let (lines, dropped) = host.lines.take();
         for line in &lines {
             self.line(line.request_id.as_deref().unwrap_or(request_id), line.level, &line.text);

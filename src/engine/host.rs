@@ -46,7 +46,7 @@ impl BoundedLog {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.bytes.is_empty() && self.dropped == 0
     }
 }
 
@@ -176,6 +176,11 @@ impl HostState {
             proxy: None,
             reaching: Reaching::default(),
         }
+    }
+
+    /// There is something for the log.
+    pub fn has_printed(&self) -> bool {
+        !self.lines.is_empty() || !self.log.is_empty()
     }
 
     /// Sleeps, never past the deadline: a longer sleep ends the guest there.

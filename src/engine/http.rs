@@ -1,8 +1,9 @@
 //! HTTP handlers with living VMs (http-wasm): what the gateway hands to a guest and gets back.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -18,7 +19,7 @@ use super::pool::Need;
 use super::restarts::{self, Restarts};
 use super::vms::{Handled, Leased, Turn, Vm, Vms};
 use super::{Assets, Engine, LoadedModule, RunError};
-use crate::domain::{GuestFailure, Limits, Meter, OwnerId, Principal, Reply, Timestamp};
+use crate::domain::{GuestFailure, Limits, Meter, Name, OwnerId, Principal, Reply, Timestamp};
 
 /// `enable_features` bits of the http-wasm ABI, section 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -214,15 +215,15 @@ pub fn hand_on(values: &mut Values, name: &[u8], value: &[u8]) -> bool {
 pub struct RequestInfo {
     /// For log lines.
     pub request_id: Arc<str>,
-    /// Empty where there is no route, as in an execution.
-    pub route: String,
+    /// `None` in an execution.
+    pub route: Option<Name>,
     /// When its head was there.
     pub began: Instant,
     pub wall: Timestamp,
     /// Where the client connected to.
     pub local: Option<SocketAddr>,
-    /// One number a connection.
-    pub connection: u64,
+    /// The other end of the connection; `None` in an execution.
+    pub peer: Option<SocketAddr>,
     pub tls: Option<TlsInfo>,
     pub principal: Option<Principal>,
     /// Parameters of the route's path, in its order.
@@ -234,22 +235,28 @@ impl RequestInfo {
     pub fn of_execution(principal: Option<Principal>) -> RequestInfo {
         RequestInfo {
             request_id: "".into(),
-            route: String::new(),
+            route: None,
             began: Instant::now(),
             wall: Timestamp::now(),
             local: None,
-            connection: 0,
+            peer: None,
             tls: None,
             principal,
             params: Vec::new(),
         }
     }
 
+    /// One number a connection: both ends of one are its alone while it lives. Guests read a signed number.
+    pub fn connection(&self) -> u64 {
+        static CONNECTIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        self.peer.map_or(0, |peer| CONNECTIONS.hash_one((peer, self.local)) >> 1)
+    }
+
     /// By name: `key_id`, `owner`, `tier`, `route`, `params.NAME`.
     pub fn field(&self, name: &[u8]) -> Option<&str> {
         let principal = self.principal.as_ref();
         match name {
-            b"route" => Some(&*self.route).filter(|route| !route.is_empty()),
+            b"route" => Some(self.route.as_ref()?.as_str()),
             b"key_id" => Some(principal?.key_id()?.as_str()),
             b"owner" => Some(principal?.owner()?.as_str()),
             b"tier" => Some(principal?.tier.name.as_str()),
@@ -300,6 +307,7 @@ impl HttpOutcome {
 pub struct HttpHandler {
     engine: Arc<Engine>,
     module: Arc<LoadedModule>,
+    reads_body: bool,
     assets: Option<Assets>,
     owner: OwnerId,
     account: Arc<Account>,
@@ -330,6 +338,7 @@ impl HttpHandler {
     ) -> Arc<HttpHandler> {
         Arc::new(HttpHandler {
             engine: engine.clone(),
+            reads_body: module.shape().imports_function("http_handler", "read_body"),
             module,
             assets,
             owner: handler.owner.clone(),
@@ -345,7 +354,7 @@ impl HttpHandler {
 
     /// The module may read the request body, so the gateway gathers it first (it imports `read_body`).
     pub fn wants_request_body(&self) -> bool {
-        self.module.shape().imports_function("http_handler", "read_body")
+        self.reads_body
     }
 
     /// Starts one VM ahead of the first request, so that a module that refuses its configuration says so at once.

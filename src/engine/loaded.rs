@@ -129,6 +129,11 @@ impl LoadedModule {
         self.code.load_full()
     }
 
+    /// Of the code that new runs get.
+    pub(super) fn compiler(&self) -> Compiler {
+        self.code.load().compiler
+    }
+
     pub(super) fn code_bytes(&self) -> u64 {
         self.code.load().bytes
     }

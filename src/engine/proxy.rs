@@ -29,7 +29,7 @@ use super::pool::Need;
 use super::restarts::{self, Restarts};
 use super::vms::Turn;
 use super::{Assets, Engine, LoadedModule, RunError};
-use crate::domain::{GuestFailure, Limits, Meter, OwnerId};
+use crate::domain::{GuestFailure, Limits, Meter, ModuleShape, OwnerId};
 
 pub use super::abi::proxy_wasm::Event;
 pub use stream::{Later, ProxyStream, Told};
@@ -56,6 +56,7 @@ pub struct ProxyHandler {
     plugin: Arc<Plugin>,
     limits: Limits,
     pause: Duration,
+    wants: Wants,
     /// At most so many VMs take streams.
     cap: usize,
     slots: Mutex<Vec<Arc<Slot>>>,
@@ -65,6 +66,26 @@ pub struct ProxyHandler {
     /// A callback goes on when its client goes: ending it would end the VM for all others.
     never: Cancel,
     restarts: Mutex<Restarts>,
+}
+
+/// Whether the filter wants to see bodies of requests, bodies of answers, and what follows these.
+#[derive(Clone, Copy)]
+struct Wants {
+    request_body: bool,
+    response_body: bool,
+    response_trailers: bool,
+}
+
+impl Wants {
+    fn of(shape: &ModuleShape) -> Wants {
+        let exports = |name| shape.export(name).is_some();
+        let response_trailers = exports("proxy_on_response_trailers");
+        Wants {
+            request_body: exports("proxy_on_request_body"),
+            response_body: response_trailers || exports("proxy_on_response_body"),
+            response_trailers,
+        }
+    }
 }
 
 type Guard = OwnedMutexGuard<Option<Box<Vm>>>;
@@ -108,6 +129,7 @@ impl ProxyHandler {
         };
         Arc::new(ProxyHandler {
             engine: engine.clone(),
+            wants: Wants::of(module.shape()),
             module,
             assets,
             owner: handler.owner.clone(),
@@ -124,22 +146,16 @@ impl ProxyHandler {
         })
     }
 
-    /// The filter wants to see bodies of requests.
     pub fn wants_request_body(&self) -> bool {
-        self.exports("proxy_on_request_body")
+        self.wants.request_body
     }
 
-    /// The filter wants to see bodies of answers.
     pub fn wants_response_body(&self) -> bool {
-        self.exports("proxy_on_response_body") || self.wants_response_trailers()
+        self.wants.response_body
     }
 
     pub fn wants_response_trailers(&self) -> bool {
-        self.exports("proxy_on_response_trailers")
-    }
-
-    fn exports(&self, name: &str) -> bool {
-        self.module.shape().export(name).is_some()
+        self.wants.response_trailers
     }
 
     /// Starts one VM ahead of the first request, so that a module that refuses its configuration says so at once, and
@@ -339,7 +355,7 @@ impl ProxyHandler {
     /// A VM that has served its share, or that better code is there for, takes no more streams.
     fn retire(&self, slot: &Arc<Slot>, vm: &mut Vm) {
         let served = slot.served.load(Ordering::Relaxed) >= self.engine.config().vm_requests;
-        if served || vm.compiler != self.module.code().compiler || vm.is_worn(self.limits.memory_bytes) {
+        if served || vm.compiler != self.module.compiler() || vm.is_worn(self.limits.memory_bytes) {
             slot.closed.store(true, Ordering::Relaxed);
         }
     }

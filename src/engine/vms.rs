@@ -257,7 +257,7 @@ impl Vms {
     /// After a request that ended well. The permit goes last, so that whoever waits finds the VM.
     pub fn give_back(&self, leased: Leased, module: &LoadedModule) {
         let Leased { mut vm, permit } = leased;
-        let is_current = vm.compiler == module.code().compiler;
+        let is_current = vm.compiler == module.compiler();
         if is_current && !vm.is_worn(self.requests, self.memory_limit) {
             let now = Instant::now();
             let mut idle = self.idle.lock();

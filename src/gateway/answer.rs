@@ -31,20 +31,25 @@ pub fn has_body(method: &Method, status: StatusCode) -> bool {
 }
 
 /// The head as the client gets it. `end`: nothing follows.
-pub async fn write_head(session: &mut Session, shared: &Shared, mut head: ResponseHeader, end: bool) -> Result<()> {
+pub async fn write_head(
+    session: &mut Session,
+    shared: &Shared,
+    mut head: Box<ResponseHeader>,
+    end: bool,
+) -> Result<()> {
     if shared.is_draining() {
         session.set_keepalive(None);
     }
     head.set_version(http::Version::HTTP_11);
     match &mut *session.downstream_session {
-        ServerSession::H2(h2) => h2.write_response_header(Box::new(head), end),
-        other => other.write_response_header(Box::new(head)).await,
+        ServerSession::H2(h2) => h2.write_response_header(head, end),
+        other => other.write_response_header(head).await,
     }
     .map_err(|e| e.into_down())
 }
 
 /// A finished head and all that follows it.
-pub async fn write(session: &mut Session, shared: &Shared, head: ResponseHeader, body: Bytes) -> Result<()> {
+pub async fn write(session: &mut Session, shared: &Shared, head: Box<ResponseHeader>, body: Bytes) -> Result<()> {
     let end = body.is_empty();
     write_head(session, shared, head, end).await?;
     if end {
@@ -83,7 +88,7 @@ pub async fn send(
     }
     let with_body = has_body(&ctx.method, head.status);
     exchange::frame(session, &mut head, with_body, 0)?;
-    write(session, shared, head, if with_body { body } else { Bytes::new() }).await
+    write(session, shared, Box::new(head), if with_body { body } else { Bytes::new() }).await
 }
 
 /// A handler may have changed the method for the upstream; what the client reads is framed by the one it sent.

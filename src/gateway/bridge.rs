@@ -71,7 +71,7 @@ pub async fn tenant_api(
     if !with_body || length == Some(0) {
         ctx.release();
     }
-    answer::write_head(session, &gateway.shared, head, !with_body).await?;
+    answer::write_head(session, &gateway.shared, Box::new(head), !with_body).await?;
     if with_body {
         if !first.is_empty() {
             session.downstream_session.write_response_body(first, false).await.map_err(|e| e.into_down())?;

@@ -1,14 +1,13 @@
 //! What the gateway knows of one request, from its head to its log line.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Uri};
 use pingora::proxy::Session;
 
-use super::handlers::{BodyFilter, Chain, Closing};
+use super::handlers::{BodyFilters, Chain, Closing};
 use super::identity::Trace;
 use super::snapshot::{RouteState, Snapshot};
 use super::upstream::{Endpoint, Lease, Tried, Upstream};
@@ -50,10 +49,10 @@ pub struct Context {
     pub interim: usize,
     /// The answer has no body, whatever the upstream sends.
     pub bodiless: bool,
-    pub(super) chain: Option<Box<Chain>>,
+    pub(super) chain: Option<Chain>,
     pub(super) closing: Closing,
     /// Those that see the answer's body as it comes, in their order.
-    pub(super) body_filters: Vec<BodyFilter>,
+    pub(super) body_filters: BodyFilters,
     /// What they share of it, while none of them runs: with the answer's head, without the request's.
     pub(super) lent: Option<Box<HttpExchange>>,
     /// Of the route's path, for handlers.
@@ -109,8 +108,8 @@ impl Context {
             interim: 0,
             bodiless: false,
             chain: None,
-            closing: Vec::new(),
-            body_filters: Vec::new(),
+            closing: Closing::new(),
+            body_filters: BodyFilters::new(),
             lent: None,
             params: Vec::new(),
             info: None,
@@ -131,21 +130,19 @@ impl Context {
     }
 
     /// What handlers may know of the request beside its head.
-    pub fn info(&mut self, session: &Session) -> Arc<RequestInfo> {
-        static CONNECTIONS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    pub fn info(&mut self, session: &Session, request_id: &Arc<str>) -> Arc<RequestInfo> {
         if let Some(info) = &self.info {
             return info.clone();
         }
         let local = session.server_addr().and_then(|address| address.as_inet()).copied();
         let tls = session.digest().and_then(|digest| digest.ssl_digest.as_ref());
         let info = Arc::new(RequestInfo {
-            request_id: self.request_id().into(),
-            route: self.route().map_or_else(String::new, |route| route.name.to_string()),
+            request_id: request_id.clone(),
+            route: self.route().map(|route| route.name.clone()),
             began: self.start.mono,
             wall: self.start.wall,
             local,
-            // Both ends of a connection are its alone while it lives. Guests read a signed number.
-            connection: CONNECTIONS.hash_one((self.peer, local)) >> 1,
+            peer: Some(self.peer),
             tls: tls.map(|tls| TlsInfo { version: tls.version.to_string(), server_name: None }),
             principal: self.principal.clone(),
             params: self.params.clone(),

@@ -59,7 +59,7 @@ pub async fn run(
     let mut stale_left = true;
     let mut connected = loop {
         let endpoint = ctx.pick(session, upstream)?.endpoint.clone();
-        let head = session.req_header().clone();
+        let head = Box::new(session.req_header().clone());
         match attempt(session, pool, &endpoint.peer, head, body.as_ref(), deadline).await {
             Ok(client) => break Connected { client: Some(client), pool, endpoint, deadline },
             Err(failure) => {
@@ -127,7 +127,7 @@ async fn attempt(
     session: &mut Session,
     pool: &Pool,
     peer: &HttpPeer,
-    mut head: RequestHeader,
+    mut head: Box<RequestHeader>,
     body: Option<&Bytes>,
     deadline: Option<Instant>,
 ) -> Result<Client, Failure> {
@@ -204,12 +204,12 @@ pub fn send_h2_head(h2: &mut Http2Session, mut head: RequestHeader, end: bool) -
     h2.write_request_header(Box::new(head), end)
 }
 
-pub async fn send(client: &mut Client, head: RequestHeader, body: Option<&Bytes>) -> pingora::Result<()> {
+pub async fn send(client: &mut Client, head: Box<RequestHeader>, body: Option<&Bytes>) -> pingora::Result<()> {
     let body = body.filter(|b| !b.is_empty());
     if let HttpSession::H2(h2) = client {
-        send_h2_head(h2, head, body.is_none())?;
+        send_h2_head(h2, *head, body.is_none())?;
     } else {
-        client.write_request_header(Box::new(head)).await?;
+        client.write_request_header(head).await?;
     }
     if let Some(body) = body {
         client.write_request_body(body.clone(), true).await?;
@@ -252,7 +252,7 @@ async fn relay(
     }
     let mut first = Bytes::new();
     if ctx.chain.is_some() {
-        (head, first) = match Box::pin(handlers::respond_head(session, ctx, shared, head)).await? {
+        (head, first) = match handlers::respond_head(session, ctx, shared, head).await? {
             Headed::On(head, first) => (head, first),
             Headed::Instead(reply) => {
                 let reply = answer::from_reply(reply)?;
@@ -267,7 +267,7 @@ async fn relay(
     frame(session, &mut head, with_body, first.len())?;
     if !with_body || connected.client()?.response_done() {
         connected.done(ctx).await;
-        return Ok(answer::write(session, shared, head, first).await?);
+        return Ok(answer::write(session, shared, Box::new(head), first).await?);
     }
     if head.headers.contains_key(CONTENT_LENGTH) {
         // A short answer usually came with its head: then the upstream is done before the client reads a byte.
@@ -275,11 +275,11 @@ async fn relay(
         first = if first.is_empty() { chunk } else { [first, chunk].concat().into() };
         if connected.client()?.response_done() {
             connected.done(ctx).await;
-            return Ok(answer::write(session, shared, head, first).await?);
+            return Ok(answer::write(session, shared, Box::new(head), first).await?);
         }
     }
     let left = content_length(&head).map(|n| n.saturating_sub(first.len() as u64));
-    answer::write_head(session, shared, head, false).await?;
+    answer::write_head(session, shared, Box::new(head), false).await?;
     if !first.is_empty() {
         session.downstream_session.write_response_body(first, false).await.map_err(|e| e.into_down())?;
     }
@@ -324,7 +324,7 @@ async fn filtered(
             head.drop_all(&CONTENT_LENGTH);
             forward::finish_response(&mut head, ctx)?;
             frame(session, &mut head, true, 0)?;
-            answer::write_head(session, shared, head, false).await?;
+            answer::write_head(session, shared, Box::new(head), false).await?;
         }
         if !out.is_empty() {
             session.downstream_session.write_response_body(out, false).await.map_err(|e| e.into_down())?;

@@ -48,7 +48,7 @@ pub async fn answer(
     let mut input = Input { env, stdin, assets, reach: handler.reach(&shared.engine), ..Input::default() };
     let knows = input.reach.is_some();
     if knows {
-        input.info = Some(ctx.info(session));
+        input.info = Some(ctx.info(session, &ctx.request_id().into()));
         input.values = std::mem::take(&mut ctx.values);
     }
     let job = Job {

@@ -151,7 +151,7 @@ async fn exchange(
 }
 
 async fn read_head(client: &mut Client, head: &RequestHeader, body: &Bytes) -> pingora::Result<()> {
-    send(client, head.clone(), Some(body)).await?;
+    send(client, Box::new(head.clone()), Some(body)).await?;
     for _ in 0..=MAX_INTERIM {
         client.read_response_header().await?;
         let final_answer = client.response_header().is_none_or(|head| !head.status.is_informational());

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
+use smallvec::SmallVec;
 
 pub use bodies::BodyFilter;
 
@@ -61,13 +62,15 @@ struct Ended {
 /// Handlers that let the request pass, and what they share.
 #[derive(Default)]
 pub struct Chain {
-    passed: Vec<Waiting>,
+    passed: SmallVec<[Waiting; 1]>,
     /// Between phases, without the request's head; of the answer it holds what handlers set before there is one.
     exchange: Option<Box<HttpExchange>>,
 }
 
 /// Filters that have to be told of the request's end.
-pub type Closing = Vec<ProxyStream>;
+pub type Closing = SmallVec<[ProxyStream; 1]>;
+/// Filters that see the answer's body.
+pub type BodyFilters = SmallVec<[BodyFilter; 1]>;
 
 impl Chain {
     /// The most of an answer that may be held, when a handler asked for the whole of it.
@@ -97,7 +100,7 @@ pub async fn request_phase(
     handlers: &[Arc<RouteHandler>],
     max_body: u64,
 ) -> Result<Passed, Stop> {
-    ctx.chain = Some(Box::default());
+    ctx.chain = Some(Chain::default());
     let has_body = !session.downstream_session.is_body_empty();
     let mut body: Option<Bytes> = None;
     let mut consumed = false;
@@ -119,7 +122,7 @@ pub async fn request_phase(
                 // It sees pieces, and is bounded in what it holds of them.
                 Filter::Proxy(_) => max_body,
             };
-            body = Some(body::gather(session, ctx, limit).await?);
+            body = Some(Box::pin(body::gather(session, ctx, limit)).await?);
         }
         let mut exchange = take_exchange(session, ctx, handler);
         exchange.request_body = if has_body { body.clone() } else { Some(Bytes::new()) };
@@ -173,7 +176,7 @@ pub async fn request_phase(
     // request's body whole.
     let holds = ctx.chain.as_ref().is_some_and(|chain| chain.buffer_limit().is_some() || chain.streams());
     if holds && has_body && body.is_none() {
-        body = Some(body::gather(session, ctx, max_body).await?);
+        body = Some(Box::pin(body::gather(session, ctx, max_body)).await?);
     }
     Ok(Passed::On(body))
 }
@@ -224,8 +227,8 @@ fn take_exchange(session: &mut Session, ctx: &mut Context, handler: &RouteHandle
 
 /// What the handler may know beside the head, and what others hand on to it.
 fn lend_knowledge(session: &Session, ctx: &mut Context, handler: &RouteHandler, exchange: &mut HttpExchange) {
-    if handler.wants_info() {
-        exchange.info = Some(ctx.info(session));
+    if handler.wants_info {
+        exchange.info = Some(ctx.info(session, &exchange.request_id));
     }
     exchange.values = std::mem::take(&mut ctx.values);
 }
@@ -364,7 +367,7 @@ pub async fn respond(
     is_error: bool,
 ) -> Result<(ResponseHeader, Bytes)> {
     let Some(chain) = ctx.chain.take() else { return Ok((head, body)) };
-    let Chain { passed, mut exchange } = *chain;
+    let Chain { passed, mut exchange } = chain;
     let (pending, first) = take_pending(&mut exchange);
     let mut answer = Answer { head: head.into(), body: Some(body), is_error };
     if !is_error {
@@ -410,7 +413,7 @@ pub async fn respond_head(
     head: ResponseHeader,
 ) -> Result<Headed, Stop> {
     let Some(chain) = ctx.chain.take() else { return Ok(Headed::On(head, Bytes::new())) };
-    let Chain { mut passed, mut exchange } = *chain;
+    let Chain { mut passed, mut exchange } = chain;
     let (pending, first) = take_pending(&mut exchange);
     let mut answer = Answer { head: head.into(), body: None, is_error: false };
     merge_pending(&mut answer.head.headers, pending);
@@ -426,7 +429,7 @@ pub async fn respond_head(
             },
         };
         // What the client gets passes the handlers before this one.
-        ctx.chain = Some(Box::new(Chain { passed, exchange: None }));
+        ctx.chain = Some(Chain { passed, exchange: None });
         return instead;
     }
     ctx.lent = exchange;
@@ -440,21 +443,21 @@ pub async fn respond_head(
 
 /// Tells filters that the request is over, whatever became of it.
 pub async fn finish(session: &mut Session, ctx: &mut Context) {
-    // Those that never saw an answer end with their context.
-    let mut closing = std::mem::take(&mut ctx.closing);
-    closing.extend(std::mem::take(&mut ctx.body_filters).into_iter().map(BodyFilter::into_stream));
-    if closing.is_empty() {
+    if ctx.closing.is_empty() && ctx.body_filters.is_empty() {
         return;
     }
+    // Those that never saw an answer end with their context.
+    let closing = std::mem::take(&mut ctx.closing);
+    let filters = std::mem::take(&mut ctx.body_filters);
     let spare = ctx.lent.take();
     let mut exchange = lend_head(session, ctx, spare);
-    exchange.info = Some(ctx.info(session));
+    exchange.info = Some(ctx.info(session, &exchange.request_id));
     exchange.values = std::mem::take(&mut ctx.values);
     if let Some(written) = session.response_written() {
         exchange.response = http::response::Parts::from(written.clone());
     }
     let mut exchange = Some(exchange);
-    for stream in closing {
+    for stream in closing.into_iter().chain(filters.into_iter().map(BodyFilter::into_stream)) {
         let (back, meter) = stream.finish(exchange.take()).await;
         exchange = back;
         ctx.guests.meter = ctx.guests.meter.and(meter);

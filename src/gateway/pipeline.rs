@@ -108,11 +108,11 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     let mut held: Option<Bytes> = None;
     if !state.handlers.is_empty() {
         let phase = handlers::request_phase(session, ctx, &gateway.shared, &state.handlers, route.max_body_bytes);
-        // Boxed, like all that most requests don't do: the future of a request is moved when Pingora boxes it.
-        match Box::pin(phase).await? {
+        match phase.await? {
             Passed::On(body) => held = body,
             Passed::Answered(reply) => {
                 let reply = answer::from_reply(reply)?;
+                // Boxed, like all that most requests don't do: the future of a request is moved when Pingora boxes it.
                 Box::pin(answer::deliver(session, ctx, &gateway.shared, reply)).await?;
                 return Ok(Next::Answered);
             }

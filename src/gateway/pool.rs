@@ -49,12 +49,26 @@ impl Pool {
         Ok((Box::pin(self.h2.new_http_session(peer)).await?, false))
     }
 
-    /// Keeps a connection whose answer was read to its end; closes one that can't be used again.
-    pub async fn release(&self, client: Client, peer: &HttpPeer, idle: Option<Duration>) {
-        match client {
-            HttpSession::H1(h1) => self.h1.release_http_session(h1, peer, idle).await,
-            HttpSession::H2(h2) => self.h2.release_http_session(h2, peer, idle),
-            HttpSession::Custom(()) => {}
+    /// Keeps a connection whose answer was read to its end; closes one that can't be used again. Boxed: Pingora's future
+    /// has the connection in it four times, and so would all that await it.
+    pub fn release<'a>(
+        &'a self,
+        client: Client,
+        peer: &'a HttpPeer,
+        idle: Option<Duration>,
+    ) -> impl Future<Output = ()> + 'a {
+        let h1 = match client {
+            HttpSession::H1(h1) => Some(Box::pin(self.h1.release_http_session(h1, peer, idle))),
+            HttpSession::H2(h2) => {
+                self.h2.release_http_session(h2, peer, idle);
+                None
+            }
+            HttpSession::Custom(()) => None,
+        };
+        async move {
+            if let Some(h1) = h1 {
+                h1.await;
+            }
         }
     }
 

@@ -124,7 +124,7 @@ impl connection::App for ProxyApp {
             return None;
         }
         let settings = HttpPersistentSettings::for_session(&session);
-        let reusable = session.downstream_session.finish().await.ok().flatten()?;
+        let reusable = Box::pin(session.downstream_session.finish()).await.ok().flatten()?;
         Some(ReusedHttpStream::from_reusable_stream(reusable, settings))
     }
 }

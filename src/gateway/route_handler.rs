@@ -25,6 +25,8 @@ pub struct RouteHandler {
     version: Option<ModuleVersion>,
     /// The route's under the module's own.
     pub limits: Limits,
+    /// It can ask who calls.
+    pub wants_info: bool,
     /// `owner/name@version`; of what is not stored, as the configuration names it.
     pub label: Arc<str>,
     pub breaker: Arc<Breaker>,
@@ -51,6 +53,7 @@ impl RouteHandler {
     ) -> Self {
         let limits = limits(&config, resolved.as_ref());
         let version = resolved.map(|r| r.version);
+        let wants_info = version.as_ref().is_some_and(|v| v.abi == Abi::ProxyWasm || uses_host_api(&v.shape));
         let label: Arc<str> = match &version {
             Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
             None => config.reference().to_string().into(),
@@ -64,6 +67,7 @@ impl RouteHandler {
             config,
             version,
             limits,
+            wants_info,
             label,
             breaker,
             metrics: OnceLock::new(),
@@ -89,11 +93,6 @@ impl RouteHandler {
         self.version.as_ref().is_some_and(|version| version.abi.is_filter())
     }
 
-    /// It can ask who calls.
-    pub fn wants_info(&self) -> bool {
-        self.version.as_ref().is_some_and(|v| v.abi == Abi::ProxyWasm || uses_host_api(&v.shape))
-    }
-
     /// What a command reaches beside its input.
     pub fn reach(&self, engine: &Engine) -> Option<Arc<Reach>> {
         let version = self.version.as_ref().filter(|version| uses_host_api(&version.shape));
@@ -114,7 +113,10 @@ impl RouteHandler {
     /// Of a filter its VMs, as [`Self::ready`].
     pub async fn ready_filter(&self, ctx: &Context, shared: &Shared) -> Result<&Filter, Rejection> {
         self.admit(ctx)?;
-        self.load_filter(&shared.engine).await.map_err(|error| self.not_loaded(ctx, shared, error))
+        if let Some(filter) = self.filter.get() {
+            return Ok(filter);
+        }
+        Box::pin(self.load_filter(&shared.engine)).await.map_err(|error| self.not_loaded(ctx, shared, error))
     }
 
     /// Refuses at once while its module does nothing but fail.

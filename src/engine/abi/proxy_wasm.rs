@@ -16,6 +16,7 @@ mod state;
 mod streams;
 mod system;
 
+use smallvec::SmallVec;
 use wasmer::FunctionEnvMut;
 
 use crate::domain::{Abi, ModuleShape, NotLoadable};
@@ -202,6 +203,9 @@ fn put_u32(memory: &mut GuestMemory, at: i32, value: u32) -> Done {
 fn put_u64(memory: &mut GuestMemory, at: i32, value: u64) -> Done {
     memory.write_u64(at as u32, value).map_err(|_| Status::INVALID_MEMORY_ACCESS.into())
 }
+
+/// A copy of what is to be given: the guest's allocator runs before.
+type Given = SmallVec<[u8; 128]>;
 
 /// Hands bytes to the guest in memory that its allocator gives, which is its own from then on. Its allocator is never
 /// asked for nothing: SDKs look at the first byte of what they gave.

@@ -283,16 +283,17 @@ impl Vm {
             return Err(GuestFailure::Trap { reason, backtrace: String::new() });
         };
         let is_new = !std::mem::replace(&mut stream.is_created, true);
-        self.lend(context, event, exchange);
+        stream.lend(event, exchange);
         if is_new {
             self.create(context, ROOT).map_err(Ended::into_failure)?;
         }
-        if !more.is_empty()
-            && let Some(exchange) = self.state().streams.get_mut(&context).and_then(|s| s.exchange.as_deref_mut())
-        {
-            exchange.append(event.is_request(), more);
-        }
-        let size = self.size_of(context, event);
+        let stream = self.state().streams.get_mut(&context);
+        let size = stream.and_then(|stream| stream.exchange.as_deref_mut()).map_or(0, |exchange| {
+            if !more.is_empty() {
+                exchange.append(event.is_request(), more);
+            }
+            size_of(exchange, event)
+        });
         let (id, end) = (context as i32, i32::from(end));
         let action = self.callback(Callback::Stream(event), context, |store, exports| match event {
             Event::RequestHeaders => exports.request_headers.call(store, id, size, end),
@@ -307,30 +308,6 @@ impl Vm {
         });
         let action = action.and_then(|action| self.end_done().map(|()| action)).map_err(Ended::into_failure)?;
         Ok(self.decided(context, action))
-    }
-
-    fn lend(&mut self, context: u32, event: Event, exchange: Option<Box<HttpExchange>>) {
-        if let Some(stream) = self.state().streams.get_mut(&context) {
-            stream.event = event;
-            stream.resumed = false;
-            // It is told of here and now.
-            stream.waiter = None;
-            if let Some(exchange) = exchange {
-                stream.request_id.get_or_insert_with(|| exchange.request_id.clone());
-                stream.exchange = Some(exchange);
-            }
-        }
-    }
-
-    fn size_of(&mut self, context: u32, event: Event) -> i32 {
-        let stream = self.state().streams.get(&context);
-        let Some(exchange) = stream.and_then(|stream| stream.exchange.as_deref()) else { return 0 };
-        count(match event {
-            Event::RequestHeaders => request_pairs(exchange).count(),
-            Event::ResponseHeaders => response_pairs(exchange).count(),
-            Event::RequestBody | Event::ResponseBody => exchange.body_len(event.is_request()),
-            Event::ResponseTrailers => exchange.response_trailers.as_ref().map_or(0, http::HeaderMap::len),
-        })
     }
 
     /// What the callback and the calls in it decided for its stream.
@@ -354,12 +331,15 @@ impl Vm {
 
     /// After every row of callbacks: other streams that the guest decided about, logs, figures.
     fn ended(&mut self, context: u32, log: &GuestLog) -> Meter {
-        for touched in std::mem::take(&mut self.state().touched) {
+        while let Some(touched) = self.state().touched.pop_first() {
             self.wake(touched);
         }
         let guest = self.guest.get();
         let meter = guest.meter();
         let host = guest.host();
+        if !host.has_printed() {
+            return meter;
+        }
         let stream = host.proxy.as_ref().and_then(|proxy| proxy.streams.get(&context));
         let request_id = stream.and_then(|stream| stream.request_id.clone());
         log.flush(request_id.as_deref().unwrap_or_default(), host);
@@ -471,11 +451,11 @@ impl Vm {
         waits: bool,
         turn: &Turn<'_>,
     ) -> (Result<Closed, GuestFailure>, Meter) {
-        if !self.state().streams.contains_key(&context) {
+        let Some(stream) = self.state().streams.get_mut(&context) else {
             return (Ok(Closed::Now(exchange)), Meter::default());
-        }
+        };
+        stream.lend(Event::ResponseTrailers, exchange);
         self.guest.get().begin(&turn.allowance, turn.may_block);
-        self.lend(context, Event::ResponseTrailers, exchange);
         let closed = self.closed(context, waits);
         let meter = self.ended(context, turn.log);
         (closed.map_err(Ended::into_failure), meter)
@@ -543,6 +523,16 @@ impl Vm {
     pub fn is_worn(&mut self, memory_limit: u64) -> bool {
         self.guest.get().has_grown(self.memory_at_start, memory_limit)
     }
+}
+
+/// What the guest is told of an event beside whose it is.
+fn size_of(exchange: &HttpExchange, event: Event) -> i32 {
+    count(match event {
+        Event::RequestHeaders => request_pairs(exchange).count(),
+        Event::ResponseHeaders => response_pairs(exchange).count(),
+        Event::RequestBody | Event::ResponseBody => exchange.body_len(event.is_request()),
+        Event::ResponseTrailers => exchange.response_trailers.as_ref().map_or(0, http::HeaderMap::len),
+    })
 }
 
 /// An answer or an end that the guest decided on.

@@ -234,7 +234,7 @@ async fn tell_trailers(
     let exchange = (!stream.is_paused()).then(|| lend(session, ctx, handler));
     let cancel = exchange.as_ref().map(|exchange| exchange.cancel.clone()).unwrap_or_default();
     let work = stream.trailers(exchange, fields, &cancel);
-    let (told, gone) = while_here(&mut session.downstream_session, &cancel, work).await;
+    let (told, gone) = Box::pin(while_here(&mut session.downstream_session, &cancel, work)).await;
     (returned(session, ctx, told), gone)
 }
 

@@ -218,8 +218,11 @@ fn serve_command(dir: &Path) -> Command {
     command
 }
 
+/// In one step: a reload that is still under way reads the old file or the new one.
 fn write_config(dir: &Path, config: &str) {
-    std::fs::write(dir.join("wasmgate.toml"), complete(dir, config)).expect("the folder is writable");
+    let aside = dir.join("wasmgate.toml.new");
+    std::fs::write(&aside, complete(dir, config)).expect("the folder is writable");
+    std::fs::rename(aside, dir.join("wasmgate.toml")).expect("the folder is writable");
 }
 
 /// Adds what a test's configuration leaves out. Plain keys come first, tables last, as TOML wants it.

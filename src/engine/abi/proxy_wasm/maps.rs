@@ -7,9 +7,10 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
+use smallvec::{SmallVec, smallvec};
 
 use super::pairs::{self, Pair};
-use super::{Done, Env, Parts, ProxyState, Status, Version, bytes, call, give, parts, put_u32, short};
+use super::{Done, Env, Given, Parts, ProxyState, Status, Version, bytes, call, give, parts, put_u32, short};
 use crate::engine::abi::wire::{self, FIELDS, HEADER_BYTES, Message, is_gateways};
 use crate::engine::failure::Halt;
 use crate::engine::grpc::GrpcEvent;
@@ -47,7 +48,7 @@ impl Map {
 
 /// A map as it is now.
 struct View<'a> {
-    pseudo: Vec<Pair<'a>>,
+    pseudo: SmallVec<[Pair<'a>; 4]>,
     fields: Option<&'a HeaderMap>,
     /// `Host` is shown as `:authority`.
     hides_host: bool,
@@ -55,7 +56,7 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn empty() -> View<'a> {
-        View { pseudo: Vec::new(), fields: None, hides_host: false }
+        View { pseudo: SmallVec::new(), fields: None, hides_host: false }
     }
 
     fn fields(fields: Option<&'a HeaderMap>) -> View<'a> {
@@ -81,7 +82,7 @@ impl<'a> View<'a> {
 fn request(exchange: &HttpExchange) -> View<'_> {
     let head = &exchange.request;
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let mut pseudo: Vec<Pair<'_>> = Vec::with_capacity(4);
+    let mut pseudo: SmallVec<[Pair<'_>; 4]> = SmallVec::new();
     if let Some(host) = head.headers.get(header::HOST) {
         pseudo.push((b":authority", host.as_bytes()));
     }
@@ -93,7 +94,8 @@ fn request(exchange: &HttpExchange) -> View<'_> {
 
 fn response(exchange: &HttpExchange) -> View<'_> {
     let head = &exchange.response;
-    View { pseudo: vec![(b":status", head.status.as_str().as_bytes())], fields: Some(&head.headers), hides_host: false }
+    let status: Pair<'_> = (b":status", head.status.as_str().as_bytes());
+    View { pseudo: smallvec![status], fields: Some(&head.headers), hides_host: false }
 }
 
 /// `None`: it is not there in this callback.
@@ -169,8 +171,8 @@ pub fn proxy_get_header_map_value(
         let name = short(memory, fuel, (name, name_len), Status::NOT_FOUND)?;
         let old = proxy.version == Version::V0_1;
         let value = match view(proxy, Map::of(map)?).get(name) {
-            Some(value) => value.to_vec(),
-            None if old => Vec::new(),
+            Some(value) => Given::from(value),
+            None if old => Given::new(),
             None => return Err(Status::NOT_FOUND.into()),
         };
         give(env, &value, data, size)

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{REFERER, USER_AGENT};
+use smallvec::SmallVec;
 
-use super::{Env, Event, Parts, ProxyState, Status, bytes, call, give, pairs, parts, short};
-use crate::domain::Tier;
+use super::{Env, Event, Given, Parts, ProxyState, Status, bytes, call, give, pairs, parts, short};
+use crate::domain::{Name, Tier};
 use crate::engine::failure::Halt;
 use crate::engine::http::{HttpExchange, RequestInfo, hand_on};
 
@@ -20,7 +21,7 @@ pub fn proxy_get_property(env: Env<'_>, path: i32, len: i32, data: i32, size: i3
     call(env, |env| {
         let Parts { memory, fuel, proxy } = parts(env)?;
         let path = short(memory, fuel, (path, len), Status::NOT_FOUND)?;
-        let value = property(proxy, path).ok_or(Status::NOT_FOUND)?.into_owned();
+        let value = Given::from(&*property(proxy, path).ok_or(Status::NOT_FOUND)?);
         give(env, &value, data, size)
     })
 }
@@ -45,7 +46,7 @@ fn whole(path: &[u8]) -> &[u8] {
     path.strip_suffix(b"\0").unwrap_or(path)
 }
 
-fn segments(path: &[u8]) -> Vec<&[u8]> {
+fn segments(path: &[u8]) -> SmallVec<[&[u8]; 4]> {
     let path = whole(path);
     // Our own are often written with dots.
     if path.starts_with(b"wasmgate.") && !path.contains(&0) {
@@ -162,10 +163,10 @@ fn response<'a>(exchange: &'a HttpExchange, event: Event, segments: &[&[u8]]) ->
 
 fn of_info<'a>(info: &'a RequestInfo, segments: &[&[u8]]) -> Value<'a> {
     match *segments {
-        [b"route_name"] => text(&info.route),
+        [b"route_name"] => text(info.route.as_ref().map_or("", Name::as_str)),
         [b"destination", b"address"] => Some(Cow::Owned(info.local?.to_string().into_bytes())),
         [b"destination", b"port"] => number(info.local?.port().into()),
-        [b"connection", b"id"] => number(info.connection),
+        [b"connection", b"id"] => number(info.connection()),
         // Clients' certificates are not asked for.
         [b"connection", b"mtls"] => Some(Cow::Borrowed(b"\0")),
         [b"connection", b"tls_version"] => text(&info.tls.as_ref()?.version),

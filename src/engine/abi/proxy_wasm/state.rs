@@ -99,6 +99,17 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// What it is to be told of, here and now.
+    pub fn lend(&mut self, event: Event, exchange: Option<Box<HttpExchange>>) {
+        self.event = event;
+        self.resumed = false;
+        self.waiter = None;
+        if let Some(exchange) = exchange {
+            self.request_id.get_or_insert_with(|| exchange.request_id.clone());
+            self.exchange = Some(exchange);
+        }
+    }
+
     /// Takes the exchange out of the guest's hands.
     pub fn hand_back(&mut self) -> Option<Box<HttpExchange>> {
         let mut exchange = self.exchange.take()?;
