@@ -15,6 +15,7 @@ mod link;
 mod modules;
 mod records;
 mod seal;
+mod servers;
 mod store;
 mod tx;
 mod values;
@@ -31,12 +32,24 @@ use link::Channel;
 use tx::{Step, Tx};
 use writer::Writer;
 
-/// The Redis servers. A URL is `redis://`, `rediss://` or `unix://`, with user and password or without.
+/// The commands that a user of Redis needs beside `~<prefix>:*`; one rule of an ACL. Sentinels want `+role` as well, `replicas` want
+/// `+wait`, a cluster `+cluster`; with `+info` the store can tell of settings that lose records.
+pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange \
+                            +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval \
+                            +evalsha";
+
+/// The Redis servers. A URL is `redis://`, `rediss://` (which wants the process to have a default provider of rustls) or
+/// `unix://`, with user and password or without.
 #[derive(Clone)]
 pub enum Server {
     Single(String),
     /// Some nodes of a cluster.
     Cluster(Vec<String>),
+    /// Sentinels, with users and passwords of their own, and the name under which they know the primary.
+    Sentinel {
+        urls: Vec<String>,
+        primary: String,
+    },
 }
 
 /// For `rediss://`, in PEM.
@@ -64,6 +77,9 @@ pub struct RedisSettings {
     pub store_id: Option<String>,
     /// What a connection may take until it can be used.
     pub connect: Duration,
+    /// How many replicas have to have a write before it is told as done; without one, a failover may lose what the primary alone
+    /// had. Not of a cluster.
+    pub replicas: u32,
     /// What an answer may take. A write may take five times as long, as it may have to be tried again.
     pub response: Duration,
 }
@@ -78,6 +94,7 @@ impl RedisSettings {
             prefix: "wasmgate".into(),
             record_key,
             store_id: None,
+            replicas: 0,
             connect: Duration::from_secs(1),
             response: Duration::from_secs(1),
         }
@@ -89,7 +106,7 @@ impl fmt::Debug for RedisSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers = match &self.server {
             Server::Single(_) => 1,
-            Server::Cluster(urls) => urls.len(),
+            Server::Cluster(urls) | Server::Sentinel { urls, .. } => urls.len(),
         };
         f.debug_struct("RedisSettings").field("servers", &servers).field("prefix", &self.prefix).finish_non_exhaustive()
     }
@@ -108,6 +125,10 @@ impl RedisStore {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
         if settings.prefix.is_empty() || !settings.prefix.chars().all(plain) {
             let bad = "the prefix of Redis' keys: use letters, digits, `-`, `_`, `.` and `:`";
+            return Err(StoreError::Unavailable(bad.into()));
+        }
+        if settings.replicas > 0 && matches!(settings.server, Server::Cluster(_)) {
+            let bad = "in a cluster of Redis nobody can wait for `replicas`: use `min-replicas-to-write`";
             return Err(StoreError::Unavailable(bad.into()));
         }
         let core = Arc::new(Core::new(&settings)?);

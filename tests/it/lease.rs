@@ -5,9 +5,6 @@ mod node;
 mod reference;
 mod simulation;
 
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +14,7 @@ use wasmgate::limit::lease::wire::{Call, Claim, Reply};
 
 use self::reference::{Bucket, Micros};
 use crate::store::name;
+use crate::support::redis::Redis;
 
 const SCRIPT: &str = include_str!("../../src/store/redis/lease.lua");
 
@@ -106,46 +104,10 @@ fn the_vector_of_a_minute_holds() {
     assert_eq!(bucket.call(120_000, &plan, 2, &call(1, 0)).grant, 1);
 }
 
-/// A Redis of this test's own, on a socket in a temporary folder.
-struct Redis {
-    process: Child,
-    socket: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Redis {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("redis.sock");
-        let process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
-            .arg(&socket)
-            .arg("--dir")
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("`redis-server` runs: install it (Debian: redis-server)");
-        let redis = Self { process, socket, _folder: folder };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(&redis.socket).is_err() {
-            assert!(Instant::now() < deadline, "redis-server does not answer on {}", redis.socket.display());
-            std::thread::yield_now();
-        }
-        redis
-    }
-
-    fn connect(&self) -> redis::Connection {
-        let url = format!("redis+unix://{}", self.socket.display());
-        redis::Client::open(url).unwrap().get_connection().unwrap()
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        // A process that is gone already is as good.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Nothing here has to outlive the server.
+fn connect(redis: &Redis) -> redis::Connection {
+    redis.cli(&["config", "set", "appendonly", "no"]);
+    redis::Client::open(redis.url()).unwrap().get_connection().unwrap()
 }
 
 /// The script's answer as it is, and parsed.
@@ -179,7 +141,7 @@ fn any_call(random: &mut Random, plan: &Plan, last: &[Reply]) -> Call {
 #[test]
 fn the_script_and_its_reference_agree_on_a_real_redis() {
     let redis = Redis::start();
-    let mut to = redis.connect();
+    let mut to = connect(&redis);
     let mut random = Random(0x5eed);
     let plans = [
         plan(&[(100, "1s", None)], OVERSHOOT_PERCENT),
@@ -241,7 +203,7 @@ fn months_in_the_script_are_those_of_the_gateway() {
     let ends: Vec<i64> = moments.iter().map(|m| wasmgate::limit::quota::bounds("1mo".parse().unwrap(), *m).1).collect();
     moments.extend(ends.iter().flat_map(|end| [end - 1, *end]));
     for moments in moments.chunks(4_000) {
-        let got: Vec<i64> = redis::cmd("EVAL").arg(&script).arg(0).arg(moments).query(&mut redis.connect()).unwrap();
+        let got: Vec<i64> = redis::cmd("EVAL").arg(&script).arg(0).arg(moments).query(&mut connect(&redis)).unwrap();
         let expected = moments.iter().flat_map(|m| {
             let (start, end) = wasmgate::limit::quota::bounds("1mo".parse().unwrap(), *m);
             [start, end]
@@ -253,7 +215,7 @@ fn months_in_the_script_are_those_of_the_gateway() {
 #[test]
 fn a_damaged_bucket_begins_afresh() {
     let redis = Redis::start();
-    let mut to = redis.connect();
+    let mut to = connect(&redis);
     let plan = plan(&[(100, "1m", None), (1_000, "1d", None)], OVERSHOOT_PERCENT);
     let call = Call { need: 3, policies: (0..2).map(|_| Claim::default()).collect(), ..Call::default() };
     let arguments = call.arguments(&plan, 2);
@@ -299,7 +261,7 @@ fn a_damaged_bucket_begins_afresh() {
 #[test]
 fn what_is_no_call_is_refused_and_changes_nothing() {
     let redis = Redis::start();
-    let mut to = redis.connect();
+    let mut to = connect(&redis);
     let plan = plan(&[(100, "1m", None)], OVERSHOOT_PERCENT);
     let good = call(1, 0).arguments(&plan, 2);
     evaluate(&mut to, "k", &good).unwrap();

@@ -4,7 +4,12 @@
 -- is remembered (ms), the checks (their number; each: kind, key, field, head of the record or nothing), the writes (their
 -- number; each: command, key, number of further arguments, these).
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'lost' end
-if redis.call('EXISTS', KEYS[2]) == 1 then return 'done' end
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  -- A write nevertheless: who waits for replicas waits for the writes of the connection. Not before it is known to be the only
+  -- one: behind a write that a full Redis allows, as this is, it allows all.
+  redis.call('PEXPIRE', KEYS[2], ARGV[4])
+  return 'done'
+end
 local turn = redis.call('GET', KEYS[3])
 if turn and turn ~= ARGV[2] then return 'wait' end
 local at = 6

@@ -37,6 +37,7 @@ pub struct Core {
     prefix: String,
     record_key: [u8; 32],
     expected: Option<String>,
+    replicas: u32,
     response: Duration,
     known: OnceLock<Known>,
     script: String,
@@ -80,6 +81,7 @@ impl Core {
             prefix,
             record_key: settings.record_key,
             expected: settings.store_id.clone(),
+            replicas: settings.replicas,
             response: settings.response,
             known: OnceLock::new(),
             script,
@@ -224,14 +226,20 @@ impl Core {
                     call.arg(argument);
                 }
             }
-            [call]
+            let mut calls = vec![call];
+            if self.replicas > 0 {
+                // Not longer than the call is waited for.
+                let within = self.response.as_millis() as u64 * 3 / 4;
+                calls.push(redis::cmd("WAIT").arg(self.replicas).arg(within.max(1)).take());
+            }
+            calls
         };
         let mut sent = 0;
         let answer = loop {
             sent += 1;
-            let mut answer = self.link.send(Channel::Rest, &call("EVALSHA", &self.script)).await;
+            let mut answer = self.link.send(Channel::Commits, &call("EVALSHA", &self.script)).await;
             if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
-                answer = self.link.send(Channel::Rest, &call("EVAL", COMMIT)).await;
+                answer = self.link.send(Channel::Commits, &call("EVAL", COMMIT)).await;
             }
             match answer {
                 // It may have been done: the same operation again is not done twice.
@@ -239,6 +247,16 @@ impl Core {
                 answer => break answer?,
             }
         };
+        if let Some(Value::Int(have)) = answer.get(1)
+            && *have < i64::from(self.replicas)
+            && matches!(&answer[0], Value::BulkString(word) if word == b"ok" || word == b"done")
+        {
+            let few = format!(
+                "redis: written, but only {have} of {} replicas have it: a failover may lose it",
+                self.replicas
+            );
+            return Err(StoreError::Unavailable(few));
+        }
         match answer.first() {
             Some(Value::BulkString(word)) if word == b"ok" || word == b"done" => Ok(Committed::Done),
             Some(Value::BulkString(word)) if word == b"conflict" || word == b"wait" => Ok(Committed::Conflict),

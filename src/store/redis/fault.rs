@@ -4,6 +4,7 @@
 
 use redis::{ErrorKind, RedisError};
 
+use super::COMMANDS;
 use crate::store::StoreError;
 
 #[derive(Debug)]
@@ -67,7 +68,8 @@ pub fn fault(error: &RedisError) -> Fault {
     if says("NOPERM") {
         // Names the command or the key, not what is in it.
         let detail = error.detail().unwrap_or("see its log");
-        let refused = format!("redis: its ACL refuses what the store needs ({detail}): allow the user `~PREFIX:*`");
+        let refused =
+            format!("redis: its ACL refuses what the store needs ({detail}): the user needs `~<prefix>:* {COMMANDS}`");
         return Fault::refused(StoreError::Unavailable(refused));
     }
     if says("MOVED") || says("CROSSSLOT") {
@@ -84,6 +86,10 @@ pub fn fault(error: &RedisError) -> Fault {
         ErrorKind::AuthenticationFailed => {
             let meaning = "it refuses the user or the password: set the right ones";
             Fault { is_broken: true, is_open: false, ..Fault::unreached(meaning) }
+        }
+        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => {
+            let meaning = "its sentinels know no primary of that name which is there";
+            Fault { is_broken: true, ..Fault::unreached(meaning) }
         }
         ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
             Fault { is_broken: true, ..Fault::unreached(error) }

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::Names;
 use super::core::Core;
 use super::keys::hash_of;
+use super::servers::Servers;
 use crate::store::Changes;
 
 /// How often the connection is looked at, and how long its answer may take.
@@ -29,9 +30,9 @@ const QUEUED: usize = 65_536;
 /// Nodes of a cluster that point to each other.
 const REDIRECTIONS: usize = 4;
 
-/// Where to be told of changes: one of the nodes leads to the right one.
+/// Where to be told of changes.
 pub struct Teller {
-    nodes: Vec<ConnectionInfo>,
+    servers: Servers,
     connect: Duration,
 }
 
@@ -65,13 +66,14 @@ pub async fn follow(core: Weak<Core>, names: Arc<Names>, changes: Arc<dyn Change
 }
 
 impl Teller {
-    pub fn new(nodes: Vec<ConnectionInfo>, connect: Duration) -> Teller {
-        Teller { nodes, connect }
+    pub fn new(servers: Servers, connect: Duration) -> Teller {
+        Teller { servers, connect }
     }
 
     /// To the node that has the records; of a cluster, any node knows it.
     async fn connect(&self, first: usize, names: &Names) -> RedisResult<Told> {
-        let mut info = self.nodes[first % self.nodes.len()].clone();
+        let nodes = tokio::time::timeout(self.connect, self.servers.leading()).await.map_err(|_| nobody())??;
+        let mut info = nodes.get(first % nodes.len().max(1)).cloned().ok_or_else(nobody)?;
         for _ in 0..REDIRECTIONS {
             let mut told = Told::connect(info.clone(), self.connect, names).await?;
             match told.look(names).await {
@@ -82,8 +84,12 @@ impl Teller {
                 },
             }
         }
-        Err(redis::RedisError::from((redis::ErrorKind::Client, "the nodes of the cluster point to each other")))
+        Err(nobody())
     }
+}
+
+fn nobody() -> redis::RedisError {
+    redis::RedisError::from((redis::ErrorKind::Client, "no server is known that has the records"))
 }
 
 fn address(node: &str, like: &ConnectionAddr) -> Option<ConnectionAddr> {

@@ -8,41 +8,36 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster::ClusterClient;
-use redis::cluster_async::ClusterConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
-    RedisFuture, TlsCertificates, Value,
-};
+use redis::aio::ConnectionLike;
+use redis::{Cmd, Pipeline, Value};
 use tokio::runtime::Handle;
 
+use super::RedisSettings;
 use super::fault::{Fault, fault};
 use super::follow::Teller;
-use super::{RedisSettings, Server, Tls};
-use crate::store::{Result, StoreError};
+use super::servers::{Connection, Servers};
+use crate::store::Result;
 
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 3;
 /// Between two probes.
 const PROBE: Duration = Duration::from_millis(250);
-/// Calls that wait to be written to a connection; further ones wait as well, but not in its memory.
-const QUEUED: usize = 512;
 
 type Answered<T> = std::result::Result<T, Fault>;
 
-/// What a call is for: large answers and writes do not stand before a look-up of a key.
+/// What a call is for. Nothing large stands before a look-up of a key, and nothing stands behind a commit, which may have to wait
+/// for replicas.
 #[derive(Clone, Copy, Debug)]
 pub enum Channel {
     LookUps,
+    Commits,
     Rest,
 }
 
 pub struct Link {
     client: Servers,
-    nodes: Vec<ConnectionInfo>,
     runtime: Handle,
-    slots: [Slot; 2],
+    slots: [Slot; 3],
     connect: Duration,
     response: Duration,
     /// What the probe reads; any key that the store may read.
@@ -50,17 +45,6 @@ pub struct Link {
     failures: AtomicU32,
     open: AtomicBool,
     this: Weak<Link>,
-}
-
-enum Servers {
-    Single(Client),
-    Cluster(ClusterClient),
-}
-
-#[derive(Clone)]
-enum Connection {
-    Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
 }
 
 #[derive(Default)]
@@ -73,12 +57,11 @@ struct Slot {
 impl Link {
     /// Connects at the first call.
     pub fn new(settings: &RedisSettings, runtime: Handle, probe: String) -> Result<Arc<Self>> {
-        let (client, nodes) = Servers::new(settings)?;
+        let client = Servers::new(settings)?;
         let slots = Default::default();
         let (connect, response) = (settings.connect, settings.response);
         Ok(Arc::new_cyclic(|this| Self {
             client,
-            nodes,
             runtime,
             slots,
             connect,
@@ -91,7 +74,7 @@ impl Link {
     }
 
     pub fn teller(&self) -> Teller {
-        Teller::new(self.nodes.clone(), self.connect)
+        Teller::new(self.client.clone(), self.connect)
     }
 
     /// Whether Redis answered when it was last asked.
@@ -208,103 +191,5 @@ impl Slot {
 
     fn clear(&self) {
         *self.current.write() = None;
-    }
-}
-
-impl Clone for Servers {
-    fn clone(&self) -> Self {
-        match self {
-            Servers::Single(client) => Servers::Single(client.clone()),
-            Servers::Cluster(client) => Servers::Cluster(client.clone()),
-        }
-    }
-}
-
-impl Servers {
-    /// With the nodes that are named.
-    fn new(settings: &RedisSettings) -> Result<(Self, Vec<ConnectionInfo>)> {
-        // The text of a URL may have a password in it, so no error repeats it.
-        let refused = |e: redis::RedisError| StoreError::Unavailable(format!("the URL of Redis: {}", e.category()));
-        let info = |url: &String| -> Result<ConnectionInfo> {
-            let info = url.as_str().into_connection_info().map_err(refused)?;
-            // The other protocol has other shapes of answers.
-            let mut login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
-            if let Some(user) = &settings.username {
-                login = login.set_username(user);
-            }
-            if let Some(password) = &settings.password {
-                login = login.set_password(password);
-            }
-            Ok(info.set_redis_settings(login))
-        };
-        let certificates = settings.tls.clone().map(|Tls { authorities, certificate }| TlsCertificates {
-            client_tls: certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
-            root_cert: authorities,
-        });
-        let urls = match &settings.server {
-            Server::Single(url) => std::slice::from_ref(url),
-            Server::Cluster(urls) => urls,
-        };
-        let client = |url| match certificates.clone() {
-            Some(certificates) => Client::build_with_tls(info(url)?, certificates).map_err(refused),
-            None => Client::open(info(url)?).map_err(refused),
-        };
-        let clients = urls.iter().map(client).collect::<Result<Vec<_>>>()?;
-        let nodes: Vec<_> = clients.iter().map(|client| client.get_connection_info().clone()).collect();
-        if let Server::Single(_) = settings.server {
-            let client =
-                clients.into_iter().next().ok_or_else(|| StoreError::Unavailable("there is no URL of Redis".into()))?;
-            return Ok((Servers::Single(client), nodes));
-        }
-        let mut builder = ClusterClient::builder(nodes.clone())
-            .connection_timeout(settings.connect)
-            .response_timeout(settings.response)
-            // Redirections; what else fails is ours to try again, once it is known what failed.
-            .retries(3);
-        if let Some(certificates) = certificates {
-            builder = builder.certs(certificates);
-        }
-        Ok((Servers::Cluster(builder.build().map_err(refused)?), nodes))
-    }
-
-    async fn connect(&self, connect: Duration) -> redis::RedisResult<Connection> {
-        match self {
-            Servers::Single(client) => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(connect))
-                    .set_response_timeout(None)
-                    .set_pipeline_buffer_size(QUEUED);
-                client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
-            }
-            Servers::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
-        }
-    }
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Connection::Single(c) => c.req_packed_command(command),
-            Connection::Cluster(c) => c.req_packed_command(command),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Connection::Single(c) => c.req_packed_commands(pipeline, offset, count),
-            Connection::Cluster(c) => c.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Connection::Single(c) => c.get_db(),
-            Connection::Cluster(c) => c.get_db(),
-        }
     }
 }

@@ -75,6 +75,8 @@ struct Pending {
     others: Vec<Write>,
     /// Of the others.
     keys: HashSet<String>,
+    /// About what all of it takes.
+    bytes: usize,
 }
 
 struct Write {
@@ -225,6 +227,7 @@ impl<'a> Tx<'a> {
     }
 
     pub fn put_content(&mut self, at: At, content: Vec<u8>) {
+        self.job.bytes += content.len();
         self.job.records.insert(at, Some(content));
     }
 
@@ -234,9 +237,10 @@ impl<'a> Tx<'a> {
 
     /// A write of something that is no record: an index, a list, a whole hash.
     pub fn write(&mut self, command: &'static str, key: impl Into<String>, arguments: &[impl AsRef<[u8]>]) {
-        let arguments = arguments.iter().map(|a| a.as_ref().to_vec()).collect();
+        let arguments: Vec<Vec<u8>> = arguments.iter().map(|a| a.as_ref().to_vec()).collect();
         let key = key.into();
         self.job.keys.insert(key.clone());
+        self.job.bytes += arguments.iter().map(Vec::len).sum::<usize>();
         self.job.others.push(Write { command, key, arguments });
     }
 
@@ -257,7 +261,8 @@ impl<'a> Tx<'a> {
 
     /// The job that ran has come to its end.
     pub fn keep(&mut self) {
-        let Pending { mut records, others, keys } = std::mem::take(&mut self.job);
+        let Pending { mut records, others, keys, bytes } = std::mem::take(&mut self.job);
+        self.group.bytes += bytes;
         self.group.records.append(&mut records);
         self.group.others.extend(others);
         self.group.keys.extend(keys);
@@ -269,6 +274,10 @@ impl<'a> Tx<'a> {
 
     pub fn lacks_something(&self) -> bool {
         !self.wanted.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.group.bytes
     }
 
     pub fn has_writes(&self) -> bool {

@@ -20,6 +20,8 @@ use crate::store::{Result, StoreError};
 const MAX_QUEUED: usize = 1024;
 /// Writes of one transaction.
 const MAX_GROUP: usize = 256;
+/// Bytes of one transaction, unless a single write has more: Redis does nothing else meanwhile.
+const MAX_BYTES: usize = 1 << 20;
 /// Conflicts after which a write is given up.
 const MAX_TRIES: u32 = 100;
 
@@ -130,6 +132,9 @@ async fn attempt_once(
                 Err(Stop::Failed(e)) => return Err(e),
             }
             done += 1;
+            if tx.bytes() > MAX_BYTES {
+                break;
+            }
         }
         if !tx.lacks_something() {
             break done;

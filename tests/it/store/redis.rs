@@ -8,13 +8,13 @@ use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use sha2::Sha256;
 use wasmgate::domain::{ApiKey, Digest};
-use wasmgate::store::redis::{RedisSettings, RedisStore, Server, Tls};
+use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
 use wasmgate::store::{AdminToken, KvIncr, NoRoom, Role, Store, StoreError};
 
 use super::{Case, at, check_acknowledged, entry, hash, key, kv, name, room, together, version, write_all_kinds};
 use crate::support::redis::Redis;
 use crate::support::tls::{self, Certificate};
-use crate::support::{eventually, eventually_async};
+use crate::support::{DEADLINE, eventually, eventually_async};
 
 const RECORD_KEY: [u8; 32] = [42; 32];
 
@@ -196,6 +196,13 @@ async fn a_look_up_of_a_key_is_one_command() {
     .await;
     let commits = calls(&redis, "evalsha");
     assert!((1..=50).contains(&commits), "{commits}");
+    // What is large is not among it, as Redis does nothing else meanwhile.
+    together((0..12u8).map(|n| {
+        let store = store.clone();
+        async move { store.kv_set(&name("alice"), &[n], kv(vec![n; 700_000]), at(1)).await.unwrap() }
+    }))
+    .await;
+    assert!(calls(&redis, "evalsha") >= 6);
 }
 
 // ---- forgery ----
@@ -334,11 +341,15 @@ async fn kill_and_look(mut redis: Redis) {
 #[tokio::test]
 async fn a_frozen_redis_costs_a_bounded_time_then_none_and_heals() {
     let redis = Redis::start();
-    let response = Duration::from_millis(300);
-    let quick = RedisSettings { response, connect: response, ..settings(&Server::Single(redis.url()), "test") };
-    let store = RedisStore::open(quick).unwrap();
-    let alice = name("alice");
-    store.put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
+    let (alice, response) = (name("alice"), Duration::from_secs(1));
+    open(&redis).put_key(hash(1), &key("alice", "key_1", 1), None).await.unwrap();
+    let quick = RedisSettings { response, connect: response, ..settings(&server(&redis), "test") };
+    let mut opened = None;
+    eventually("it opens", || {
+        opened = RedisStore::open(quick.clone()).ok();
+        opened.is_some()
+    });
+    let store = opened.unwrap();
     redis.freeze();
     let began = Instant::now();
     assert!(is_unavailable(&store.key_by_hash(&hash(1)).await));
@@ -361,10 +372,14 @@ async fn a_frozen_redis_costs_a_bounded_time_then_none_and_heals() {
     let quickest = futures_util::future::join_all(quickest).await.into_iter().min().unwrap();
     assert!(quickest < response / 2, "{quickest:?}");
     redis.thaw();
-    eventually_async("the store is up", || store.is_up()).await;
-    assert!(store.key_by_hash(&hash(1)).await.unwrap().is_some());
-    store.kv_set(&alice, b"k", kv("2"), at(1)).await.unwrap();
-    assert_eq!(store.kv_get(&alice, b"k", at(1)).await.unwrap().unwrap().value, b"2");
+    // As patient as a busy machine asks for.
+    let end = Instant::now() + DEADLINE;
+    while store.kv_set(&alice, b"k", kv("2"), at(1)).await.is_err() {
+        assert!(Instant::now() < end, "it does not heal");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(open(&redis).kv_get(&alice, b"k", at(1)).await.unwrap().unwrap().value, b"2");
+    assert!(open(&redis).key_by_hash(&hash(1)).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -576,15 +591,11 @@ async fn records_travel_under_tls_with_an_authority_of_ones_own() {
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
 }
 
-/// The rule that the documentation gives, and not a command more.
-const ACL: &str = "+get +set +del +exists +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange +rpush +ltrim \
-                   +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval +evalsha";
-
 #[tokio::test]
 async fn one_rule_of_the_acl_is_enough_and_secrets_are_told_to_nobody() {
     let redis = Redis::start();
     let user = ["acl", "setuser", "gate", "reset", "on", ">hunter2", "~test:*"];
-    redis.cli(&user.into_iter().chain(ACL.split_whitespace()).collect::<Vec<_>>());
+    redis.cli(&user.into_iter().chain(COMMANDS.split_whitespace()).collect::<Vec<_>>());
     let with = |username: &str, password: &str, prefix: &str| RedisSettings {
         username: Some(username.into()),
         password: Some(password.into()),
@@ -629,6 +640,42 @@ async fn old_rows(store: Arc<RedisStore>) {
         store.append_audit(&entry(n.to_string())).await.unwrap();
     }
     assert!(store.prune(keep).await.unwrap() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_acknowledged_is_lost_by_a_failover() {
+    let mut primary = Redis::start_on_port(&[]);
+    let replica = Redis::start_on_port(&["--replicaof", "127.0.0.1", &primary.port()]);
+    eventually("it replicates", || replica.cli(&["info", "replication"]).contains("master_link_status:up"));
+    let sentinel = Redis::start_sentinel(&primary);
+    let server = Server::Sentinel { urls: vec![sentinel.url()], primary: "main".into() };
+    let replicated = RedisSettings { replicas: 1, response: Duration::from_secs(5), ..settings(&server, "test") };
+    let store = RedisStore::open(replicated).unwrap();
+    let acks = Arc::new(Mutex::new(Vec::<String>::new()));
+    let writers: Vec<_> = (0..4)
+        .map(|lane| {
+            let (store, acks) = (store.clone(), acks.clone());
+            tokio::spawn(write_all_kinds(store, lane, move |ack| acks.lock().push(ack.to_owned())))
+        })
+        .collect();
+    eventually_async("writes are acknowledged", || acks.lock().len() >= 40).await;
+    primary.kill();
+    for writer in writers {
+        let failed = writer.await.unwrap();
+        assert!(matches!(failed, StoreError::Unavailable(_)), "{failed:?}");
+    }
+    eventually("there is another primary", || replica.cli(&["role"]).starts_with("master"));
+    eventually_async("the store is up", || store.is_up()).await;
+    let acks = acks.lock().clone();
+    check_acknowledged(&*store, &acks).await;
+    // Nobody has a copy of what is written now, so it is not acknowledged.
+    let alone = store.append_audit(&entry("alone")).await;
+    assert!(matches!(&alone, Err(StoreError::Unavailable(why)) if why.contains("replicas")), "{alone:?}");
+    // What was the primary comes back as the replica; the sentinel would see to it in its own time.
+    primary.restart();
+    primary.cli(&["replicaof", "127.0.0.1", &replica.port()]);
+    eventually("it replicates", || primary.cli(&["info", "replication"]).contains("master_link_status:up"));
+    store.append_audit(&entry("both")).await.unwrap();
 }
 
 /// Nobody has to notice that connections have ended.

@@ -12,26 +12,53 @@ pub struct Redis {
     pub dir: TempDir,
     /// `None`: on a socket.
     port: Option<u16>,
+    /// Beside those that all have.
+    options: Vec<String>,
     child: Option<Child>,
 }
 
 impl Redis {
     pub fn start() -> Self {
-        Self::begin(None)
+        Self::begin(None, &[])
+    }
+
+    /// With a port beside the socket, and as another one's replica.
+    pub fn start_on_port(options: &[&str]) -> Self {
+        Self::begin(Some(free_port()), options)
+    }
+
+    /// Looks after `primary` under the name `main`, and makes a replica of it the primary after half a second.
+    pub fn start_sentinel(primary: &Redis) -> Self {
+        let (port, dir) = (free_port(), tempfile::tempdir().expect("a folder"));
+        let watched = primary.port.expect("it has a port");
+        let file = format!(
+            "port {port}\nbind 127.0.0.1\nunixsocket {}\nsentinel monitor main 127.0.0.1 {watched} 1\n\
+             sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n",
+            dir.path().join("redis.sock").display(),
+        );
+        let path = dir.path().join("sentinel.conf");
+        std::fs::write(&path, file).expect("the folder is ours");
+        let mut redis = Self { dir, port: Some(port), options: Vec::new(), child: None };
+        let mut command = Command::new("redis-server");
+        redis.run(command.arg(path).arg("--sentinel"));
+        eventually("the sentinel knows a replica", || redis.cli(&["sentinel", "replicas", "main"]).contains("name"));
+        redis
     }
 
     /// A cluster of one node, which has all slots.
     pub fn start_cluster() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-        let redis = Self::begin(Some(free.port()));
+        // Nobody talks on the bus of a cluster of one.
+        let bus = free_port().to_string();
+        let redis = Self::begin(Some(free_port()), &["--cluster-enabled", "yes", "--cluster-port", &bus]);
         redis.cli(&["cluster", "addslotsrange", "0", "16383"]);
         redis.wait_for_cluster();
         redis
     }
 
-    fn begin(port: Option<u16>) -> Self {
+    fn begin(port: Option<u16>, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let mut redis = Self { dir, port, child: None };
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        let mut redis = Self { dir, port, options, child: None };
         redis.restart();
         redis
     }
@@ -42,23 +69,19 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes"]);
         command.arg("--dir").arg(self.dir.path()).arg("--unixsocket").arg(self.socket());
-        match self.port {
-            // The bus of a cluster wants a port as well; nobody talks there.
-            Some(port) => {
-                let bus = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-                command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-                command.args(["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()]);
-            }
-            None => drop(command.args(["--port", "0"])),
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.unwrap_or(0).to_string()]).args(&self.options);
+        self.run(&mut command);
+        if self.cli(&["cluster", "info"]).contains("cluster_slots_assigned:16384") {
+            self.wait_for_cluster();
         }
+    }
+
+    fn run(&mut self, command: &mut Command) {
         let log = std::fs::File::create(self.dir.path().join("log")).expect("the folder is ours");
         let child = command.stdin(Stdio::null()).stdout(log).spawn();
         let missing = "no redis-server, which the tests of the Redis store need: `apt-get install redis-server`";
         self.child = Some(child.unwrap_or_else(|e| panic!("{missing} ({e})")));
         eventually("redis-server answers", || self.cli(&["ping"]).trim() == "PONG");
-        if self.cli(&["cluster", "info"]).contains("cluster_slots_assigned:16384") {
-            self.wait_for_cluster();
-        }
     }
 
     fn wait_for_cluster(&self) {
@@ -77,7 +100,11 @@ impl Redis {
     }
 
     pub fn is_cluster(&self) -> bool {
-        self.port.is_some()
+        self.options.iter().any(|option| option == "--cluster-enabled")
+    }
+
+    pub fn port(&self) -> String {
+        self.port.expect("it has a port").to_string()
     }
 
     /// Any bytes, which `redis-cli` has no arguments for.
@@ -123,7 +150,11 @@ impl Redis {
     }
 }
 
-pub fn socket_url(socket: &Path) -> String {
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+fn socket_url(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }
 
