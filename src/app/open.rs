@@ -10,6 +10,7 @@ use super::{AppError, secrets};
 use crate::auth::secret_file;
 use crate::config::Config;
 use crate::config::store::{OnStart, Redis};
+use crate::gateway::pem;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{RedisSettings, RedisStore, Server, Tls};
 use crate::store::{Store, StoreError};
@@ -51,9 +52,11 @@ fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
         let text = secret_file::load(source, data_dir, secret_file::random_hex);
         Ok(text.map_err(|e| AppError::setting(key, e))?.trim_end().to_owned())
     };
-    let server = match redis.urls.as_slice() {
-        [url] if !redis.cluster => Server::Single(url.clone()),
-        urls => Server::Cluster(urls.to_vec()),
+    pem::install_cryptography();
+    let server = match (redis.urls.as_slice(), &redis.primary) {
+        (urls, Some(primary)) => Server::Sentinel { urls: urls.to_vec(), primary: primary.clone() },
+        ([url], None) if !redis.cluster => Server::Single(url.clone()),
+        (urls, None) => Server::Cluster(urls.to_vec()),
     };
     let record_key = secrets::record_key(&redis.record_key, data_dir);
     let authorities = redis.ca_file.as_ref().map(std::fs::read).transpose();
@@ -63,6 +66,7 @@ fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
         password: redis.password.as_ref().map(|source| text("store.redis.password_file", source)).transpose()?,
         tls: authorities.map(|pem| Tls { authorities: Some(pem), certificate: None }),
         prefix: redis.prefix.clone(),
+        replicas: redis.replicas,
         connect: redis.timeout.max(Duration::from_secs(1)),
         response: redis.timeout,
         ..RedisSettings::new(server, record_key.map_err(|e| AppError::setting("store.redis.record_key_file", e))?)

@@ -24,9 +24,13 @@ pub struct Store {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// One server's; several of a cluster's nodes.
+    /// One server's; several of a cluster's nodes, or of sentinels.
     pub urls: Vec<String>,
     pub cluster: bool,
+    /// What the sentinels call the primary; `None`: there are none.
+    pub primary: Option<String>,
+    /// That have to have a write before it counts as done.
+    pub replicas: u32,
     pub username: Option<String>,
     pub password: Option<SecretSource>,
     /// Instead of the system's authorities.
@@ -45,8 +49,6 @@ pub struct Redis {
 pub enum OnStart {
     /// Listens once it is there.
     Wait,
-    /// Serves what it can without.
-    Degraded,
     Fail,
 }
 
@@ -72,10 +74,18 @@ pub fn store(t: &Table<'_>, base: &Path) -> Store {
 fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
     let urls = t.list("urls", text_with(url));
     let cluster = t.get("cluster", false, flag);
+    let primary = t.opt("primary", text_with(named));
     if urls.is_empty() && !t.has("urls") {
         t.error("urls", "is missing; use `urls = [\"redis://127.0.0.1:6379\"]`");
-    } else if urls.len() > 1 && !cluster {
-        t.error("urls", "several URLs are those of a cluster's nodes; set `cluster = true`, or keep one");
+    } else if urls.len() > 1 && !cluster && primary.is_none() {
+        let advice = "set `cluster = true` for a cluster's nodes, `primary` for sentinels, or keep one";
+        t.error("urls", format!("several URLs are not those of one server; {advice}"));
+    }
+    let replicas = t.get("replicas", 0, int(0..=64));
+    if cluster && primary.is_some() {
+        t.error("primary", "a cluster has no sentinels; remove it, or `cluster`");
+    } else if cluster && replicas > 0 {
+        t.error("replicas", "commands of a cluster can't wait for replicas; remove it");
     }
     t.refuse("password", "a secret may not stand in this file; use `password_file` or `password_env`");
     let ca_file = t.opt("ca_file", file(base));
@@ -85,11 +95,12 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
             t.error("ca_file", "is for TLS; use URLs that begin with `rediss://`, or remove it");
         }
     }
-    let start = [("wait", OnStart::Wait), ("degraded", OnStart::Degraded), ("fail", OnStart::Fail)];
+    let start = [("wait", OnStart::Wait), ("fail", OnStart::Fail)];
     let redis = Redis {
         cluster,
-        username: t
-            .opt("username", text_with(|s| if s.is_empty() { Err("may not be empty".into()) } else { Ok(s.into()) })),
+        primary,
+        replicas,
+        username: t.opt("username", text_with(named)),
         password: secret(t, base, ("password_file", "password_env"), FileUse::Secret),
         ca_file,
         prefix: t.get("prefix", "wasmgate".into(), text_with(prefix)),
@@ -100,6 +111,10 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
         urls,
     };
     (!redis.urls.is_empty()).then_some(redis)
+}
+
+fn named(s: &str) -> Result<String, String> {
+    if s.is_empty() { Err("it may not be empty; remove it".into()) } else { Ok(s.into()) }
 }
 
 /// `redis://` or `rediss://` with a host, a port and a database; `unix://` with a path.

@@ -330,6 +330,9 @@ fn a_fleets_store_has_defaults() {
     assert_eq!((redis.prefix.as_str(), redis.cluster, redis.on_start), ("wasmgate", false, OnStart::Wait));
     assert_eq!((redis.timeout, redis.record_key), (Duration::from_millis(500), SecretSource::Generated("record.key")));
     assert_eq!((redis.username, redis.password, redis.ca_file), (None, None, None));
+    let sentinels = "[store]\nkind = \"redis\"\nredis = { urls = [\"redis://a:1\", \"redis://b:1\"], primary = \"main\", replicas = 1 }\n";
+    let redis = parse(sentinels).store.redis.unwrap();
+    assert_eq!((redis.primary.as_deref(), redis.replicas), (Some("main"), 1));
     let several = "[store]\nkind = \"redis\"\nredis = { urls = [\"rediss://a:1\", \"rediss://b:1\"], cluster = true, password_env = \"P\" }\n";
     let redis = parse(several).store.redis.unwrap();
     assert_eq!((redis.urls.len(), redis.password), (2, Some(SecretSource::Env("P".into()))));

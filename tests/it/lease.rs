@@ -6,7 +6,7 @@ mod reference;
 mod simulation;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wasmgate::domain::{FailMode, Quota};
 use wasmgate::limit::lease::terms::{OVERSHOOT_PERCENT, Plan};

@@ -292,7 +292,8 @@ fn start_thread() -> Result<(oneshot::Sender<()>, Handle)> {
 }
 
 fn lost() -> StoreError {
-    let what = "the store has lost its data, or another one has taken its place: restore it, or begin anew";
+    let what = "the store has lost its data, or another one has taken its place: restore it; to begin anew, delete \
+                `store.id` in the gateways' data directories and restart them";
     StoreError::Unavailable(what.into())
 }
 
