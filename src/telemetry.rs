@@ -50,6 +50,7 @@ pub struct Metrics {
     auth: [IntCounter; AuthResult::NAMES.len()],
     key_cache: IntGaugeVec,
     pub store_up: IntGauge,
+    pub store_link_up: IntGauge,
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
@@ -189,6 +190,10 @@ impl Metrics {
             auth: AuthResult::NAMES.map(|result| auth.with_label_values(&[result])),
             key_cache: gauges("key_cache", "key cache look-ups by result", &["result"]),
             store_up: gauge("store_up", "1 while the store answers"),
+            store_link_up: gauge(
+                "store_link_up",
+                "1 while a shared store tells of what others change; always 1 with the embedded one",
+            ),
             store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
             upstream_requests: counter(
                 "upstream_requests_total",

@@ -249,16 +249,26 @@ async fn keep(
     let _shared = api.app.catalogue.read().await;
     let before = api.app.store.module(&new.owner, &new.name).await.map_err(refused)?;
     may_keep(api, before.as_ref(), &new, within.as_deref()).await?;
-    let engine = &api.app.shared.engine;
+    let (engine, store) = (&api.app.shared.engine, &api.app.store);
+    let mut blobs = vec![(new.version.digest, compiled.bytes())];
     engine.store(compiled).await.map_err(not_installed)?;
     if let (Some(bundle), Some(archive)) = (new.version.assets, archive) {
+        blobs.push((bundle.digest, archive.clone()));
         engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
     }
     api.fits(&new.owner, &new.name, &new.version, new.activate).await?;
-    match api.app.store.add_version(new, within.clone()).await {
-        Err(StoreError::NoRoom(why)) => Err(no_room(api, within.as_deref(), why)),
-        other => other.map_err(refused),
+    for (digest, bytes) in &blobs {
+        store.put_blob(*digest, bytes).await.map_err(refused)?;
     }
+    let added = match store.add_version(new, within.clone()).await {
+        Err(StoreError::NoRoom(why)) => return Err(no_room(api, within.as_deref(), why)),
+        other => other.map_err(refused)?,
+    };
+    // What was there already, and named by nothing, another gateway may have swept away until now.
+    for (digest, bytes) in &blobs {
+        store.put_blob(*digest, bytes).await.map_err(refused)?;
+    }
+    Ok(added)
 }
 
 impl Uploaded {

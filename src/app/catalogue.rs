@@ -36,6 +36,25 @@ impl App {
             Ok(swept) => tracing::info!(swept, "stored modules that nothing referred to deleted"),
             Err(error) => tracing::warn!(%error, "stored modules that nothing refers to stay for now"),
         }
+        if let Err(error) = self.sweep_blobs().await {
+            tracing::warn!(%error, "modules in the store that nothing refers to stay for now");
+        }
+    }
+
+    /// Deletes from a shared store what nothing referred to at the last sweep either: an upload elsewhere, which puts its bytes
+    /// there before their record, has had its time.
+    async fn sweep_blobs(&self) -> Result<(), StoreError> {
+        let blobs: HashSet<Digest> = self.store.blobs().await?.into_iter().collect();
+        if blobs.is_empty() || self.store.modules(None, false, 0, 1).await?.total == 0 {
+            return Ok(());
+        }
+        let orphans = self.unreferenced(blobs).await?;
+        let before = std::mem::replace(&mut *self.orphans.lock(), orphans.clone());
+        for digest in orphans.intersection(&before) {
+            self.store.delete_blob(*digest).await?;
+            tracing::info!(%digest, "a module that nothing referred to deleted from the store");
+        }
+        Ok(())
     }
 
     /// Deletes the files of those that no version refers to; how many. Who calls it has the catalogue alone.

@@ -36,6 +36,10 @@ pub fn look(file: &FileUse) -> Result<(), Finding> {
         FileUse::Pepper(file) => Peppers::load(&SecretSource::File(file.clone()), Path::new(""))
             .map(drop)
             .map_err(|e| Finding::Error(e.to_string())),
+        FileUse::Secret(file) => secret_file::read(file).map(drop).map_err(|e| Finding::Error(e.to_string())),
+        FileUse::RecordKey(file) => {
+            secrets::record_key(&SecretSource::File(file.clone()), Path::new("")).map(drop).map_err(Finding::Error)
+        }
         FileUse::AdminToken { file, data_dir } => admin_token(file, data_dir).map_err(Finding::Error),
     }
 }

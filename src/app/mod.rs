@@ -4,21 +4,23 @@
 
 mod catalogue;
 pub mod files;
+mod follow;
+mod open;
 mod reload;
 pub mod secrets;
 pub mod tickers;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
-use crate::domain::{Name, OwnerId, Selector, Tier, Timestamp};
+use crate::domain::{Digest, Name, OwnerId, Selector, Tier, Timestamp};
 use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
-use crate::store::embedded::EmbeddedStore;
 use crate::store::{AuditEntry, Store, StoreError};
 use crate::telemetry::{LogControl, Metrics};
 use reload::{build_snapshot, warm_later};
@@ -72,6 +74,8 @@ pub struct App {
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
     /// those of an upload under way.
     pub catalogue: tokio::sync::RwLock<()>,
+    /// Blobs of a shared store that nothing referred to at the last sweep.
+    orphans: parking_lot::Mutex<HashSet<Digest>>,
 }
 
 impl Opened {
@@ -80,7 +84,7 @@ impl Opened {
         let data_dir = &config.data_dir;
         secrets::private_dir(data_dir)
             .map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", data_dir.display())))?;
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&data_dir.join("wasmgate.redb"))?);
+        let store = open::open(&config).await?;
         let peppers = secrets::peppers(&config.auth.pepper, data_dir)?;
         let auth = Authenticator::new(
             store.clone(),
@@ -110,13 +114,15 @@ impl Opened {
         let Opened { config, store, auth, engine, limiter, bootstrap_token } = self;
         let metrics = Metrics::new();
         metrics.store_up.set(1);
+        // A shared store says otherwise until it is followed.
+        metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
         let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?.snapshot;
         let usage = Arc::new(UsageRecorder::default());
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
         warm_later(&shared, snapshot, None);
-        Ok(Arc::new(App {
+        let app = Arc::new(App {
             shared,
             store,
             logs,
@@ -126,7 +132,10 @@ impl Opened {
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
-        }))
+            orphans: parking_lot::Mutex::default(),
+        });
+        follow::begin(&app);
+        Ok(app)
     }
 }
 

@@ -31,13 +31,20 @@ pub fn peppers(source: &SecretSource, data_dir: &Path) -> Result<Peppers, AppErr
 
 /// The key under which artifacts on this disk are authenticated. Local to this gateway.
 pub fn artifact_key(data_dir: &Path) -> Result<[u8; 32], AppError> {
-    let file = data_dir.join("artifact.key");
-    let text =
-        secret_file::read_or_make(&file, secret_file::random_hex).map_err(|e| AppError::setting("data_dir", e))?;
-    text.trim_end().parse::<Digest>().map(|d| d.0).map_err(|_| {
-        let message = format!("`{}` is damaged: remove it, artifacts are then made anew", file.display());
-        AppError::setting("data_dir", message)
-    })
+    key(&SecretSource::Generated("artifact.key"), data_dir, "remove it, artifacts are then made anew")
+        .map_err(|e| AppError::setting("data_dir", e))
+}
+
+/// The key under which records in a shared store are authenticated.
+pub fn record_key(source: &SecretSource, data_dir: &Path) -> Result<[u8; 32], String> {
+    key(source, data_dir, "use the fleet's, or for a new one what `openssl rand -hex 32` prints")
+}
+
+/// 32 bytes as hex digits.
+fn key(source: &SecretSource, data_dir: &Path, advice: &str) -> Result<[u8; 32], String> {
+    let text = secret_file::load(source, data_dir, secret_file::random_hex).map_err(|e| e.to_string())?;
+    let bytes = text.trim_end().parse::<Digest>().map(|d| d.0);
+    bytes.map_err(|_| format!("{} does not hold 64 hex digits: {advice}", secret_file::place(source, data_dir)))
 }
 
 /// The token that the admin API always knows.

@@ -1,7 +1,10 @@
 //! The key cache and the authenticator over it.
 //!
-//! Invariant: what a read brings goes into the cache only when no invalidation came between its start and its end, so a
-//! revocation made here is seen by the next request. Expiry is checked at every use, whatever the cache holds.
+//! Invariant: what a read brings goes into the cache only when no invalidation of it came between its start and its end,
+//! so a revocation made here is seen by the next request. Expiry is checked at every use, whatever the cache holds.
+//!
+//! Revocations made by others come over a link of the store's. While that is lost, and for what was read before it was
+//! there again, a key is read anew before it is believed; only where the store can't be asked is it served as stale.
 //!
 //! A key costs one HMAC-SHA256 and a look-up here, about 350 ns on a machine with SHA instructions; one in use just now is
 //! found by [`Front`] for a fifth of that. Looking up by a keyed hash needs no constant-time comparison: nobody without the
@@ -34,6 +37,10 @@ const MAX_LOADS: usize = 4096;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reads of one load when invalidations keep crossing it.
 const MAX_READS: usize = 8;
+/// While nobody tells of changes, what was read is believed for so long.
+const UNTOLD_FRESH: Duration = Duration::from_millis(250);
+/// After a failed look-up, stale keys are served for so long without asking again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Absent keys are remembered in a cache of their own, this much smaller, so that junk puts out no good key.
 const ABSENT_SHARE: u64 = 4;
 
@@ -93,6 +100,7 @@ struct Inner {
     absent: Cache<KeyHash, (), ByHash>,
     flights: Mutex<Flights>,
     lookups: Semaphore,
+    link: Link,
     hit: AtomicU64,
     miss: AtomicU64,
     stale: AtomicU64,
@@ -102,15 +110,57 @@ struct Inner {
 struct Entry {
     key: Arc<ApiKey>,
     fetched: Instant,
+    /// Of the link, when its read began.
+    epoch: u64,
     refreshing: AtomicBool,
 }
 
-/// One lock for both, so that "nothing was invalidated" and "nobody can join this load any more" are one step. It is
-/// taken on misses and invalidations only.
+/// What is known of changes that others make.
+struct Link {
+    began: Instant,
+    is_up: AtomicBool,
+    /// How often it was there again.
+    epoch: AtomicU64,
+    /// When a look-up failed last, in milliseconds since `began`; 0: never.
+    failed_at: AtomicU64,
+    /// Since look-ups fail, that has been said.
+    is_failing: AtomicBool,
+}
+
+impl Link {
+    /// The store may have something else by now, and nobody has told.
+    fn doubts(&self, entry: &Entry) -> bool {
+        entry.epoch != self.epoch.load(Ordering::Acquire)
+            || !self.is_up.load(Ordering::Acquire) && entry.fetched.elapsed() > UNTOLD_FRESH
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A look-up has failed; whether that is news.
+    fn failed(&self) -> bool {
+        self.failed_at.store(self.now().max(1), Ordering::Relaxed);
+        !self.is_failing.swap(true, Ordering::Relaxed)
+    }
+
+    fn failed_just_now(&self) -> bool {
+        let at = self.failed_at.load(Ordering::Relaxed);
+        at != 0 && Duration::from_millis(self.now().saturating_sub(at)) < RETRY_AFTER
+    }
+}
+
+/// One lock for all, so that "it was not invalidated" and "nobody can join this load any more" are one step. It is taken
+/// on misses and invalidations only.
 #[derive(Default)]
-struct Flights {
-    generation: u64,
-    loads: HashMap<KeyHash, watch::Receiver<Option<Answer>>>,
+struct Flights(HashMap<KeyHash, Load>);
+
+struct Load {
+    answer: watch::Receiver<Option<Answer>>,
+    /// Under every pepper, newest first.
+    hashes: Arc<[KeyHash]>,
+    /// One of them was invalidated since the read began.
+    crossed: bool,
 }
 
 type Answer = Result<Option<Arc<ApiKey>>, AuthError>;
@@ -142,6 +192,13 @@ impl Authenticator {
             settings,
             flights: Mutex::default(),
             lookups: Semaphore::new(MAX_LOOKUPS),
+            link: Link {
+                began: Instant::now(),
+                is_up: AtomicBool::new(true),
+                epoch: AtomicU64::new(0),
+                failed_at: AtomicU64::new(0),
+                is_failing: AtomicBool::new(false),
+            },
             hit: AtomicU64::new(0),
             miss: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -159,6 +216,7 @@ impl Authenticator {
         let place = inner.front.place(presented);
         if let Some(entry) = inner.front.get(place)
             && entry.fetched.elapsed() <= inner.settings.key_fresh
+            && !inner.link.doubts(&entry)
             && entry.key.is_live(now)
         {
             inner.hit.fetch_add(1, Ordering::Relaxed);
@@ -180,11 +238,15 @@ impl Authenticator {
             inner.hit.fetch_add(1, Ordering::Relaxed);
             return Some(Err(AuthError::Invalid));
         }
-        let age = entry.fetched.elapsed();
-        if age <= inner.settings.key_fresh {
+        if inner.link.doubts(&entry) {
+            if !inner.link.failed_just_now() || !inner.may_outlive(&entry) {
+                return None;
+            }
+            inner.stale.fetch_add(1, Ordering::Relaxed);
+        } else if entry.fetched.elapsed() <= inner.settings.key_fresh {
             inner.hit.fetch_add(1, Ordering::Relaxed);
             inner.front.put(place, entry.clone());
-        } else if age <= inner.settings.key_fresh.saturating_add(inner.settings.key_max_stale) {
+        } else if inner.may_outlive(&entry) {
             inner.stale.fetch_add(1, Ordering::Relaxed);
             self.refresh(&entry, newest, presented)?;
         } else {
@@ -205,15 +267,31 @@ impl Authenticator {
         match answer.as_ref() {
             Some(Ok(Some(key))) if key.is_live(now) => Ok(key.clone()),
             Some(Ok(_)) => Err(AuthError::Invalid),
+            Some(Err(AuthError::StoreUnavailable)) => self.inner.outlived(presented, now),
             Some(Err(e)) => Err(e.clone()),
             None => Err(AuthError::StoreUnavailable),
         }
     }
 
-    /// A revocation or rotation made here is seen by the next request.
+    /// Nobody tells any more of what others change.
+    pub fn link_lost(&self) {
+        self.inner.link.is_up.store(false, Ordering::Release);
+    }
+
+    /// Changes are told of again, from before this call on.
+    pub fn link_restored(&self) {
+        self.inner.link.epoch.fetch_add(1, Ordering::AcqRel);
+        self.inner.link.is_up.store(true, Ordering::Release);
+        // What others have made meanwhile exists.
+        self.inner.absent.invalidate_all();
+    }
+
+    /// A revocation or rotation is seen by the next request.
     pub fn invalidate(&self, hash: &KeyHash) {
         let mut flights = self.inner.flights.lock();
-        flights.generation += 1;
+        for load in flights.0.values_mut() {
+            load.crossed |= load.hashes.contains(hash);
+        }
         self.inner.known.invalidate(hash);
         self.inner.absent.invalidate(hash);
         // Last: who saw the old generation may still have read the old entry.
@@ -298,6 +376,23 @@ impl Inner {
         Some(KeyHash(mac.finalize().into_bytes().into()))
     }
 
+    /// While the store can't be asked.
+    fn may_outlive(&self, entry: &Entry) -> bool {
+        let Settings { key_fresh, key_max_stale, .. } = self.settings;
+        !key_max_stale.is_zero() && entry.fetched.elapsed() <= key_fresh.saturating_add(key_max_stale)
+    }
+
+    /// A key whose look-up has failed.
+    fn outlived(&self, presented: &str, now: Timestamp) -> Result<Arc<ApiKey>, AuthError> {
+        let known = (0..self.peppers.len()).find_map(|n| self.known.get(&self.hash(presented, n)?));
+        let entry = known.filter(|entry| self.may_outlive(entry)).ok_or(AuthError::StoreUnavailable)?;
+        if !entry.key.is_live(now) {
+            return Err(AuthError::Invalid);
+        }
+        self.stale.fetch_add(1, Ordering::Relaxed);
+        Ok(entry.key.clone())
+    }
+
     fn mint(&self, prefix: &str) -> Result<Minted, getrandom::Error> {
         let secret = format::generate(prefix)?;
         let (pepper, _) = self.peppers.first().ok_or(getrandom::Error::UNSUPPORTED)?;
@@ -308,16 +403,16 @@ impl Inner {
     /// Joins the load of this key or starts one, in a task of its own: the client that began it may go away.
     fn load(self: &Arc<Self>, newest: KeyHash, presented: &str) -> Option<watch::Receiver<Option<Answer>>> {
         let mut flights = self.flights.lock();
-        if let Some(load) = flights.loads.get(&newest) {
-            return Some(load.clone());
+        if let Some(load) = flights.0.get(&newest) {
+            return Some(load.answer.clone());
         }
-        if flights.loads.len() >= MAX_LOADS {
+        if flights.0.len() >= MAX_LOADS {
             return None;
         }
         let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let hashes = (0..self.peppers.len()).filter_map(|n| self.hash(presented, n)).collect();
+        let hashes: Arc<[KeyHash]> = (0..self.peppers.len()).filter_map(|n| self.hash(presented, n)).collect();
         let (sender, receiver) = watch::channel(None);
-        flights.loads.insert(newest, receiver.clone());
+        flights.0.insert(newest, Load { answer: receiver.clone(), hashes: hashes.clone(), crossed: false });
         drop(flights);
         let flight = Flight { inner: self.clone(), newest, hashes, landed: false };
         runtime.spawn(flight.run(sender));
@@ -330,17 +425,20 @@ impl Inner {
             let _permit = self.lookups.acquire().await.ok();
             read.await
         };
-        match tokio::time::timeout(LOOKUP_TIMEOUT, permitted).await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "a key look-up failed");
-                Err(AuthError::StoreUnavailable)
+        let why = match tokio::time::timeout(LOOKUP_TIMEOUT, permitted).await {
+            Ok(Ok(found)) => {
+                if self.link.is_failing.load(Ordering::Relaxed) && self.link.is_failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("key look-ups work again");
+                }
+                return Ok(found);
             }
-            Err(_) => {
-                tracing::warn!("a key look-up took too long");
-                Err(AuthError::StoreUnavailable)
-            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it took too long".to_owned(),
+        };
+        if self.link.failed() {
+            tracing::warn!(error = why, "a key look-up failed; no further ones are told of until one works");
         }
+        Err(AuthError::StoreUnavailable)
     }
 
     async fn find(&self, hashes: &[KeyHash]) -> Result<Option<(KeyHash, ApiKey)>, StoreError> {
@@ -357,17 +455,19 @@ impl Inner {
 struct Flight {
     inner: Arc<Inner>,
     newest: KeyHash,
-    /// Under every pepper, newest first.
-    hashes: Vec<KeyHash>,
+    hashes: Arc<[KeyHash]>,
     landed: bool,
 }
 
 impl Flight {
     async fn run(mut self, answer: watch::Sender<Option<Answer>>) {
         for _ in 0..MAX_READS {
-            let generation = self.inner.flights.lock().generation;
+            if let Some(load) = self.inner.flights.lock().0.get_mut(&self.newest) {
+                load.crossed = false;
+            }
+            let epoch = self.inner.link.epoch.load(Ordering::Acquire);
             let found = self.inner.bounded(self.inner.find(&self.hashes)).await;
-            if let Some(landed) = self.land(generation, found) {
+            if let Some(landed) = self.land(epoch, found) {
                 // Nobody may be waiting any more.
                 let _ = answer.send(Some(landed));
                 return;
@@ -377,15 +477,16 @@ impl Flight {
     }
 
     /// `None`: an invalidation crossed the read.
-    fn land(&mut self, generation: u64, found: Result<Option<(KeyHash, ApiKey)>, AuthError>) -> Option<Answer> {
+    fn land(&mut self, epoch: u64, found: Result<Option<(KeyHash, ApiKey)>, AuthError>) -> Option<Answer> {
         let mut flights = self.inner.flights.lock();
-        if flights.generation != generation {
+        if flights.0.get(&self.newest).is_none_or(|load| load.crossed) {
             return None;
         }
         let answer = found.map(|found| {
             found.map(|(hash, key)| {
                 let key = Arc::new(key);
-                let entry = Entry { key: key.clone(), fetched: Instant::now(), refreshing: AtomicBool::new(false) };
+                let (fetched, refreshing) = (Instant::now(), AtomicBool::new(false));
+                let entry = Entry { key: key.clone(), fetched, epoch, refreshing };
                 self.inner.known.insert(hash, Arc::new(entry));
                 key
             })
@@ -396,7 +497,7 @@ impl Flight {
             self.inner.front.forget_all();
             self.inner.absent.insert(self.newest, ());
         }
-        flights.loads.remove(&self.newest);
+        flights.0.remove(&self.newest);
         self.landed = true;
         Some(answer)
     }
@@ -405,7 +506,7 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if !self.landed {
-            self.inner.flights.lock().loads.remove(&self.newest);
+            self.inner.flights.lock().0.remove(&self.newest);
         }
     }
 }

@@ -20,9 +20,7 @@ pub struct Peppers(pub Vec<(u32, Vec<u8>)>);
 #[derive(Debug, thiserror::Error)]
 pub enum PepperError {
     #[error(transparent)]
-    File(#[from] SecretError),
-    #[error("the environment variable `{0}` is missing or not text; set it to the pepper")]
-    Env(String),
+    Secret(#[from] SecretError),
     #[error("{source_name}: {problem}; use a line such as `openssl rand -hex 32` prints")]
     Weak { source_name: String, problem: &'static str },
 }
@@ -31,18 +29,8 @@ impl Peppers {
     /// A pepper a line: `ID:SECRET`, or the secret alone, which has id 1. The highest id is used for new keys; older
     /// ones stay as long as keys made with them live. `Generated` makes the file in `data_dir` when it is missing.
     pub fn load(source: &SecretSource, data_dir: &Path) -> Result<Self, PepperError> {
-        match source {
-            SecretSource::File(file) => Self::parse(&secret_file::read(file)?, &format!("`{}`", file.display())),
-            SecretSource::Env(name) => {
-                let text = std::env::var(name).map_err(|_| PepperError::Env(name.clone()))?;
-                Self::parse(&text, &format!("the environment variable `{name}`"))
-            }
-            SecretSource::Generated(name) => {
-                let file = data_dir.join(name);
-                let text = secret_file::read_or_make(&file, || Ok(format!("1:{}", secret_file::random_hex()?)))?;
-                Self::parse(&text, &format!("`{}`", file.display()))
-            }
-        }
+        let text = secret_file::load(source, data_dir, || Ok(format!("1:{}", secret_file::random_hex()?)))?;
+        Self::parse(&text, &secret_file::place(source, data_dir))
     }
 
     fn parse(text: &str, source_name: &str) -> Result<Self, PepperError> {

@@ -8,6 +8,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::config::SecretSource;
+
 /// Bytes of a secret's file.
 const MAX_BYTES: u64 = 16 << 10;
 /// Random bytes of a secret that is made here.
@@ -19,6 +21,30 @@ pub enum SecretError {
     Io { file: PathBuf, source: std::io::Error },
     #[error("`{file}` can be read by others (mode {mode:o}); run `chmod 600` on it")]
     Readable { file: PathBuf, mode: u32 },
+    #[error("the environment variable `{0}` is missing or not text; set it to the secret")]
+    Env(String),
+}
+
+/// The text of a secret; `make` gives that of one which is generated where its file is missing.
+pub fn load(
+    source: &SecretSource,
+    data_dir: &Path,
+    make: impl FnOnce() -> std::io::Result<String>,
+) -> Result<String, SecretError> {
+    match source {
+        SecretSource::File(file) => read(file),
+        SecretSource::Env(name) => std::env::var(name).map_err(|_| SecretError::Env(name.clone())),
+        SecretSource::Generated(name) => read_or_make(&data_dir.join(name), make),
+    }
+}
+
+/// Where it is, for messages.
+pub fn place(source: &SecretSource, data_dir: &Path) -> String {
+    match source {
+        SecretSource::File(file) => format!("`{}`", file.display()),
+        SecretSource::Env(name) => format!("the environment variable `{name}`"),
+        SecretSource::Generated(name) => format!("`{}`", data_dir.join(name).display()),
+    }
 }
 
 pub fn read(file: &Path) -> Result<String, SecretError> {

@@ -55,7 +55,7 @@ fn fail(message: impl std::fmt::Display) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     // Taken before anything listens, so that no signal meets its default action.
-    let signals = match Signals::new() {
+    let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(e) => return fail(format_args!("signals can't be handled: {e}")),
     };
@@ -64,9 +64,16 @@ async fn serve(args: ServeArgs) -> ExitCode {
     {
         return fail(format_args!("`--ready-file`: the folder of `{}` does not exist", path.display()));
     }
-    let started = match &args.config {
-        Some(file) => start(file).await,
-        None => start_quickstart().await,
+    let start = async {
+        match &args.config {
+            Some(file) => start(file).await,
+            None => start_quickstart().await,
+        }
+    };
+    // It may wait for its store for long.
+    let started = tokio::select! {
+        started = start => started,
+        () = signals.stop.told() => return ExitCode::SUCCESS,
     };
     let started = match started {
         Ok(started) => started,
@@ -155,18 +162,30 @@ fn write_ready_file(path: &Path, started: &Started) -> std::io::Result<()> {
 }
 
 struct Signals {
+    stop: Stop,
+    hangup: Signal,
+}
+
+struct Stop {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            stop: Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? },
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+}
+
+impl Stop {
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -175,8 +194,7 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     let ticking = tokio::spawn(tickers::run(app.clone()));
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
+            () = signals.stop.told() => break,
             () = app.drain_asked() => break,
             // The outcome is logged and audited there.
             _ = signals.hangup.recv() => drop(app.reload("SIGHUP").await),

@@ -10,7 +10,7 @@ use toml::de::DeTable;
 
 use super::files::{Look, unseen};
 use super::raw::{At, Doc, Table};
-use super::{Config, routes, sections, upstreams};
+use super::{Config, routes, sections, store, upstreams};
 
 /// Bound of a configuration file.
 const MAX_FILE: u64 = 16 << 20;
@@ -118,7 +118,7 @@ fn read(t: &Table<'_>, base: &Path) -> Config {
     let data_dir = t.get("data_dir", base.join("data"), sections::file(base));
     let server = t.section("server", |t| sections::server(t, base));
     let admin = t.section("admin", |t| sections::admin(t, base, &data_dir));
-    let store = t.section("store", sections::store);
+    let store = t.section("store", |t| store::store(t, base));
     Config {
         auth: t.section("auth", |t| sections::auth(t, base)),
         log: t.section("log", sections::log),

@@ -15,6 +15,10 @@ pub enum FileUse {
     KeyPair(Tls),
     Authorities(PathBuf),
     Pepper(PathBuf),
+    /// A password: any text.
+    Secret(PathBuf),
+    /// 32 bytes as hex digits.
+    RecordKey(PathBuf),
     /// Made at start when it is missing; `data_dir` is made as well.
     AdminToken {
         file: PathBuf,

@@ -11,6 +11,7 @@ mod raw;
 pub mod restart;
 mod routes;
 mod sections;
+pub mod store;
 mod units;
 mod upstreams;
 
@@ -27,6 +28,7 @@ use crate::domain::{Limits, ModuleRef, Name, OwnerId, ScopeSet, Tier};
 pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
 pub use files::{FileUse, Finding, Look};
 pub use sections::filter as log_filter;
+pub use store::Store;
 
 /// Owner of the modules that a route names without an owner: the operator.
 pub const OPERATOR: &str = "wasmgate";
@@ -117,15 +119,6 @@ pub struct Log {
     /// A `tracing` filter, such as `info` or `wasmgate=debug,info`.
     pub level: String,
     pub access: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Store {
-    /// Audit lines older than this go, and the oldest beyond so many.
-    pub audit_keep: Duration,
-    pub audit_entries: u64,
-    /// Usage of whole days (UTC) older than this goes.
-    pub usage_keep: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

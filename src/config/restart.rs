@@ -6,7 +6,7 @@ use super::{Admin, Auth, Compile, Config, Engine, Log, Server};
 
 /// The settings of `new` that differ from those the process `started` with and wait for a restart.
 pub fn waiting(started: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { server, admin, data_dir, auth, log, engine, store: _, tiers: _, upstreams: _, routes: _, warnings: _ } =
+    let Config { server, admin, data_dir, auth, log, engine, store, tiers: _, upstreams: _, routes: _, warnings: _ } =
         started;
     let mut waiting = Vec::new();
     let mut once = |key, same: bool| waiting.extend((!same).then_some(key));
@@ -16,6 +16,7 @@ pub fn waiting(started: &Config, new: &Config) -> Vec<&'static str> {
     of_auth(auth, &new.auth, &mut once);
     let Log { format, level: _, access: _ } = log;
     once("log.format", *format == new.log.format);
+    once("store.redis", store.redis == new.store.redis);
     of_engine(engine, &new.engine, &mut once);
     waiting
 }

@@ -1,4 +1,4 @@
-//! The sections about the gateway itself: server, admin, auth, log, engine, tiers, store.
+//! The sections about the gateway itself: server, admin, auth, log, engine, tiers.
 //!
 //! Invariant: a key's name, default and range stand here once; conf/wasmgate.toml documents them and a test compares.
 
@@ -11,14 +11,14 @@ use ipnet::IpNet;
 use super::files::FileUse;
 use super::raw::{Kind, Table};
 use super::units::{GIB, KIB, MIB, choice, duration, flag, from_str, int, millis, parse_as, secs, size, text_with};
-use super::{Admin, Auth, Breaker, Compile, Engine, Listener, Log, LogFormat, SecretSource, Server, Store, Tls};
+use super::{Admin, Auth, Breaker, Compile, Engine, Listener, Log, LogFormat, SecretSource, Server, Tls};
 use crate::domain::path::normalize_host;
 use crate::domain::{FailMode, Limits, Name, Quota, Tier, Window};
 
 /// Bound of counts that have no other; fits the integers of TOML.
 const MANY: u64 = 1_000_000_000_000_000_000;
 const HOUR: Duration = secs(3600);
-const DAY: Duration = secs(86_400);
+pub const DAY: Duration = secs(86_400);
 const ADDRESS: &str = "an address; use `IP:PORT`, such as `127.0.0.1:8080` or `[::1]:8080`";
 
 /// A path, taken from the folder of the configuration file.
@@ -115,23 +115,34 @@ pub fn admin(t: &Table<'_>, base: &Path, data_dir: &Path) -> Admin {
 
 pub fn auth(t: &Table<'_>, base: &Path) -> Auth {
     t.refuse("pepper", "a secret may not stand in this file; use `pepper_file` or `pepper_env`");
-    let pepper_file = t.opt("pepper_file", file(base));
-    if let Some(file) = &pepper_file {
-        t.doc.names_file(FileUse::Pepper(file.clone()), t.at("pepper_file"));
-    }
-    let from_file = pepper_file.map(SecretSource::File);
-    let from_env = t.opt("pepper_env", text_with(variable)).map(SecretSource::Env);
-    if from_file.is_some() && from_env.is_some() {
-        t.error("pepper_env", "`pepper_file` and `pepper_env` exclude each other; keep one");
-    }
+    let pepper = secret(t, base, ("pepper_file", "pepper_env"), FileUse::Pepper);
     Auth {
-        pepper: from_file.or(from_env).unwrap_or(SecretSource::Generated("pepper")),
+        pepper: pepper.unwrap_or(SecretSource::Generated("pepper")),
         key_fresh: t.get("key_fresh", secs(30), duration(Duration::ZERO..=HOUR)),
         key_max_stale: t.get("key_max_stale", secs(60), duration(Duration::ZERO..=DAY)),
         absent_ttl: t.get("absent_ttl", secs(5), duration(Duration::ZERO..=HOUR)),
         cache_entries: t.get("cache_entries", 100_000, int(1..=100_000_000)),
         failures_per_minute: t.get("failures_per_minute", 60, int(1..=1_000_000)),
     }
+}
+
+/// From a file or from the environment, by the first key or the second.
+pub fn secret(
+    t: &Table<'_>,
+    base: &Path,
+    (in_file, in_env): (&'static str, &'static str),
+    used: fn(PathBuf) -> FileUse,
+) -> Option<SecretSource> {
+    let path = t.opt(in_file, file(base));
+    if let Some(file) = &path {
+        t.doc.names_file(used(file.clone()), t.at(in_file));
+    }
+    let from_file = path.map(SecretSource::File);
+    let from_env = t.opt(in_env, text_with(variable)).map(SecretSource::Env);
+    if from_file.is_some() && from_env.is_some() {
+        t.error(in_env, format!("`{in_file}` and `{in_env}` exclude each other; keep one"));
+    }
+    from_file.or(from_env)
 }
 
 /// The name of an environment variable.
@@ -265,22 +276,4 @@ fn read_quota(t: &Table<'_>) -> Option<Quota> {
         );
     }
     Some(Quota { name: name?, requests: requests?, window: window?, burst })
-}
-
-/// The embedded store is the only one; `kind` exists so that a file can say so.
-pub fn store(t: &Table<'_>) -> Store {
-    t.opt(
-        "kind",
-        text_with(|s| match s {
-            "embedded" => Ok(()),
-            "redis" => Err("the store `redis` comes in a later version; use `embedded`".into()),
-            _ => Err(format!("`{s}` is not a store; use `embedded`")),
-        }),
-    );
-    let keep = || duration(DAY..=3660 * DAY);
-    Store {
-        audit_keep: t.get("audit_keep", 400 * DAY, keep()),
-        audit_entries: t.get("audit_entries", 100_000, int(100..=100_000_000)),
-        usage_keep: t.get("usage_keep", 400 * DAY, keep()),
-    }
 }

@@ -59,7 +59,7 @@ pub enum Upload {
 }
 
 impl Upload {
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Upload::Module => "module",
             Upload::Bundle => "bundle",
@@ -120,9 +120,11 @@ impl Artifacts {
 
     /// Unless it is stored already.
     pub fn keep(&self, what: Upload, digest: Digest, bytes: &[u8]) -> io::Result<()> {
-        if self.has(what, digest) {
-            return Ok(());
-        }
+        if self.has(what, digest) { Ok(()) } else { self.replace(what, digest, bytes) }
+    }
+
+    /// Also where something else is in its place.
+    pub fn replace(&self, what: Upload, digest: Digest, bytes: &[u8]) -> io::Result<()> {
         self.write(&self.modules, &self.upload_path(what, digest), &[bytes])
     }
 

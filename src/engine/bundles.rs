@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::domain::{Bundle, Digest, GuestFailure};
 
-use super::artifacts::{Artifacts, Upload};
+use super::artifacts::Upload;
 use super::files::assets::{Assets, Tree};
 use super::shared::OneOfEach;
 use super::{Engine, InstallError};
@@ -56,9 +56,9 @@ impl Engine {
         }
         let gone = |_| GuestFailure::NotLoadable("the gateway is shutting down".into());
         let _one_of_few = self.bundles.unpacking.acquire().await.map_err(gone)?;
-        let unpack = move |artifacts: &Artifacts| Ok(Assets::read(&artifacts.read(Upload::Bundle, digest)?, bytes));
-        let unpacked = self.blocking(unpack).await;
-        let unpacked = unpacked.map_err(|e| GuestFailure::NotLoadable(format!("its assets: {e}")))?;
+        let unreadable = |e| GuestFailure::NotLoadable(format!("its assets: {e}"));
+        let archive = self.uploaded(Upload::Bundle, digest).await.map_err(unreadable)?;
+        let unpacked = self.blocking(move |_| Ok(Assets::read(&archive, bytes))).await.map_err(unreadable)?;
         let assets = unpacked.map_err(|e| GuestFailure::NotLoadable(e.detail))?;
         self.bundles.trees.put(digest, assets.0.clone());
         Ok(assets)

@@ -118,7 +118,7 @@ impl Engine {
 
     async fn recompile(&self, owner: Option<&OwnerId>, digest: Digest) -> Result<Trusted, InstallError> {
         let compiler = Compiler::Fast;
-        let bytes = self.blocking(move |artifacts| artifacts.read(Upload::Module, digest)).await?;
+        let bytes = self.uploaded(Upload::Module, digest).await?;
         let artifact = self.compilers.compile((digest, &bytes), compiler, owner, Why::Again).await?;
         let stored = artifact.clone();
         let written = self.blocking(move |artifacts| artifacts.write_artifact(digest, compiler, &stored)).await;

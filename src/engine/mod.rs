@@ -33,6 +33,7 @@ pub mod lane;
 mod load;
 mod loaded;
 pub mod memory;
+mod origin;
 pub mod outside;
 mod pace;
 mod permits;
@@ -69,6 +70,8 @@ use guest::Allowance;
 use guest_metrics::GuestMetrics;
 use instances::Instances;
 use outside::Outside;
+
+pub use origin::Origin;
 use pool::{Need, Pool};
 use scope::Scopes;
 
@@ -116,6 +119,7 @@ pub struct Engine {
     /// Where events of guests beside requests begin: timers, answers to calls, queues.
     events: Events,
     outside: OnceLock<Arc<dyn Outside>>,
+    origin: OnceLock<Arc<dyn Origin>>,
 }
 
 /// `None` from its drop on.
@@ -143,6 +147,13 @@ pub struct Compiled {
     bytes: Bytes,
     compiler: Compiler,
     artifact: Bytes,
+}
+
+impl Compiled {
+    /// The module's.
+    pub fn bytes(&self) -> Bytes {
+        self.bytes.clone()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -220,6 +231,7 @@ impl Engine {
             guest_metrics: GuestMetrics::default(),
             events: Events(Some(events)),
             outside: OnceLock::new(),
+            origin: OnceLock::new(),
         }))
     }
 

@@ -86,11 +86,16 @@ pub fn private_key(file: &Path) -> Result<(), String> {
     Err(format!("`{name}` holds no private key; it has to be PEM, with `-----BEGIN PRIVATE KEY-----`"))
 }
 
+/// What TLS computes with, for whoever speaks it beside Pingora. Once is enough.
+pub fn install_cryptography() {
+    pingora::tls::install_default_crypto_provider();
+}
+
 /// A listener's certificate and key, which have to belong together. TLS 1.2 and 1.3, `h2` and `http/1.1` by ALPN.
 pub fn server_config(files: &Tls) -> Result<ServerConfig, String> {
     certificates(&files.cert_file)?;
     private_key(&files.key_file)?;
-    pingora::tls::install_default_crypto_provider();
+    install_cryptography();
     let (cert, key) = (files.cert_file.to_string_lossy(), files.key_file.to_string_lossy());
     let (certs, der) = load_certs_and_key_files(&cert, &key)
         .map_err(|e| format!("`{cert}` and `{key}` can't be read: {e}"))?

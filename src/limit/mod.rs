@@ -5,6 +5,7 @@
 mod account;
 pub mod failures;
 mod headers;
+pub mod lease;
 pub mod limiter;
 pub mod network;
 pub mod quota;

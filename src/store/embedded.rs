@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use redb::{ReadTransaction, WriteTransaction};
 use tokio::sync::Semaphore;
 
+use super::rules::PRUNE_BATCH;
 use super::{
     AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation, Store,
     StoreError, Stored, UsageRow,
@@ -199,8 +200,7 @@ impl Store for EmbeddedStore {
     async fn prune(&self, keep: Retention) -> Result<u64> {
         // A look costs no commit, and nearly always there is nothing to do.
         if self.scan(move |tx| Ok(records::can_prune(tx, &keep)? || values::can_sweep(tx, keep.now)?)).await? {
-            self.write(move |tx| Ok(records::prune(tx, &keep)? + values::sweep(tx, keep.now, records::PRUNE_BATCH)?))
-                .await
+            self.write(move |tx| Ok(records::prune(tx, &keep)? + values::sweep(tx, keep.now, PRUNE_BATCH)?)).await
         } else {
             Ok(0)
         }

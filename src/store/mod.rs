@@ -3,6 +3,8 @@
 //! Module bytes and artifacts are not here: they are files by digest (see `engine`).
 
 pub mod embedded;
+pub mod redis;
+mod rules;
 
 use std::sync::Arc;
 
@@ -10,8 +12,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp, TokenId,
-    UsageDelta, UsageRecord,
+    ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp,
+    TokenId, UsageDelta, UsageRecord,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,8 +120,22 @@ pub struct Page<T> {
     pub total: u64,
 }
 
+/// Who is told of changes that others make to a shared store, on a thread of the store's: nothing here may wait.
+pub trait Changes: Send + Sync + 'static {
+    fn key(&self, hash: &KeyHash);
+    /// Modules or tiers.
+    fn records(&self);
+    /// Nobody tells any more.
+    fn lost(&self);
+    /// From now on each change is told of; what was read before may be old.
+    fn restored(&self);
+}
+
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Has `changes` told of what others change. A store that has no others does nothing.
+    fn follow(&self, _changes: Arc<dyn Changes>) {}
+
     /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
     /// counted (checked with the write, as of the key's `created_at`). An id or hash that exists is a `Conflict`.
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()>;
@@ -172,6 +188,20 @@ pub trait Store: Send + Sync + 'static {
     async fn token_by_hash(&self, hash: &KeyHash) -> Result<Option<AdminToken>>;
     async fn tokens(&self) -> Result<Vec<AdminToken>>;
     async fn revoke_token(&self, id: &TokenId, at: Timestamp) -> Result<AdminToken>;
+
+    /// Keeps bytes by their digest for other gateways. A store that has no others keeps none.
+    async fn put_blob(&self, _digest: Digest, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    async fn blob(&self, _digest: Digest) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    async fn delete_blob(&self, _digest: Digest) -> Result<()> {
+        Ok(())
+    }
+    async fn blobs(&self) -> Result<Vec<Digest>> {
+        Ok(Vec::new())
+    }
 
     async fn append_audit(&self, entry: &AuditEntry) -> Result<()>;
     /// Newest first.

@@ -377,6 +377,91 @@ async fn past_max_stale_the_store_must_answer() {
 }
 
 #[tokio::test]
+async fn an_invalidation_of_another_key_disturbs_no_read() {
+    let store = Watched::new();
+    let auth = usual(&store);
+    let (secret, key) = make(&store, &auth, "free", &[Scope::Proxy]).await;
+    store.gate.forget_permits(Semaphore::MAX_PERMITS);
+    let early = tokio::spawn({
+        let (auth, secret) = (auth.clone(), secret.clone());
+        async move { auth.authenticate(&secret, at(101)).await }
+    });
+    until("the read", || store.lookups() == 1).await;
+    make(&store, &auth, "free", &[Scope::Proxy]).await;
+    store.gate.add_permits(1);
+    assert_eq!(early.await.unwrap(), Ok(key));
+    assert_eq!(store.lookups(), 1);
+}
+
+/// Revoked by another gateway, of which nobody tells this one.
+async fn revoke_elsewhere(store: &Watched, key: &ApiKey) {
+    store.update_key(&ApiKey { revoked_at: Some(at(102)), ..key.clone() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn while_nobody_tells_of_changes_a_key_is_read_again() {
+    let store = Watched::new();
+    let auth = authenticator(&store, settings(Duration::from_secs(3600), Duration::from_secs(3600)));
+    let (secret, key) = make(&store, &auth, "free", &[Scope::Proxy]).await;
+    auth.authenticate(&secret, at(101)).await.unwrap();
+    auth.cached(&secret, at(101));
+    revoke_elsewhere(&store, &key).await;
+    assert_eq!(auth.cached(&secret, at(103)), Some(Ok(key)), "as far as is known");
+    auth.link_lost();
+    until("it is not believed any more", || auth.cached(&secret, at(103)).is_none()).await;
+    assert_eq!(auth.authenticate(&secret, at(103)).await, Err(AuthError::Invalid));
+}
+
+#[tokio::test]
+async fn what_was_read_before_the_link_was_there_again_is_read_anew() {
+    let store = Watched::new();
+    let auth = authenticator(&store, settings(Duration::from_secs(3600), Duration::from_secs(3600)));
+    let (secret, key) = make(&store, &auth, "free", &[Scope::Proxy]).await;
+    let (other, _) = make(&store, &auth, "free", &[Scope::Proxy]).await;
+    let unknown = authenticator(&store, settings(Duration::ZERO, Duration::ZERO)).mint().unwrap();
+    auth.authenticate(&secret, at(101)).await.unwrap();
+    auth.authenticate(&other, at(101)).await.unwrap();
+    assert_eq!(auth.authenticate(&unknown.secret, at(101)).await, Err(AuthError::Invalid));
+    auth.link_lost();
+    revoke_elsewhere(&store, &key).await;
+    let new = ApiKey { id: "key_new".into(), rotated_to: None, ..(*key).clone() };
+    store.put_key(unknown.hash, &new, None).await.unwrap();
+    auth.link_restored();
+    assert_eq!(auth.cached(&secret, at(103)), None);
+    assert_eq!(auth.authenticate(&secret, at(103)).await, Err(AuthError::Invalid));
+    assert_eq!(auth.authenticate(&unknown.secret, at(103)).await, Ok(Arc::new(new)), "made meanwhile");
+    auth.authenticate(&other, at(103)).await.unwrap();
+    let before = store.lookups();
+    auth.authenticate(&other, at(103)).await.unwrap();
+    assert_eq!(store.lookups(), before, "read once, and believed since");
+}
+
+#[tokio::test]
+async fn cut_off_from_store_and_link_known_keys_work_on() {
+    let store = Watched::new();
+    for (max_stale, expected) in
+        [(Duration::from_secs(3600), None), (Duration::ZERO, Some(AuthError::StoreUnavailable))]
+    {
+        let auth = authenticator(&store, settings(Duration::from_secs(3600), max_stale));
+        let (secret, key) = make(&store, &auth, "free", &[Scope::Proxy]).await;
+        let (unread, _) = make(&store, &auth, "free", &[Scope::Proxy]).await;
+        auth.authenticate(&secret, at(101)).await.unwrap();
+        store.fail.store(true, Ordering::SeqCst);
+        auth.link_restored();
+        auth.link_lost();
+        let before = store.lookups();
+        for _ in 0..1000 {
+            assert_eq!(auth.authenticate(&secret, at(101)).await, expected.clone().map_or(Ok(key.clone()), Err));
+        }
+        if expected.is_none() {
+            assert!(store.lookups() - before < 500, "the store is not asked for each request");
+        }
+        assert_eq!(auth.authenticate(&unread, at(101)).await, Err(AuthError::StoreUnavailable));
+        store.fail.store(false, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
 async fn without_the_store_an_unknown_key_is_neither_allowed_nor_remembered_as_absent() {
     let store = Watched::new();
     let auth = usual(&store);
@@ -630,7 +715,7 @@ fn a_pepper_file_others_can_read_is_refused() {
         let loaded = Peppers::load(&SecretSource::File(file.clone()), dir.path());
         match loaded {
             Ok(_) => assert!(ok, "{mode:o}"),
-            Err(e) => assert!(!ok && matches!(e, PepperError::File(SecretError::Readable { .. })), "{mode:o}: {e}"),
+            Err(e) => assert!(!ok && matches!(e, PepperError::Secret(SecretError::Readable { .. })), "{mode:o}: {e}"),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wasmgate::config::store::OnStart;
 use wasmgate::config::{self, AuthMode, Balance, Config, HashOn, HostPattern, SecretSource, Target, UpstreamHttp};
 use wasmgate::domain::{Scope, ScopeSet, Tier, Window};
 
@@ -320,6 +321,22 @@ fn the_documented_file_has_every_key() {
         let table = || text.lines().any(|l| l == format!("# [{}]", key.replace("[]", "")));
         assert!(documented.contains(&key) || mentioned() || table(), "`{key}` is not in conf/wasmgate.toml");
     }
+}
+
+#[test]
+fn a_fleets_store_has_defaults() {
+    let text = "[store]\nkind = \"redis\"\nredis.urls = [\"redis://127.0.0.1:6379/3\"]\n";
+    let redis = parse(text).store.redis.unwrap();
+    assert_eq!((redis.prefix.as_str(), redis.cluster, redis.on_start), ("wasmgate", false, OnStart::Wait));
+    assert_eq!((redis.timeout, redis.record_key), (Duration::from_millis(500), SecretSource::Generated("record.key")));
+    assert_eq!((redis.username, redis.password, redis.ca_file), (None, None, None));
+    let sentinels = "[store]\nkind = \"redis\"\nredis = { urls = [\"redis://a:1\", \"redis://b:1\"], primary = \"main\", replicas = 1 }\n";
+    let redis = parse(sentinels).store.redis.unwrap();
+    assert_eq!((redis.primary.as_deref(), redis.replicas), (Some("main"), 1));
+    let several = "[store]\nkind = \"redis\"\nredis = { urls = [\"rediss://a:1\", \"rediss://b:1\"], cluster = true, password_env = \"P\" }\n";
+    let redis = parse(several).store.redis.unwrap();
+    assert_eq!((redis.urls.len(), redis.password), (2, Some(SecretSource::Env("P".into()))));
+    assert!(errors("[store.redis]\nurls = [\"redis://a\"]\n").contains("kind = \"redis\""));
 }
 
 #[test]

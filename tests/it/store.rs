@@ -1,4 +1,6 @@
-//! The store: one table of what the trait promises, and what the embedded store does when killed or out of disk.
+//! The store: one table of what the trait promises, for both stores, and what each does in faults of its own.
+
+mod redis;
 
 use std::future::Future;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +18,8 @@ use wasmgate::store::{
     AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewVersion, NoRoom, Retention, Role,
     Rotation, Store, StoreError, Stored,
 };
+
+use crate::support::redis::Redis;
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -146,6 +150,18 @@ async fn the_embedded_store_does_what_the_trait_says() {
         let dir = tempfile::tempdir().unwrap();
         run(Arc::new(EmbeddedStore::open(&dir.path().join("store.redb")).unwrap())).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_redis_store_does_what_the_trait_says() {
+    let server = Redis::start();
+    redis::run_table(CASES, &redis::server(&server)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_redis_store_does_so_in_a_cluster() {
+    let server = Redis::start_cluster();
+    redis::run_table(CASES, &redis::server(&server)).await;
 }
 
 async fn keys_are_found_by_hash_and_by_id(store: Shared) {
@@ -909,27 +925,32 @@ fn acknowledgements(child: &mut Child) -> impl Iterator<Item = String> + use<> {
 async fn writes_until_killed() {
     let Some(file) = child_file() else { return };
     let store: Shared = Arc::new(EmbeddedStore::open(&file).unwrap());
-    let writer = |lane: u32| {
-        let store = store.clone();
-        async move {
-            loop {
-                let id = KeyId::random().unwrap();
-                let mut h = [0u8; 32];
-                getrandom::fill(&mut h).unwrap();
-                let record = ApiKey { id: id.clone(), ..key("alice", "", 1) };
-                store.put_key(KeyHash(h), &record, None).await.unwrap();
-                acknowledge(&format!("key {id}"));
-                store.append_audit(&entry(id.as_str())).await.unwrap();
-                acknowledge(&format!("audit {id}"));
-                let (_, n, _) =
-                    store.add_version(version("alice", &format!("m{lane}"), id.as_str()), None).await.unwrap();
-                acknowledge(&format!("version {lane} {n} {id}"));
-                store.update_key(&ApiKey { revoked_at: Some(at(9)), ..record }).await.unwrap();
-                acknowledge(&format!("revoked {id}"));
-            }
-        }
+    let failed = together((0..4).map(|lane| write_all_kinds(store.clone(), lane, acknowledge))).await;
+    panic!("{failed:?}");
+}
+
+/// Until a write fails; tells of each that was acknowledged.
+async fn write_all_kinds(store: Shared, lane: u32, acknowledge: impl Fn(&str)) -> StoreError {
+    let round = async || {
+        let id = KeyId::random().unwrap();
+        let mut h = [0u8; 32];
+        getrandom::fill(&mut h).unwrap();
+        let record = ApiKey { id: id.clone(), ..key("alice", "", 1) };
+        store.put_key(KeyHash(h), &record, None).await?;
+        acknowledge(&format!("key {id}"));
+        store.append_audit(&entry(id.as_str())).await?;
+        acknowledge(&format!("audit {id}"));
+        let (_, n, _) = store.add_version(version("alice", &format!("m{lane}"), id.as_str()), None).await?;
+        acknowledge(&format!("version {lane} {n} {id}"));
+        store.update_key(&ApiKey { revoked_at: Some(at(9)), ..record }).await?;
+        acknowledge(&format!("revoked {id}"));
+        Ok(())
     };
-    together((0..4).map(writer)).await;
+    loop {
+        if let Err(e) = round().await {
+            return e;
+        }
+    }
 }
 
 #[tokio::test]
@@ -951,28 +972,33 @@ async fn no_acknowledged_write_is_lost_by_kill_9() {
         writer.wait().unwrap();
 
         let store = EmbeddedStore::open(&file).unwrap();
-        let audited: std::collections::HashSet<_> =
-            store.audit(u64::MAX).await.unwrap().into_iter().map(|e| e.subject).collect();
-        for ack in &acks {
-            let words: Vec<&str> = ack.split(' ').collect();
-            let there = match words.as_slice() {
-                ["key", id] => store.key(&(*id).into()).await.unwrap().is_some(),
-                ["revoked", id] => store.key(&(*id).into()).await.unwrap().unwrap().1.revoked_at.is_some(),
-                ["audit", id] => audited.contains(*id),
-                ["version", lane, n, id] => {
-                    let module = store.module(&name("alice"), &name(&format!("m{lane}"))).await.unwrap().unwrap();
-                    let n: usize = n.parse().unwrap();
-                    module.versions[n - 1].digest == Digest::of(id.as_bytes())
-                }
-                _ => panic!("{ack}"),
-            };
-            assert!(there, "cycle {cycle}: `{ack}` was acknowledged and is lost");
-        }
-        // Indexes and records agree.
-        for key in store.keys(None).await.unwrap() {
-            let (hash, _) = store.key(&key.id).await.unwrap().unwrap();
-            assert_eq!(store.key_by_hash(&hash).await.unwrap().unwrap().id, key.id);
-        }
+        check_acknowledged(&store, &acks).await;
+        assert!(!acks.is_empty(), "cycle {cycle}");
+    }
+}
+
+/// All of it is there, and indexes and records agree.
+async fn check_acknowledged(store: &dyn Store, acks: &[String]) {
+    let audited: std::collections::HashSet<_> =
+        store.audit(u64::MAX).await.unwrap().into_iter().map(|e| e.subject).collect();
+    for ack in acks {
+        let words: Vec<&str> = ack.split(' ').collect();
+        let there = match words.as_slice() {
+            ["key", id] => store.key(&(*id).into()).await.unwrap().is_some(),
+            ["revoked", id] => store.key(&(*id).into()).await.unwrap().unwrap().1.revoked_at.is_some(),
+            ["audit", id] => audited.contains(*id),
+            ["version", lane, n, id] => {
+                let module = store.module(&name("alice"), &name(&format!("m{lane}"))).await.unwrap().unwrap();
+                let n: u32 = n.parse().unwrap();
+                module.versions.iter().any(|held| held.version == n && held.digest == Digest::of(id.as_bytes()))
+            }
+            _ => panic!("{ack}"),
+        };
+        assert!(there, "`{ack}` was acknowledged and is lost");
+    }
+    for key in store.keys(None).await.unwrap() {
+        let (hash, _) = store.key(&key.id).await.unwrap().unwrap();
+        assert_eq!(store.key_by_hash(&hash).await.unwrap().unwrap().id, key.id);
     }
 }
 

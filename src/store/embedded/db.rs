@@ -15,8 +15,6 @@ use parking_lot::RwLock;
 use redb::{
     Database, DatabaseError, ReadTransaction, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction,
 };
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::{keys, modules, records, retired, values};
 use crate::store::{Result, StoreError};
@@ -234,13 +232,4 @@ pub fn fault(e: impl Into<redb::Error>) -> StoreError {
         e @ (redb::Error::Corrupted(_) | redb::Error::TableTypeMismatch { .. }) => StoreError::Corrupt(e.to_string()),
         e => StoreError::Unavailable(e.to_string()),
     }
-}
-
-pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>> {
-    serde_json::to_vec(record).map_err(|e| StoreError::Corrupt(format!("a record can't be written: {e}")))
-}
-
-/// `what` names the record in the error.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| StoreError::Corrupt(format!("the record of `{what}`: {e}")))
 }

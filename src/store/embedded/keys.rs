@@ -4,17 +4,15 @@
 
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::db::{decode, encode, fault};
+use super::db::fault;
 use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId, Timestamp};
+use crate::store::rules::{self, decode, encode};
 use crate::store::{Result, Rotation, StoreError};
 
 type Row = (&'static [u8; 32], &'static [u8]);
 const KEYS: TableDefinition<&str, Row> = TableDefinition::new("keys");
 const BY_HASH: TableDefinition<&[u8; 32], &str> = TableDefinition::new("key_hashes");
 const BY_OWNER: TableDefinition<(&str, &str), ()> = TableDefinition::new("key_owners");
-
-/// Revoked and expired records kept of one owner; the oldest go first. The audit log keeps their story.
-const MAX_DEAD: usize = 1_000;
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(KEYS).map_err(fault)?;
@@ -47,70 +45,38 @@ pub fn list(tx: &ReadTransaction, owner: Option<&OwnerId>) -> Result<Vec<ApiKey>
             all
         }
     };
-    found.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    rules::keys::sort(&mut found);
     Ok(found)
 }
 
 pub fn put(tx: &WriteTransaction, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {
     let mut tables = Tables::open(tx)?;
-    let now = key.created_at;
     let owned = tables.of_owner(&key.owner)?;
-    if let Some(max) = max_live {
-        check_cap(owned.iter().filter(|k| k.is_live(now) && k.rotated_to.is_none()).count(), max, key)?;
-    }
+    rules::keys::check_new(&owned, key, max_live)?;
     tables.check_new(&hash, key)?;
     tables.insert(&hash, key)?;
-    tables.forget_oldest_dead(owned, now)
+    tables.forget_oldest_dead(owned, key.created_at)
 }
 
 pub fn update(tx: &WriteTransaction, key: &ApiKey) -> Result<KeyHash> {
     let mut tables = Tables::open(tx)?;
     let (hash, old) = load(&tables.keys, key.id.as_str())?.ok_or_else(|| StoreError::NotFound(key.id.to_string()))?;
-    if old.owner != key.owner || old.pepper != key.pepper {
-        return Err(StoreError::Conflict(format!("`{}` keeps its owner and its pepper", key.id)));
-    }
-    if old.revoked_at.is_some() && key.revoked_at.is_none() {
-        return Err(StoreError::Conflict(format!("`{}` is revoked and stays so", key.id)));
-    }
+    rules::keys::check_update(&old, key)?;
     tables.write(&hash, key)?;
     Ok(hash)
 }
 
 pub fn rotate(tx: &WriteTransaction, rotation: &Rotation) -> Result<(KeyHash, ApiKey)> {
-    let Rotation { old: old_id, new_hash, new, old_expires_at, max_live } = rotation;
-    let now = new.created_at;
+    let Rotation { old, new_hash, new, .. } = rotation;
     let mut tables = Tables::open(tx)?;
-    let (old_hash, mut old) =
-        load(&tables.keys, old_id.as_str())?.ok_or_else(|| StoreError::NotFound(old_id.to_string()))?;
-    if old.owner != new.owner {
-        return Err(StoreError::Conflict(format!("`{old_id}` belongs to another owner")));
-    }
-    if !old.is_live(now) || old.rotated_to.is_some() {
-        return Err(StoreError::Conflict(format!("`{old_id}` is revoked, expired or already rotated")));
-    }
+    let (old_hash, old) = load(&tables.keys, old.as_str())?.ok_or_else(|| StoreError::NotFound(old.to_string()))?;
     let owned = tables.of_owner(&new.owner)?;
-    if let Some(max) = max_live {
-        // Without this bound a chain of rotations would keep any number of keys alive through their grace periods.
-        let graced = owned.iter().filter(|k| k.is_live(now) && k.rotated_to.is_some()).count();
-        check_cap(graced, *max, new)?;
-    }
+    let old = rules::keys::rotate(&owned, old, rotation)?;
     tables.check_new(new_hash, new)?;
-    old.rotated_to = Some(new.id.clone());
-    old.expires_at = Some(old.expires_at.map_or(*old_expires_at, |at| at.min(*old_expires_at)));
     tables.insert(new_hash, new)?;
     tables.write(&old_hash, &old)?;
-    tables.forget_oldest_dead(owned, now)?;
+    tables.forget_oldest_dead(owned, new.created_at)?;
     Ok((old_hash, old))
-}
-
-fn check_cap(held: usize, max: u32, key: &ApiKey) -> Result<()> {
-    if held >= max as usize {
-        return Err(StoreError::Limit(format!(
-            "`{}` has {held} live keys of the {max} that its tier allows (`keys`); revoke one first",
-            key.owner
-        )));
-    }
-    Ok(())
 }
 
 struct Tables<'tx> {
@@ -135,7 +101,7 @@ impl<'tx> Tables<'tx> {
     fn check_new(&self, hash: &KeyHash, key: &ApiKey) -> Result<()> {
         let taken = self.keys.get(key.id.as_str()).map_err(fault)?.is_some()
             || self.by_hash.get(&hash.0).map_err(fault)?.is_some();
-        if taken { Err(StoreError::Conflict(format!("`{}` exists already", key.id))) } else { Ok(()) }
+        if taken { Err(rules::keys::taken(key)) } else { Ok(()) }
     }
 
     fn insert(&mut self, hash: &KeyHash, key: &ApiKey) -> Result<()> {
@@ -149,11 +115,8 @@ impl<'tx> Tables<'tx> {
         Ok(())
     }
 
-    fn forget_oldest_dead(&mut self, mut owned: Vec<ApiKey>, now: Timestamp) -> Result<()> {
-        owned.retain(|k| !k.is_live(now));
-        let surplus = owned.len().saturating_sub(MAX_DEAD);
-        owned.sort_by_key(|k| k.created_at);
-        for key in owned.into_iter().take(surplus) {
+    fn forget_oldest_dead(&mut self, owned: Vec<ApiKey>, now: Timestamp) -> Result<()> {
+        for key in rules::keys::surplus(owned, now) {
             let hash = self.keys.remove(key.id.as_str()).map_err(fault)?.map(|row| *row.value().0);
             if let Some(hash) = hash {
                 self.by_hash.remove(&hash).map_err(fault)?;

@@ -1,15 +1,16 @@
 //! Modules, their versions and their execution counts.
 //!
-//! Invariant: versions of a module are numbered 1, 2, 3 ..., each digest once with each ABI and bundle; a number is never given
-//! twice, also not after its version or the whole module was deleted: `name@1` means the same bytes for ever, or nothing.
+//! Invariant: a module's record, its versions, the indexes and its owner's sums change together, in one transaction.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::db::{decode, encode, fault};
+use super::db::fault;
 use super::retired::Retired;
 use super::sums::{self, Sums};
 use crate::domain::{Abi, Bundle, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp};
+use crate::store::rules::modules::{self as rules, Record};
+use crate::store::rules::{decode, encode};
 use crate::store::{NewVersion, Page, Result, StoreError, Stored};
 
 type Named = (&'static str, &'static str);
@@ -21,32 +22,6 @@ const PUBLIC: TableDefinition<Named, ()> = TableDefinition::new("module_public")
 const VERSIONS: TableDefinition<(&str, u32), &[u8]> = TableDefinition::new("module_versions");
 /// By module id: runs, and the last one in Unix milliseconds. Apart, because it changes at every flush.
 const RUNS: TableDefinition<&str, (u64, i64)> = TableDefinition::new("module_runs");
-
-#[derive(Serialize, Deserialize)]
-struct Record {
-    id: String,
-    owner: OwnerId,
-    name: Name,
-    description: String,
-    public: bool,
-    active: u32,
-    /// Records of earlier releases have none.
-    #[serde(default)]
-    previous: Option<u32>,
-    /// The highest number given so far.
-    last: u32,
-    #[serde(default, skip_serializing_if = "LimitsChange::is_empty")]
-    limits: LimitsChange,
-}
-
-impl Record {
-    fn activate(&mut self, version: u32) {
-        if self.active != version {
-            self.previous = Some(self.active).filter(|before| *before > 0);
-            self.active = version;
-        }
-    }
-}
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(MODULES).map_err(fault)?;
@@ -172,23 +147,9 @@ pub fn add_version(
     let is_first = existing.is_none();
     let mut record = match existing {
         Some(record) => record,
-        None => Record {
-            id: fresh_id.to_owned(),
-            owner: new.owner.clone(),
-            name: new.name.clone(),
-            description: String::new(),
-            public: false,
-            active: 0,
-            previous: None,
-            last: writer.retired.take(owner, name)?,
-            limits: LimitsChange::default(),
-        },
+        None => Record::new(new, fresh_id, writer.retired.take(owner, name)?),
     };
-    let (number, added) = match known {
-        Some(number) => (number, false),
-        None => (record.last + 1, true),
-    };
-    record.last = record.last.max(number);
+    let (number, added) = (record.take_up(new, known), known.is_none());
     if added {
         let version = ModuleVersion { version: number, ..new.version.clone() };
         writer.versions.insert((record.id.as_str(), number), encode(&version)?.as_slice()).map_err(fault)?;
@@ -197,16 +158,6 @@ pub fn add_version(
     if is_first {
         writer.by_id.insert(record.id.as_str(), (owner, name)).map_err(fault)?;
     }
-    if is_first || new.activate {
-        record.activate(number);
-    }
-    if let Some(description) = &new.description {
-        record.description.clone_from(description);
-    }
-    if let Some(limits) = &new.limits {
-        record.limits.clone_from(limits);
-    }
-    record.public = new.public.unwrap_or(record.public);
     writer.write(&record)?;
     Ok((writer.module(record)?, number, added))
 }
@@ -215,7 +166,7 @@ pub fn activate(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u3
     let mut writer = WriterTables::open(tx)?;
     let mut record = writer.existing(owner, name)?;
     if writer.versions.get((record.id.as_str(), version)).map_err(fault)?.is_none() {
-        return Err(StoreError::NotFound(format!("{owner}/{name}@{version}")));
+        return Err(rules::missing_version(owner, name, version));
     }
     record.activate(version);
     writer.write(&record)?;
@@ -251,20 +202,13 @@ pub fn delete(tx: &WriteTransaction, owner: &OwnerId, name: &Name) -> Result<Mod
 pub fn delete_version(tx: &WriteTransaction, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion> {
     let mut writer = WriterTables::open(tx)?;
     let mut record = writer.existing(owner, name)?;
-    if record.active == version {
-        return Err(StoreError::Conflict(format!(
-            "`{owner}/{name}@{version}` is active; activate another one first, or delete the whole module"
-        )));
-    }
+    record.forget(version)?;
     let removed: ModuleVersion = match writer.versions.remove((record.id.as_str(), version)).map_err(fault)? {
         Some(row) => decode(row.value(), &record.id)?,
-        None => return Err(StoreError::NotFound(format!("{owner}/{name}@{version}"))),
+        None => return Err(rules::missing_version(owner, name, version)),
     };
     writer.sums.take(owner.as_str(), removed.stored_bytes())?;
-    if record.previous == Some(version) {
-        record.previous = None;
-        writer.write(&record)?;
-    }
+    writer.write(&record)?;
     Ok(removed)
 }
 
@@ -272,8 +216,8 @@ pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Ti
     let mut writer = WriterTables::open(tx)?;
     for (owner, name, add, at) in counts {
         let Some(record) = record(&writer.modules, owner.as_str(), name.as_str())? else { continue };
-        let (runs, last) = writer.runs.get(record.id.as_str()).map_err(fault)?.map_or((0, i64::MIN), |row| row.value());
-        let row = (runs.saturating_add(*add), last.max(at.unix_millis()));
+        let before = writer.runs.get(record.id.as_str()).map_err(fault)?.map(|row| row.value());
+        let row = rules::add_runs(before, *add, *at);
         writer.runs.insert(record.id.as_str(), row).map_err(fault)?;
     }
     Ok(())
@@ -306,23 +250,8 @@ fn join(
         let row = row.map_err(fault)?.1;
         all.push(decode::<ModuleVersion>(row.value(), id)?);
     }
-    let (executions, last) = match runs.get(id).map_err(fault)? {
-        Some(row) => (row.value().0, Timestamp::from_unix_millis(row.value().1)),
-        None => (0, None),
-    };
-    Ok(Module {
-        id: record.id,
-        owner: record.owner,
-        name: record.name,
-        description: record.description,
-        public: record.public,
-        active: record.active,
-        previous: record.previous,
-        versions: all,
-        limits: record.limits,
-        executions,
-        last_executed: last,
-    })
+    let runs = runs.get(id).map_err(fault)?.map(|row| row.value());
+    Ok(record.module(all, runs))
 }
 
 struct Reader {
@@ -364,8 +293,7 @@ impl<'tx> WriterTables<'tx> {
     }
 
     fn existing(&self, owner: &OwnerId, name: &Name) -> Result<Record> {
-        record(&self.modules, owner.as_str(), name.as_str())?
-            .ok_or_else(|| StoreError::NotFound(format!("{owner}/{name}")))
+        record(&self.modules, owner.as_str(), name.as_str())?.ok_or_else(|| rules::missing(owner, name))
     }
 
     fn module(&self, record: Record) -> Result<Module> {

@@ -6,8 +6,9 @@
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde_json::{Map, Value};
 
-use super::db::{decode, encode, fault};
+use super::db::fault;
 use crate::domain::{KeyHash, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
+use crate::store::rules::{self, PRUNE_BATCH, decode, encode};
 use crate::store::{AdminToken, AuditEntry, Counter, Result, Retention, StoreError, UsageRow};
 
 const TIERS: TableDefinition<&str, &[u8]> = TableDefinition::new("tiers");
@@ -16,8 +17,6 @@ const USAGE: TableDefinition<(i64, &str, &str), &[u8]> = TableDefinition::new("u
 const TOKENS: TableDefinition<&str, &[u8]> = TableDefinition::new("tokens");
 const TOKENS_BY_HASH: TableDefinition<&[u8; 32], &str> = TableDefinition::new("token_hashes");
 const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
-/// Rows of one kind that one transaction deletes.
-pub const PRUNE_BATCH: u64 = 1_000;
 /// By counter id: start of the window, and what is used.
 const COUNTERS: TableDefinition<&str, (i64, u64)> = TableDefinition::new("counters");
 
@@ -107,11 +106,10 @@ pub fn put_token(tx: &WriteTransaction, hash: KeyHash, token: &AdminToken) -> Re
     for row in tokens.iter().map_err(fault)? {
         let (id, row) = row.map_err(fault)?;
         let other: AdminToken = decode(row.value(), id.value())?;
-        // The audit log names tokens, so a live name stands for one of them.
-        taken |= other.id == token.id || (other.name == token.name && other.revoked_at.is_none());
+        taken |= rules::token_is_taken(&other, token);
     }
     if taken {
-        return Err(StoreError::Conflict(format!("a token `{}` exists already; revoke it first", token.name)));
+        return Err(rules::token_taken(token));
     }
     by_hash.insert(&hash.0, token.id.as_str()).map_err(fault)?;
     tokens.insert(token.id.as_str(), encode(token)?.as_slice()).map_err(fault)?;
@@ -184,17 +182,11 @@ pub fn prune(tx: &WriteTransaction, keep: &Retention) -> Result<u64> {
     Ok(lines + rows)
 }
 
-/// The oldest line is not to be kept. The newest always is: its number is what the next one's follows.
 fn audit_is_over(audit: &impl ReadableTable<u64, &'static [u8]>, keep: &Retention) -> Result<bool> {
     let (Some((first, line)), Some((last, _))) = (audit.first().map_err(fault)?, audit.last().map_err(fault)?) else {
         return Ok(false);
     };
-    let (first, last) = (first.value(), last.value());
-    if first == last || last - first >= keep.audit_entries {
-        return Ok(first < last);
-    }
-    let entry: AuditEntry = decode(line.value(), "audit")?;
-    Ok(entry.at < keep.audit_from)
+    rules::audit_is_over(last.value() - first.value() + 1, || decode(line.value(), "audit"), keep)
 }
 
 fn usage_is_over(

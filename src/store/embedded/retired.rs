@@ -5,13 +5,11 @@
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::db::fault;
-use crate::store::Result;
+use crate::store::{Result, rules};
 
 /// The highest number that a deleted module had given, by its owner and name; under the name `""` the floor of the
 /// owner, which stands for all that have no row of their own.
 const RETIRED: TableDefinition<(&str, &str), u32> = TableDefinition::new("module_retired");
-/// Names that an owner has here; those with the lowest numbers become its floor.
-const MAX_RETIRED: usize = 1_000;
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(RETIRED).map_err(fault)?;
@@ -46,11 +44,7 @@ impl<'tx> Retired<'tx> {
                 (_, name) => rows.push((name.to_owned(), last.value())),
             }
         }
-        if rows.len() <= MAX_RETIRED {
-            return Ok(());
-        }
-        // Numbers that were never given may be skipped; those that were must not come again, so the floor only rises.
-        floor = rows.iter().map(|(_, last)| *last).min().map_or(floor, |least| floor.max(least));
+        let Some(floor) = rules::modules::raised_floor(rows.iter().map(|(_, last)| last), floor) else { return Ok(()) };
         self.0.insert((owner, ""), floor).map_err(fault)?;
         for (name, _) in rows.iter().filter(|(_, last)| *last <= floor) {
             self.0.remove((owner, name.as_str())).map_err(fault)?;

@@ -7,7 +7,8 @@ use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransact
 
 use super::db::fault;
 use crate::domain::{OwnerId, Timestamp};
-use crate::store::{KvIncr, KvSet, KvValue, MAX_KV_BYTES, MAX_KV_ENTRIES, Result, StoreError};
+use crate::store::rules::values::{self, NEVER, Sums};
+use crate::store::{KvIncr, KvSet, KvValue, Result, StoreError};
 
 type Key = (&'static str, &'static [u8]);
 /// Its number, when it expires (Unix milliseconds), and the value.
@@ -18,7 +19,6 @@ const EXPIRING: TableDefinition<(&str, i64, &[u8]), ()> = TableDefinition::new("
 /// By owner: rows, bytes of keys and values, and the number given last. Kept when all values are gone, so that no number
 /// comes again.
 const OWNERS: TableDefinition<&str, (u64, u64, u64)> = TableDefinition::new("kv_owners");
-const NEVER: i64 = i64::MAX;
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(VALUES).map_err(fault)?;
@@ -34,25 +34,18 @@ pub fn get(tx: &ReadTransaction, owner: &OwnerId, key: &[u8], now: Timestamp) ->
 
 pub fn set(tx: &WriteTransaction, owner: &OwnerId, key: &[u8], set: &KvSet, now: Timestamp) -> Result<u64> {
     let mut tables = Tables::open(tx)?;
-    if let Some(expected) = set.expected {
-        let found = live(&tables.values, owner, key, now)?.map_or(0, |(value, _)| value.version);
-        if found != expected {
-            return Err(StoreError::Conflict("the value has changed".into()));
-        }
-    }
+    let found = live(&tables.values, owner, key, now)?.map(|(value, _)| value.version);
+    values::check_expected(found, set.expected)?;
     tables.put(owner, key, &set.value, set.expires_at.map_or(NEVER, Timestamp::unix_millis), now)
 }
 
 pub fn incr(tx: &WriteTransaction, owner: &OwnerId, key: &[u8], incr: &KvIncr, now: Timestamp) -> Result<i64> {
     let mut tables = Tables::open(tx)?;
-    let (before, expires) = match live(&tables.values, owner, key, now)? {
-        Some((found, expires)) => {
-            let number = std::str::from_utf8(&found.value).ok().and_then(|text| text.parse::<i64>().ok());
-            (number.ok_or_else(|| StoreError::Conflict("the value is no number".into()))?, expires)
-        }
-        None => (0, incr.expires_at.map_or(NEVER, Timestamp::unix_millis)),
+    let (found, expires) = match live(&tables.values, owner, key, now)? {
+        Some((found, expires)) => (Some(found.value), expires),
+        None => (None, incr.expires_at.map_or(NEVER, Timestamp::unix_millis)),
     };
-    let after = before.checked_add(incr.by).ok_or_else(|| StoreError::Conflict("the number is too large".into()))?;
+    let after = values::add(found.as_deref(), incr.by)?;
     tables.put(owner, key, after.to_string().as_bytes(), expires, now)?;
     Ok(after)
 }
@@ -123,13 +116,6 @@ fn first_expired(
     Ok(first.map(|(row, _)| row.value().2.to_vec()))
 }
 
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    entries: u64,
-    bytes: u64,
-    last: u64,
-}
-
 struct Tables<'tx> {
     values: Table<'tx, Key, Row>,
     expiring: Table<'tx, (&'static str, i64, &'static [u8]), ()>,
@@ -163,27 +149,21 @@ impl<'tx> Tables<'tx> {
         let mut sums = self.sums(owner)?;
         let before = self.size(owner, key)?;
         let needs = (key.len() + value.len()) as u64;
-        let fits = |sums: &Sums, before: Option<u64>| {
-            sums.bytes - before.unwrap_or(0) + needs <= MAX_KV_BYTES
-                && sums.entries + u64::from(before.is_none()) <= MAX_KV_ENTRIES
-        };
-        if !fits(&sums, before) {
+        if !sums.fits(before, needs) {
             while self.remove_expired(owner, &mut sums, now)? {}
             // What was there under this key may be among it.
-            if !fits(&sums, self.size(owner, key)?) {
-                return Err(StoreError::Limit(format!("`{owner}` has no room for another value")));
+            if !sums.fits(self.size(owner, key)?, needs) {
+                return Err(values::no_room(owner));
             }
         }
         self.remove(owner, key, &mut sums)?;
-        sums.entries += 1;
-        sums.bytes += needs;
-        sums.last += 1;
-        self.values.insert((owner.as_str(), key), (sums.last, expires, value)).map_err(fault)?;
+        let number = sums.add(needs);
+        self.values.insert((owner.as_str(), key), (number, expires, value)).map_err(fault)?;
         if expires != NEVER {
             self.expiring.insert((owner.as_str(), expires, key), ()).map_err(fault)?;
         }
         self.keep(owner, sums)?;
-        Ok(sums.last)
+        Ok(number)
     }
 
     /// Of the row under this key, whether or not its time is over.
@@ -198,8 +178,7 @@ impl<'tx> Tables<'tx> {
             (expires, (key.len() + value.len()) as u64)
         });
         let Some((expires, bytes)) = removed else { return Ok(()) };
-        sums.entries -= 1;
-        sums.bytes -= bytes;
+        sums.take(bytes);
         if expires != NEVER {
             self.expiring.remove((owner.as_str(), expires, key)).map_err(fault)?;
         }

@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod guest;
 pub mod h2c;
 pub mod http1;
+pub mod redis;
 pub mod smith;
 pub mod tls;
 pub mod toml;

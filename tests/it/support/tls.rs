@@ -57,6 +57,12 @@ fn provider() -> Arc<crypto::CryptoProvider> {
     Arc::new(crypto::ring::default_provider())
 }
 
+/// What a client takes up that has no provider of its own.
+pub fn install_provider() {
+    // Another test may have been first.
+    let _ = crypto::ring::default_provider().install_default();
+}
+
 /// Trusts this certificate alone and offers these protocols.
 pub fn client_config(trusted: &Certificate, alpn: &[&str]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();

@@ -1,0 +1,80 @@
+//! What others change in a shared store, as this gateway takes it up.
+//!
+//! Invariant: a key that was changed elsewhere is looked up again at its next use; routes see changed modules and tiers
+//! after the next snapshot, of which there are at most a few a second.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::App;
+use crate::auth::cache::Authenticator;
+use crate::domain::{Digest, KeyHash};
+use crate::engine::Origin;
+use crate::store::{Changes, Store};
+use crate::telemetry::Metrics;
+
+/// Changes that come together are taken up together.
+const TOGETHER: Duration = Duration::from_millis(100);
+/// Until a refresh that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+struct Follower {
+    auth: Arc<Authenticator>,
+    metrics: Arc<Metrics>,
+    refresh: Arc<Notify>,
+}
+
+impl Changes for Follower {
+    fn key(&self, hash: &KeyHash) {
+        self.auth.invalidate(hash);
+    }
+
+    fn records(&self) {
+        self.refresh.notify_one();
+    }
+
+    fn lost(&self) {
+        self.auth.link_lost();
+        self.metrics.store_link_up.set(0);
+    }
+
+    fn restored(&self) {
+        self.auth.link_restored();
+        self.metrics.store_link_up.set(1);
+        self.refresh.notify_one();
+    }
+}
+
+struct Blobs(Arc<dyn Store>);
+
+#[async_trait]
+impl Origin for Blobs {
+    async fn fetch(&self, digest: Digest) -> Result<Option<Vec<u8>>, String> {
+        self.0.blob(digest).await.map_err(|e| e.to_string())
+    }
+}
+
+/// From now until the gateway ends.
+pub fn begin(app: &Arc<App>) {
+    let refresh = Arc::new(Notify::new());
+    let (auth, metrics) = (app.shared.auth.clone(), app.shared.metrics.clone());
+    app.shared.engine.set_origin(Arc::new(Blobs(app.store.clone())));
+    app.store.follow(Arc::new(Follower { auth, metrics, refresh: refresh.clone() }));
+    tokio::spawn(take_up(Arc::downgrade(app), refresh));
+}
+
+async fn take_up(app: Weak<App>, refresh: Arc<Notify>) {
+    loop {
+        refresh.notified().await;
+        tokio::time::sleep(TOGETHER).await;
+        let Some(app) = app.upgrade() else { return };
+        if let Err(error) = app.refresh().await {
+            tracing::warn!(%error, "what others changed is not taken up yet");
+            tokio::time::sleep(AGAIN).await;
+            refresh.notify_one();
+        }
+    }
+}

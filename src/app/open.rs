@@ -1,0 +1,74 @@
+//! Opens the store that the configuration names.
+//!
+//! Invariant: a shared store that was lost is not taken for a new one by a gateway that has used it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AppError, secrets};
+use crate::auth::secret_file;
+use crate::config::Config;
+use crate::config::store::{OnStart, Redis};
+use crate::gateway::pem;
+use crate::store::embedded::EmbeddedStore;
+use crate::store::redis::{RedisSettings, RedisStore, Server, Tls};
+use crate::store::{Store, StoreError};
+
+/// Between two attempts to reach it.
+const AGAIN: Duration = Duration::from_millis(500);
+
+pub async fn open(config: &Config) -> Result<Arc<dyn Store>, AppError> {
+    let Some(redis) = &config.store.redis else {
+        return Ok(Arc::new(EmbeddedStore::open(&config.data_dir.join("wasmgate.redb"))?));
+    };
+    // Deleted by an operator who wants a new beginning.
+    let id_file = config.data_dir.join("store.id");
+    let store_id = std::fs::read_to_string(&id_file).ok().map(|id| id.trim().to_owned());
+    let settings = RedisSettings { store_id, ..settings(redis, &config.data_dir)? };
+    let mut is_told = false;
+    loop {
+        let settings = settings.clone();
+        let opened = tokio::task::spawn_blocking(move || RedisStore::open(settings)).await;
+        match opened.map_err(|e| AppError::setting("store.redis", e))? {
+            Ok(store) => {
+                let kept = std::fs::write(&id_file, format!("{}\n", store.store_id()));
+                kept.map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", id_file.display())))?;
+                return Ok(store);
+            }
+            Err(StoreError::Unavailable(why)) if redis.on_start == OnStart::Wait => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(error = why, "waiting for the store, as `store.redis.on_start` says");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(error) => return Err(AppError::setting("store.redis", error)),
+        }
+    }
+}
+
+fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
+    let text = |key, source| -> Result<String, AppError> {
+        let text = secret_file::load(source, data_dir, secret_file::random_hex);
+        Ok(text.map_err(|e| AppError::setting(key, e))?.trim_end().to_owned())
+    };
+    pem::install_cryptography();
+    let server = match (redis.urls.as_slice(), &redis.primary) {
+        (urls, Some(primary)) => Server::Sentinel { urls: urls.to_vec(), primary: primary.clone() },
+        ([url], None) if !redis.cluster => Server::Single(url.clone()),
+        (urls, None) => Server::Cluster(urls.to_vec()),
+    };
+    let record_key = secrets::record_key(&redis.record_key, data_dir);
+    let authorities = redis.ca_file.as_ref().map(std::fs::read).transpose();
+    let authorities = authorities.map_err(|e| AppError::setting("store.redis.ca_file", e))?;
+    Ok(RedisSettings {
+        username: redis.username.clone(),
+        password: redis.password.as_ref().map(|source| text("store.redis.password_file", source)).transpose()?,
+        tls: authorities.map(|pem| Tls { authorities: Some(pem), certificate: None }),
+        prefix: redis.prefix.clone(),
+        replicas: redis.replicas,
+        connect: redis.timeout.max(Duration::from_secs(1)),
+        response: redis.timeout,
+        ..RedisSettings::new(server, record_key.map_err(|e| AppError::setting("store.redis.record_key_file", e))?)
+    })
+}

@@ -1,0 +1,231 @@
+//! The store of a fleet: records in Redis (6.2 or later, Valkey, a cluster), sealed with the fleet's record key.
+//!
+//! Invariant: `Ok` of a write means that Redis has done it, once, whole, and while nothing that it was decided by had changed. How
+//! durable that is, is Redis' to say: `appendfsync always`.
+//!
+//! All records are in one hash slot, since they change together; one ACL rule, `~<prefix>:*`, covers them.
+
+mod advice;
+mod blobs;
+mod core;
+mod fault;
+mod follow;
+mod keys;
+mod link;
+mod modules;
+mod records;
+mod seal;
+mod servers;
+mod store;
+mod tx;
+mod values;
+mod writer;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::core::Core;
+use super::{Changes, Result, StoreError};
+use crate::domain::{Digest, OwnerId};
+use link::Channel;
+use tx::{Step, Tx};
+use writer::Writer;
+
+/// The commands that a user of Redis needs beside `~<prefix>:*`; one rule of an ACL. Sentinels want `+role` as well, `replicas` want
+/// `+wait`, a cluster `+cluster`; with `+info` the store can tell of settings that lose records.
+pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange \
+                            +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval \
+                            +evalsha";
+
+/// The Redis servers. A URL is `redis://`, `rediss://` (which wants the process to have a default provider of rustls) or
+/// `unix://`, with user and password or without.
+#[derive(Clone)]
+pub enum Server {
+    Single(String),
+    /// Some nodes of a cluster.
+    Cluster(Vec<String>),
+    /// Sentinels, with users and passwords of their own, and the name under which they know the primary.
+    Sentinel {
+        urls: Vec<String>,
+        primary: String,
+    },
+}
+
+/// For `rediss://`, in PEM.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// In the place of the system's authorities.
+    pub authorities: Option<Vec<u8>>,
+    /// Ours, and its key.
+    pub certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Clone)]
+pub struct RedisSettings {
+    pub server: Server,
+    /// In the place of those in the URL.
+    pub username: Option<String>,
+    pub password: Option<String>,
+    pub tls: Option<Tls>,
+    /// What every key begins with, before a `:`.
+    pub prefix: String,
+    /// The fleet's: who does not have it can write no record that counts.
+    pub record_key: [u8; 32],
+    /// Of the store that this gateway has used before ([`RedisStore::store_id`]): where another one is, or none, that one
+    /// was lost. `None` takes what is there, and begins a store where none is.
+    pub store_id: Option<String>,
+    /// What a connection may take until it can be used.
+    pub connect: Duration,
+    /// How many replicas have to have a write before it is told as done; without one, a failover may lose what the primary alone
+    /// had. Not of a cluster.
+    pub replicas: u32,
+    /// What an answer may take. A write may take five times as long, as it may have to be tried again.
+    pub response: Duration,
+}
+
+impl RedisSettings {
+    pub fn new(server: Server, record_key: [u8; 32]) -> Self {
+        Self {
+            server,
+            username: None,
+            password: None,
+            tls: None,
+            prefix: "wasmgate".into(),
+            record_key,
+            store_id: None,
+            replicas: 0,
+            connect: Duration::from_secs(1),
+            response: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Without anything that could be a secret.
+impl fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers = match &self.server {
+            Server::Single(_) => 1,
+            Server::Cluster(urls) | Server::Sentinel { urls, .. } => urls.len(),
+        };
+        f.debug_struct("RedisSettings").field("servers", &servers).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+pub struct RedisStore {
+    core: Arc<Core>,
+    writer: Writer,
+    names: Arc<Names>,
+}
+
+impl RedisStore {
+    /// Waits for Redis as long as a connection may take. An empty store is taken into use; one of a newer schema, or of
+    /// another record key, is refused.
+    pub fn open(settings: RedisSettings) -> Result<Arc<Self>> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+        if settings.prefix.is_empty() || !settings.prefix.chars().all(plain) {
+            let bad = "the prefix of Redis' keys: use letters, digits, `-`, `_`, `.` and `:`";
+            return Err(StoreError::Unavailable(bad.into()));
+        }
+        if settings.replicas > 0 && matches!(settings.server, Server::Cluster(_)) {
+            let bad = "in a cluster of Redis nobody can wait for `replicas`: use `min-replicas-to-write`";
+            return Err(StoreError::Unavailable(bad.into()));
+        }
+        let core = Arc::new(Core::new(&settings)?);
+        let (told, known) = std::sync::mpsc::sync_channel(1);
+        let opening = core.clone();
+        core.spawn(async move {
+            let known = opening.known().await.map(drop);
+            if known.is_ok() {
+                opening.advice().await.iter().for_each(|advice| tracing::warn!("{advice}"));
+            }
+            let _ = told.send(known);
+        });
+        known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
+        let names = Arc::new(Names { prefix: core.prefix().to_owned() });
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, names }))
+    }
+
+    /// A number that no other store has, also not one that begins anew in the same place.
+    pub fn store_id(&self) -> &str {
+        self.core.store_id().unwrap_or_default()
+    }
+
+    /// What Redis is set to that would lose records; what it is not allowed to tell is not among it.
+    pub async fn advice(&self) -> Vec<&'static str> {
+        self.core.advice().await
+    }
+
+    /// Whether Redis answered when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.core.link.is_up()
+    }
+
+    /// Asks Redis, and whether it still has the store.
+    pub async fn check(&self) -> Result<()> {
+        self.core.confirm(true).await
+    }
+
+    /// Records found so far that were forged, altered or moved.
+    pub fn forged_records(&self) -> u64 {
+        self.core.forged()
+    }
+
+    /// Tells `changes` of what others change, from now on.
+    fn begin_following(&self, changes: Arc<dyn Changes>) {
+        self.core.spawn(follow::follow(Arc::downgrade(&self.core), self.names.clone(), changes));
+    }
+
+    async fn look<T>(&self, look: impl Fn(&mut Tx, &Names) -> Step<T>) -> Result<T> {
+        self.core.read(Channel::Rest, |tx| look(tx, &self.names)).await
+    }
+
+    async fn write<T, F>(&self, lane: &[&str], work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx, &Names) -> Step<T> + Send + 'static,
+    {
+        let names = self.names.clone();
+        self.writer.submit(lane.join(":"), move |tx| work(tx, &names)).await
+    }
+}
+
+/// The Redis keys of records; each file has its own.
+pub struct Names {
+    prefix: String,
+}
+
+impl Names {
+    fn of(&self, parts: &[&str]) -> String {
+        self.prefix.clone() + &parts.join(":")
+    }
+
+    /// Each blob has a slot of its own, so that a cluster shares them out.
+    fn blob(&self, digest: Digest, part: &str) -> String {
+        format!("{}:b:{{{}}}:{part}", self.prefix.trim_end_matches(":{r}:"), digest.hex())
+    }
+
+    fn sentinel(&self) -> String {
+        self.of(&["sentinel"])
+    }
+
+    /// Written with each change of what routes and tiers depend on.
+    fn changes(&self) -> String {
+        self.of(&["changes"])
+    }
+
+    /// What keys begin with whose changes are followed.
+    fn followed(&self) -> [String; 3] {
+        [self.of(&["kh:"]), self.changes(), self.tiers()]
+    }
+
+    /// The hash, if this is the Redis key of an API key.
+    fn followed_key<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.of(&["kh:"]))
+    }
+
+    /// Bounds of an index by letters, whose members begin with the owner and a NUL.
+    fn of_owner(owner: &OwnerId) -> [Vec<u8>; 2] {
+        [format!("[{owner}\0").into_bytes(), format!("({owner}\u{1}").into_bytes()]
+    }
+}

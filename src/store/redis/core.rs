@@ -1,0 +1,312 @@
+//! Transactions against Redis: what is read is verified, what is written is written once, and a store that was lost is noticed.
+//!
+//! Invariant: that something is absent is said only while the sentinel is there that this process has seen at first.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use redis::{Cmd, FromRedisValue, Value};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::RedisSettings;
+use super::advice::advice;
+use super::fault::Fault;
+use super::link::{Channel, Link};
+use super::seal::{At, Seal};
+use super::tx::{Step, Stop, Tx};
+use crate::domain::Timestamp;
+use crate::store::rules::{decode, encode};
+use crate::store::{Result, StoreError};
+
+/// Layout of the records; a store of a newer one is refused.
+const SCHEMA: u32 = 1;
+const COMMIT: &str = include_str!("commit.lua");
+/// How long an operation is remembered, so that it is not done again: longer than anybody tries.
+const REMEMBERED: Duration = Duration::from_secs(300);
+/// How often a commit is sent whose answer is missing.
+const SENDS: u32 = 3;
+
+pub struct Core {
+    pub link: Arc<Link>,
+    runtime: Handle,
+    prefix: String,
+    record_key: [u8; 32],
+    expected: Option<String>,
+    replicas: u32,
+    response: Duration,
+    known: OnceLock<Known>,
+    script: String,
+    /// Whose turn it is, when it is ours.
+    name: String,
+    /// Dropped with the core: the end of the store's thread, on which all of this runs.
+    _running: oneshot::Sender<()>,
+    forged: AtomicU64,
+    /// When a forged record was last told of, Unix milliseconds.
+    told: AtomicI64,
+}
+
+/// What is known of the store since this process has first seen it.
+pub struct Known {
+    sentinel: Vec<u8>,
+    pub seal: Seal,
+    id: String,
+}
+
+/// Written into an empty store, and never again.
+#[derive(Serialize, Deserialize)]
+struct Sentinel {
+    schema: u32,
+    store: String,
+}
+
+pub enum Committed {
+    Done,
+    Conflict,
+}
+
+impl Core {
+    pub fn new(settings: &RedisSettings) -> Result<Self> {
+        let (running, runtime) = start_thread()?;
+        let prefix = format!("{}:{{r}}:", settings.prefix);
+        let link = Link::new(settings, runtime.clone(), format!("{prefix}sentinel"))?;
+        let script = redis::Script::new(COMMIT).get_hash().to_owned();
+        Ok(Self {
+            link,
+            runtime,
+            prefix,
+            record_key: settings.record_key,
+            expected: settings.store_id.clone(),
+            replicas: settings.replicas,
+            response: settings.response,
+            known: OnceLock::new(),
+            script,
+            name: random()?,
+            _running: running,
+            forged: AtomicU64::new(0),
+            told: AtomicI64::new(i64::MIN),
+        })
+    }
+
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    /// How long a write may take, all of its tries together.
+    pub fn patience(&self) -> Duration {
+        self.response * 5
+    }
+
+    pub fn nonce(&self) -> Result<String> {
+        random()
+    }
+
+    /// The Redis key of something.
+    pub fn at(&self, parts: &[&str]) -> String {
+        self.prefix.clone() + &parts.join(":")
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub fn forged(&self) -> u64 {
+        self.forged.load(Ordering::Relaxed)
+    }
+
+    /// A look at several records, without writes.
+    pub async fn read<T>(&self, channel: Channel, look: impl Fn(&mut Tx) -> Step<T>) -> Result<T> {
+        let known = self.known().await?;
+        let mut tx = Tx::new(&known.seal, "");
+        loop {
+            let found = match look(&mut tx) {
+                Ok(found) => found,
+                Err(Stop::Need) => {
+                    self.fetch_in(channel, &mut tx).await?;
+                    continue;
+                }
+                Err(Stop::Failed(e)) => return Err(e),
+                Err(Stop::Barrier) => return Err(StoreError::Corrupt("a look waits for a write".into())),
+            };
+            self.tell_forged(&tx);
+            self.confirm(tx.met_absence).await?;
+            return Ok(found);
+        }
+    }
+
+    pub async fn fetch(&self, tx: &mut Tx<'_>) -> Result<()> {
+        self.fetch_in(Channel::Rest, tx).await
+    }
+
+    async fn fetch_in(&self, channel: Channel, tx: &mut Tx<'_>) -> Result<()> {
+        let questions = tx.questions();
+        let answers = self.link.send(channel, &questions).await?;
+        tx.answer(answers)
+    }
+
+    /// What was not found is not there, rather than lost with the whole store.
+    pub async fn confirm(&self, met_absence: bool) -> Result<()> {
+        if !met_absence {
+            return Ok(());
+        }
+        let found = self.sentinel().await?;
+        if found.as_ref() == Some(&self.known().await?.sentinel) { Ok(()) } else { Err(lost()) }
+    }
+
+    async fn sentinel(&self) -> Result<Option<Vec<u8>>> {
+        let answer = self.link.send(Channel::Rest, &[redis::cmd("GET").arg(self.at(&["sentinel"])).take()]).await?;
+        Option::<Vec<u8>>::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil))
+            .map_err(|_| StoreError::Corrupt("the sentinel is no record".into()))
+    }
+
+    /// Seen at first, or written into an empty store.
+    pub async fn known(&self) -> Result<&Known> {
+        if let Some(known) = self.known.get() {
+            return Ok(known);
+        }
+        let seal = Seal::new(&self.record_key, "wasmgate sentinel");
+        let at = At::key(self.at(&["sentinel"]));
+        let sentinel = match self.sentinel().await? {
+            Some(found) => found,
+            None if self.expected.is_some() => return Err(lost()),
+            None => {
+                let fresh = seal.seal(&at, &encode(&Sentinel { schema: SCHEMA, store: random()? })?);
+                let set = redis::cmd("SET").arg(&at.key).arg(fresh).arg("NX").take();
+                self.link.send(Channel::Rest, &[set]).await?;
+                // Of several that do this at once one was first.
+                self.sentinel().await?.ok_or_else(lost)?
+            }
+        };
+        let content = seal.open(&at, &sentinel).ok_or_else(|| {
+            let other =
+                "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
+            StoreError::Unavailable(other.into())
+        })?;
+        let Sentinel { schema, store } = decode(content, "sentinel")?;
+        if schema > SCHEMA {
+            return Err(StoreError::Newer { found: schema, known: SCHEMA });
+        }
+        // A record of another store, or of this one before it was lost, is as good as forged.
+        let seal = Seal::new(&self.record_key, &format!("wasmgate records of {store}"));
+        if self.expected.as_ref().is_some_and(|expected| *expected != store) {
+            return Err(lost());
+        }
+        Ok(self.known.get_or_init(|| Known { sentinel, seal, id: store }))
+    }
+
+    /// The store's number, once it was seen.
+    pub fn store_id(&self) -> Option<&str> {
+        self.known.get().map(|known| known.id.as_str())
+    }
+
+    /// What Redis is set to that would lose records; nothing when it does not say.
+    pub async fn advice(&self) -> Vec<&'static str> {
+        let told = self.link.send(Channel::Rest, &[redis::cmd("INFO")]).await;
+        told.map(|told| told.iter().flat_map(advice).collect()).unwrap_or_default()
+    }
+
+    /// Done once, however often it has to be sent: the transaction's nonce names the operation.
+    pub async fn commit(&self, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
+        let known = self.known().await?;
+        let commit = tx.commit();
+        let keys = [self.at(&["sentinel"]), self.at(&["op", tx.nonce()]), self.at(&["turn", lane])];
+        let mut rest = Cmd::new();
+        rest.arg(keys.len() + commit.keys.len()).arg(&keys[..]).arg(&commit.keys);
+        rest.arg(&known.sentinel).arg(&self.name).arg(u8::from(wants_turn));
+        rest.arg(REMEMBERED.as_millis() as u64).arg(&commit.arguments);
+        let call = |command: &str, script: &str| {
+            let mut call = Cmd::with_capacity(rest.args_iter().len() + 2, 0);
+            call.arg(command).arg(script);
+            for argument in rest.args_iter() {
+                if let redis::Arg::Simple(argument) = argument {
+                    call.arg(argument);
+                }
+            }
+            let mut calls = vec![call];
+            if self.replicas > 0 {
+                // Not longer than the call is waited for.
+                let within = self.response.as_millis() as u64 * 3 / 4;
+                calls.push(redis::cmd("WAIT").arg(self.replicas).arg(within.max(1)).take());
+            }
+            calls
+        };
+        let mut sent = 0;
+        let answer = loop {
+            sent += 1;
+            let mut answer = self.link.send(Channel::Commits, &call("EVALSHA", &self.script)).await;
+            if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
+                answer = self.link.send(Channel::Commits, &call("EVAL", COMMIT)).await;
+            }
+            match answer {
+                // It may have been done: the same operation again is not done twice.
+                Err(Fault { is_open: true, .. }) if sent < SENDS && self.link.is_up() => {}
+                answer => break answer?,
+            }
+        };
+        if let Some(Value::Int(have)) = answer.get(1)
+            && *have < i64::from(self.replicas)
+            && matches!(&answer[0], Value::BulkString(word) if word == b"ok" || word == b"done")
+        {
+            let few = format!(
+                "redis: written, but only {have} of {} replicas have it: a failover may lose it",
+                self.replicas
+            );
+            return Err(StoreError::Unavailable(few));
+        }
+        match answer.first() {
+            Some(Value::BulkString(word)) if word == b"ok" || word == b"done" => Ok(Committed::Done),
+            Some(Value::BulkString(word)) if word == b"conflict" || word == b"wait" => Ok(Committed::Conflict),
+            Some(Value::BulkString(word)) if word == b"lost" => Err(lost()),
+            _ => Err(StoreError::Corrupt("redis answers a commit with something else".into())),
+        }
+    }
+
+    pub fn tell_forged(&self, tx: &Tx<'_>) {
+        tx.forged.iter().for_each(|at| self.alarm(&at.key));
+    }
+
+    /// Counts a record that nobody with the record key has written, and tells of one in a while.
+    pub fn alarm(&self, key: &str) {
+        self.forged.fetch_add(1, Ordering::Relaxed);
+        let (now, before) = (Timestamp::now().unix_millis(), self.told.load(Ordering::Relaxed));
+        let is_due = now.saturating_sub(before) >= 10_000;
+        if is_due && self.told.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            tracing::error!(key, "a record in redis was altered or forged; it counts as absent");
+        }
+    }
+}
+
+/// A thread that outlives whoever happens to need a connection first, until the sender is dropped.
+fn start_thread() -> Result<(oneshot::Sender<()>, Handle)> {
+    let failed = |e: std::io::Error| StoreError::Unavailable(format!("no thread for the store: {e}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let handle = runtime.handle().clone();
+    let (running, stopped) = oneshot::channel::<()>();
+    let run = move || drop(runtime.block_on(stopped));
+    std::thread::Builder::new().name("store-redis".into()).spawn(run).map_err(failed)?;
+    Ok((running, handle))
+}
+
+fn lost() -> StoreError {
+    let what = "the store has lost its data, or another one has taken its place: restore it; to begin anew, delete \
+                `store.id` in the gateways' data directories and restart them";
+    StoreError::Unavailable(what.into())
+}
+
+/// 128 random bits in hex digits.
+fn random() -> Result<String> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|e| StoreError::Unavailable(format!("no random bytes: {e}")))?;
+    Ok(hex(&bytes))
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

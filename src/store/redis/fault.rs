@@ -1,0 +1,102 @@
+//! What went wrong with Redis, as the layers above know it.
+//!
+//! Invariant: nothing of a URL or of a record gets into a message; each says what can be done.
+
+use redis::{ErrorKind, RedisError};
+
+use super::COMMANDS;
+use crate::store::StoreError;
+
+#[derive(Debug)]
+pub struct Fault {
+    pub error: StoreError,
+    /// Redis is away, or can't serve anything: counts for the breaker.
+    pub is_outage: bool,
+    /// The connection is of no use any more.
+    pub is_broken: bool,
+    /// Redis may have done what it was asked to, although there was no answer.
+    pub is_open: bool,
+    /// It does not know the script (any more).
+    pub is_unknown_script: bool,
+}
+
+impl From<Fault> for StoreError {
+    fn from(fault: Fault) -> Self {
+        fault.error
+    }
+}
+
+impl Fault {
+    /// No answer.
+    pub fn unreached(why: impl std::fmt::Display) -> Self {
+        let error = StoreError::Unavailable(format!("redis: {why}"));
+        Self { error, is_outage: true, is_broken: false, is_open: true, is_unknown_script: false }
+    }
+
+    fn refused(error: StoreError) -> Self {
+        Self { error, is_outage: false, is_broken: false, is_open: false, is_unknown_script: false }
+    }
+}
+
+/// Codes of Redis, and what they mean for the operator. Inside of scripts, Redis 6.2 has them in the text.
+const OUTAGES: [(&str, &str); 8] = [
+    ("LOADING", "it is loading its data; it answers when that is done"),
+    ("READONLY", "it is a replica, which can't be written to: the URL has to lead to the primary"),
+    ("MASTERDOWN", "it is a replica that has lost its primary: the URL has to lead to the primary"),
+    ("CLUSTERDOWN", "its cluster is down: see `cluster info`"),
+    ("NOAUTH", "it wants a user and a password: set them"),
+    ("WRONGPASS", "it refuses the user or the password: set the right ones"),
+    ("BUSY", "it is busy with a script of somebody: see `script kill`"),
+    ("NOREPLICAS", "it has fewer replicas than it needs to accept writes (`min-replicas-to-write`)"),
+];
+
+pub fn fault(error: &RedisError) -> Fault {
+    let text = error.to_string();
+    let says = |code: &str| error.code() == Some(code) || text.contains(&format!("-{code} "));
+    if says("NOSCRIPT") {
+        let unknown = StoreError::Unavailable("redis: it has forgotten the script".into());
+        return Fault { is_unknown_script: true, ..Fault::refused(unknown) };
+    }
+    if says("OOM") {
+        return Fault::refused(StoreError::Full);
+    }
+    if says("MISCONF") {
+        let full = text.contains("No space left");
+        let stuck = "redis: it can't persist what is written, so it refuses writes: see its log and its disk";
+        return Fault::refused(if full { StoreError::Full } else { StoreError::Unavailable(stuck.into()) });
+    }
+    if says("NOPERM") {
+        // Names the command or the key, not what is in it.
+        let detail = error.detail().unwrap_or("see its log");
+        let refused =
+            format!("redis: its ACL refuses what the store needs ({detail}): the user needs `~<prefix>:* {COMMANDS}`");
+        return Fault::refused(StoreError::Unavailable(refused));
+    }
+    if says("MOVED") || says("CROSSSLOT") {
+        let cluster = "redis: it is part of a cluster: name it as one";
+        return Fault::refused(StoreError::Unavailable(cluster.into()));
+    }
+    if says("WRONGTYPE") {
+        return Fault::refused(StoreError::Corrupt("a key in Redis has another type than what is kept there".into()));
+    }
+    if let Some((_, meaning)) = OUTAGES.iter().find(|(code, _)| says(code)) {
+        return Fault { is_broken: true, is_open: false, ..Fault::unreached(meaning) };
+    }
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => {
+            let meaning = "it refuses the user or the password: set the right ones";
+            Fault { is_broken: true, is_open: false, ..Fault::unreached(meaning) }
+        }
+        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => {
+            let meaning = "its sentinels know no primary of that name which is there";
+            Fault { is_broken: true, ..Fault::unreached(meaning) }
+        }
+        ErrorKind::Io | ErrorKind::Parse | ErrorKind::ClusterConnectionNotFound => {
+            Fault { is_broken: true, ..Fault::unreached(error) }
+        }
+        _ if error.is_unrecoverable_error() => Fault { is_broken: true, ..Fault::unreached(error.category()) },
+        kind => {
+            Fault::refused(StoreError::Unavailable(format!("redis: it refuses a command: {kind:?} {:?}", error.code())))
+        }
+    }
+}

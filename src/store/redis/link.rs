@@ -1,0 +1,195 @@
+//! The connections to Redis: made on a thread of the store's own, shared by all callers, bounded in time.
+//!
+//! Invariant: no call waits longer than its bound, and while Redis is known to be away none waits at all: after failures
+//! in a row the breaker opens, and only the probe in the background asks again.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use redis::aio::ConnectionLike;
+use redis::{Cmd, Pipeline, Value};
+use tokio::runtime::Handle;
+
+use super::RedisSettings;
+use super::fault::{Fault, fault};
+use super::follow::Teller;
+use super::servers::{Connection, Servers};
+use crate::store::Result;
+
+/// Failures in a row that open the breaker.
+const FAILURES: u32 = 3;
+/// Between two probes.
+const PROBE: Duration = Duration::from_millis(250);
+
+type Answered<T> = std::result::Result<T, Fault>;
+
+/// What a call is for. Nothing large stands before a look-up of a key, and nothing stands behind a commit, which may have to wait
+/// for replicas.
+#[derive(Clone, Copy, Debug)]
+pub enum Channel {
+    LookUps,
+    Commits,
+    Rest,
+}
+
+pub struct Link {
+    client: Servers,
+    runtime: Handle,
+    slots: [Slot; 3],
+    connect: Duration,
+    response: Duration,
+    /// What the probe reads; any key that the store may read.
+    probe: String,
+    failures: AtomicU32,
+    open: AtomicBool,
+    this: Weak<Link>,
+}
+
+#[derive(Default)]
+struct Slot {
+    current: RwLock<Option<(u64, Connection)>>,
+    /// Held by whoever connects.
+    connecting: tokio::sync::Mutex<u64>,
+}
+
+impl Link {
+    /// Connects at the first call.
+    pub fn new(settings: &RedisSettings, runtime: Handle, probe: String) -> Result<Arc<Self>> {
+        let client = Servers::new(settings)?;
+        let slots = Default::default();
+        let (connect, response) = (settings.connect, settings.response);
+        Ok(Arc::new_cyclic(|this| Self {
+            client,
+            runtime,
+            slots,
+            connect,
+            response,
+            probe,
+            failures: AtomicU32::new(0),
+            open: AtomicBool::new(false),
+            this: this.clone(),
+        }))
+    }
+
+    pub fn teller(&self) -> Teller {
+        Teller::new(self.client.clone(), self.connect)
+    }
+
+    /// Whether Redis answered when it was last asked.
+    pub fn is_up(&self) -> bool {
+        !self.open.load(Ordering::Relaxed)
+    }
+
+    /// The answers, in order. An error of one command is the error of all.
+    pub async fn send(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+        if !self.is_up() {
+            return Err(Fault::unreached("it has not answered, and is asked again in the background"));
+        }
+        let mut sent = self.attempt(channel, commands).await;
+        // As after a restart of Redis that nobody has noticed. Nothing that is sent does more when it is done twice.
+        if matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
+            sent = self.attempt(channel, commands).await;
+        }
+        match &sent {
+            Err(fault) if fault.is_outage => self.failed(),
+            _ => self.failures.store(0, Ordering::Relaxed),
+        }
+        sent
+    }
+
+    async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+        let slot = &self.slots[channel as usize];
+        let (number, mut connection) = self.connection(slot).await?;
+        let sent = async {
+            match commands {
+                [one] => connection.req_packed_command(one).await.and_then(Value::extract_error).map(|v| vec![v]),
+                many => {
+                    let mut all = Pipeline::with_capacity(many.len());
+                    for command in many {
+                        all.add_command(command.clone());
+                    }
+                    all.query_async::<Vec<Value>>(&mut connection).await
+                }
+            }
+        };
+        // A call that is given up leaves the connection in order: its answer is read and dropped.
+        let fault = match tokio::time::timeout(self.response, sent).await {
+            Ok(Ok(values)) => return Ok(values),
+            Ok(Err(error)) => fault(&error),
+            Err(_) => Fault::unreached(format!("no answer within {:?}", self.response)),
+        };
+        if fault.is_broken {
+            slot.give_up(number);
+        }
+        Err(fault)
+    }
+
+    async fn connection(&self, slot: &Slot) -> Answered<(u64, Connection)> {
+        if let Some(current) = slot.current.read().clone() {
+            return Ok(current);
+        }
+        let slow = || Fault::unreached(format!("no connection within {:?}", self.connect));
+        let connect = async {
+            let mut made = slot.connecting.lock().await;
+            if let Some(current) = slot.current.read().clone() {
+                return Ok(current);
+            }
+            let client = self.client.clone();
+            let connect = self.connect;
+            // Its driver runs where it was made, so not on the runtime of a caller, which may end.
+            let made_there = self.runtime.spawn(async move { client.connect(connect).await });
+            let connection = match made_there.await {
+                Ok(connection) => connection.map_err(|e| fault(&e))?,
+                Err(e) => return Err(Fault::unreached(format!("connecting failed: {e}"))),
+            };
+            *made += 1;
+            *slot.current.write() = Some((*made, connection.clone()));
+            Ok((*made, connection))
+        };
+        tokio::time::timeout(self.connect, connect).await.unwrap_or_else(|_| Err(slow()))
+    }
+
+    fn failed(&self) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures >= FAILURES && !self.open.swap(true, Ordering::Relaxed) {
+            tracing::warn!("redis does not answer; what needs it is refused until it does");
+            // What hangs now may hang for ever, as when a cable was pulled.
+            self.slots.iter().for_each(Slot::clear);
+            self.runtime.spawn(probe(self.this.clone()));
+        }
+    }
+}
+
+/// Closes the breaker when Redis answers again.
+async fn probe(link: Weak<Link>) {
+    loop {
+        tokio::time::sleep(PROBE).await;
+        let Some(link) = link.upgrade() else { return };
+        let mut ask = redis::cmd("GET");
+        ask.arg(&link.probe);
+        match link.attempt(Channel::Rest, &[ask]).await {
+            Err(fault) if fault.is_outage => link.slots.iter().for_each(Slot::clear),
+            _ => {
+                link.failures.store(0, Ordering::Relaxed);
+                link.open.store(false, Ordering::Relaxed);
+                tracing::info!("redis answers again");
+                return;
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn give_up(&self, number: u64) {
+        let mut current = self.current.write();
+        if current.as_ref().is_some_and(|(n, _)| *n == number) {
+            *current = None;
+        }
+    }
+
+    fn clear(&self) {
+        *self.current.write() = None;
+    }
+}

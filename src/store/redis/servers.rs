@@ -1,0 +1,189 @@
+//! The servers that settings name, and connections to them, whatever kind they are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    ProtocolVersion, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+};
+use tokio::sync::Mutex;
+
+use super::{RedisSettings, Server, Tls};
+use crate::store::{Result, StoreError};
+
+/// Calls that wait to be written to a connection; further ones wait as well, but not in its memory.
+const QUEUED: usize = 512;
+/// Other protocols have other shapes of answers.
+const PROTOCOL: ProtocolVersion = ProtocolVersion::RESP2;
+
+#[derive(Clone)]
+pub enum Servers {
+    Single(Client),
+    /// With the nodes that are named.
+    Cluster(ClusterClient, Vec<ConnectionInfo>),
+    /// Which server is the primary is asked for each connection.
+    Sentinel(Arc<Mutex<SentinelClient>>),
+}
+
+#[derive(Clone)]
+pub enum Connection {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl Servers {
+    pub fn new(settings: &RedisSettings) -> Result<Self> {
+        let certificates = settings.tls.clone().map(|Tls { authorities, certificate }| TlsCertificates {
+            client_tls: certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
+            root_cert: authorities,
+        });
+        match &settings.server {
+            Server::Single(url) => {
+                let info = with_login(parse(url)?, settings);
+                let client = match certificates {
+                    Some(certificates) => Client::build_with_tls(info, certificates),
+                    None => Client::open(info),
+                };
+                client.map(Servers::Single).map_err(refused)
+            }
+            Server::Cluster(urls) => {
+                let nodes = urls.iter().map(|url| Ok(with_login(parse(url)?, settings))).collect::<Result<Vec<_>>>()?;
+                let mut builder = ClusterClient::builder(nodes.clone())
+                    .connection_timeout(settings.connect)
+                    .response_timeout(settings.response)
+                    // Redirections; what else fails is ours to try again, once it is known what failed.
+                    .retries(3);
+                let mut nodes = nodes;
+                if let Some(certificates) = certificates {
+                    let under_tls = |node| Client::build_with_tls(node, certificates.clone()).map_err(refused);
+                    let clients = nodes.into_iter().map(under_tls).collect::<Result<Vec<_>>>()?;
+                    nodes = clients.iter().map(|client| client.get_connection_info().clone()).collect();
+                    builder = builder.certs(certificates);
+                }
+                builder.build().map(|client| Servers::Cluster(client, nodes)).map_err(refused)
+            }
+            Server::Sentinel { urls, primary } => sentinel(urls, primary, settings, certificates),
+        }
+    }
+
+    /// One of these is the server that has the records, or leads to it.
+    pub async fn leading(&self) -> RedisResult<Vec<ConnectionInfo>> {
+        Ok(match self {
+            Servers::Single(client) => vec![client.get_connection_info().clone()],
+            Servers::Cluster(_, nodes) => nodes.clone(),
+            Servers::Sentinel(client) => {
+                vec![client.lock().await.async_get_client().await?.get_connection_info().clone()]
+            }
+        })
+    }
+
+    pub async fn connect(&self, within: Duration) -> RedisResult<Connection> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(within))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUED);
+        match self {
+            Servers::Single(client) => {
+                client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
+            }
+            Servers::Cluster(client, _) => client.get_async_connection().await.map(Connection::Cluster),
+            Servers::Sentinel(client) => {
+                let mut client = client.lock().await;
+                client.get_async_connection_with_config(&config).await.map(Connection::Single)
+            }
+        }
+    }
+}
+
+/// User and password in a URL are for the sentinels, those beside it for the servers.
+fn sentinel(
+    urls: &[String],
+    primary: &str,
+    settings: &RedisSettings,
+    certificates: Option<TlsCertificates>,
+) -> Result<Servers> {
+    let infos = urls.iter().map(|url| parse(url)).collect::<Result<Vec<_>>>()?;
+    let nodes = infos.iter().map(|info| info.addr().clone());
+    let mut builder = SentinelClientBuilder::new(nodes, primary, SentinelServerType::Master)
+        .map_err(refused)?
+        .set_client_to_redis_protocol(PROTOCOL)
+        .set_client_to_sentinel_protocol(PROTOCOL);
+    if let Some(user) = &settings.username {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = &settings.password {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if let Some(first) = infos.first() {
+        let login = first.redis_settings();
+        builder = builder.set_client_to_redis_db(login.db());
+        if let Some(user) = login.username() {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = login.password() {
+            builder = builder.set_client_to_sentinel_password(password);
+        }
+        if matches!(first.addr(), ConnectionAddr::TcpTls { .. }) {
+            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+            builder = builder.set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        }
+    }
+    if let Some(certificates) = certificates {
+        builder = builder.set_client_to_redis_certificates(certificates.clone());
+        builder = builder.set_client_to_sentinel_certificates(certificates);
+    }
+    builder.build().map(|client| Servers::Sentinel(Arc::new(Mutex::new(client)))).map_err(refused)
+}
+
+fn parse(url: &str) -> Result<ConnectionInfo> {
+    url.into_connection_info().map_err(refused)
+}
+
+fn with_login(info: ConnectionInfo, settings: &RedisSettings) -> ConnectionInfo {
+    let mut login = info.redis_settings().clone().set_protocol(PROTOCOL);
+    if let Some(user) = &settings.username {
+        login = login.set_username(user);
+    }
+    if let Some(password) = &settings.password {
+        login = login.set_password(password);
+    }
+    info.set_redis_settings(login)
+}
+
+/// The text of a URL may have a password in it, so no error repeats it.
+fn refused(e: RedisError) -> StoreError {
+    StoreError::Unavailable(format!("the URL of redis: {}", e.category()))
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Connection::Single(c) => c.req_packed_command(command),
+            Connection::Cluster(c) => c.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Connection::Single(c) => c.req_packed_commands(pipeline, offset, count),
+            Connection::Cluster(c) => c.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Connection::Single(c) => c.get_db(),
+            Connection::Cluster(c) => c.get_db(),
+        }
+    }
+}

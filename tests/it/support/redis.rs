@@ -1,0 +1,169 @@
+//! A real redis-server of a test's own: on a socket in a folder of its own, every write on disk before it is acknowledged.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::eventually;
+
+pub struct Redis {
+    pub dir: TempDir,
+    /// `None`: on a socket.
+    port: Option<u16>,
+    /// Beside those that all have.
+    options: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::begin(None, &[])
+    }
+
+    /// With a port beside the socket, and as another one's replica.
+    pub fn start_on_port(options: &[&str]) -> Self {
+        Self::begin(Some(free_port()), options)
+    }
+
+    /// Looks after `primary` under the name `main`, and makes a replica of it the primary after half a second.
+    pub fn start_sentinel(primary: &Redis) -> Self {
+        let (port, dir) = (free_port(), tempfile::tempdir().expect("a folder"));
+        let watched = primary.port.expect("it has a port");
+        let file = format!(
+            "port {port}\nbind 127.0.0.1\nunixsocket {}\nsentinel monitor main 127.0.0.1 {watched} 1\n\
+             sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n",
+            dir.path().join("redis.sock").display(),
+        );
+        let path = dir.path().join("sentinel.conf");
+        std::fs::write(&path, file).expect("the folder is ours");
+        let mut redis = Self { dir, port: Some(port), options: Vec::new(), child: None };
+        let mut command = Command::new("redis-server");
+        redis.run(command.arg(path).arg("--sentinel"));
+        eventually("the sentinel knows a replica", || redis.cli(&["sentinel", "replicas", "main"]).contains("name"));
+        redis
+    }
+
+    /// A cluster of one node, which has all slots.
+    pub fn start_cluster() -> Self {
+        // Nobody talks on the bus of a cluster of one.
+        let bus = free_port().to_string();
+        let redis = Self::begin(Some(free_port()), &["--cluster-enabled", "yes", "--cluster-port", &bus]);
+        redis.cli(&["cluster", "addslotsrange", "0", "16383"]);
+        redis.wait_for_cluster();
+        redis
+    }
+
+    fn begin(port: Option<u16>, options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        let mut redis = Self { dir, port, options, child: None };
+        redis.restart();
+        redis
+    }
+
+    /// In the same folder, with what is there.
+    pub fn restart(&mut self) {
+        self.kill();
+        let mut command = Command::new("redis-server");
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes"]);
+        command.arg("--dir").arg(self.dir.path()).arg("--unixsocket").arg(self.socket());
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.unwrap_or(0).to_string()]).args(&self.options);
+        self.run(&mut command);
+        if self.cli(&["cluster", "info"]).contains("cluster_slots_assigned:16384") {
+            self.wait_for_cluster();
+        }
+    }
+
+    fn run(&mut self, command: &mut Command) {
+        let log = std::fs::File::create(self.dir.path().join("log")).expect("the folder is ours");
+        let child = command.stdin(Stdio::null()).stdout(log).spawn();
+        let missing = "no redis-server, which the tests of the Redis store need: `apt-get install redis-server`";
+        self.child = Some(child.unwrap_or_else(|e| panic!("{missing} ({e})")));
+        eventually("redis-server answers", || self.cli(&["ping"]).trim() == "PONG");
+    }
+
+    fn wait_for_cluster(&self) {
+        eventually("the cluster is up", || self.cli(&["cluster", "info"]).contains("cluster_state:ok"));
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("redis.sock")
+    }
+
+    pub fn url(&self) -> String {
+        match self.port {
+            Some(port) => format!("redis://127.0.0.1:{port}"),
+            None => socket_url(&self.socket()),
+        }
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.options.iter().any(|option| option == "--cluster-enabled")
+    }
+
+    pub fn port(&self) -> String {
+        self.port.expect("it has a port").to_string()
+    }
+
+    /// Any bytes, which `redis-cli` has no arguments for.
+    pub fn set(&self, key: &str, value: &[u8]) {
+        use std::io::{Read, Write};
+        let mut socket = std::os::unix::net::UnixStream::connect(self.socket()).expect("it listens");
+        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len());
+        socket.write_all(&[head.as_bytes(), value, b"\r\n"].concat()).expect("it reads");
+        let mut answer = [0; 5];
+        socket.read_exact(&mut answer).expect("it answers");
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    /// What a command answers, as text.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let out = Command::new("redis-cli").arg("-s").arg(self.socket()).args(arguments).output();
+        let missing = "no redis-cli, which the tests of the Redis store need: `apt-get install redis-tools`";
+        String::from_utf8_lossy(&out.expect(missing).stdout).into_owned()
+    }
+
+    /// As power that fails: nothing is written any more.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("the process is ours");
+            child.wait().expect("it ends");
+        }
+    }
+
+    /// It accepts connections, and says nothing.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let id = self.child.as_ref().expect("it runs").id();
+        // SAFETY: the process is a child that has not been waited for, so its id is its own.
+        let sent = unsafe { libc::kill(id.cast_signed(), signal) };
+        assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+fn socket_url(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            eprintln!("redis-server said:\n{log}");
+        }
+        self.kill();
+    }
+}
