@@ -33,6 +33,9 @@ pub enum StoreError {
     Unavailable(String),
     #[error("the store is damaged: {0}")]
     Corrupt(String),
+    /// It is not this gateway's.
+    #[error("{0}")]
+    Foreign(String),
     /// Written by a newer wasmgate.
     #[error("the store has schema {found}, this wasmgate knows up to {known}: use the newer wasmgate")]
     Newer { found: u32, known: u32 },
@@ -44,7 +47,7 @@ impl StoreError {
         use StoreError::*;
         match self {
             NotFound(_) | Conflict(_) | Limit(_) | NoRoom(_) => true,
-            Full | Unavailable(_) | Corrupt(_) | Newer { .. } => false,
+            Full | Unavailable(_) | Corrupt(_) | Foreign(_) | Newer { .. } => false,
         }
     }
 }
@@ -58,7 +61,7 @@ impl From<StoreError> for Rejection {
             StoreError::NoRoom(why) => Rejection::Conflict(why.to_string()),
             StoreError::Full => Rejection::StorageFull,
             StoreError::Unavailable(_) => Rejection::StoreUnavailable,
-            StoreError::Corrupt(_) | StoreError::Newer { .. } => Rejection::Internal,
+            StoreError::Corrupt(_) | StoreError::Foreign(_) | StoreError::Newer { .. } => Rejection::Internal,
         }
     }
 }

@@ -200,3 +200,17 @@ fn a_store_that_was_flushed_is_lost() {
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(again.status.code() == Some(2) && said.contains("lost"), "{said}");
 }
+
+/// Nothing is gained by waiting for that.
+#[test]
+fn a_gateway_with_another_record_key_does_not_start() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let config = fleet.config(&keyed(&up));
+    let node = Gateway::start(&config);
+    let key = fleet.secrets.path().join("record.key");
+    std::fs::write(&key, "0123456789abcdef".repeat(4)).expect("the folder is ours");
+    let other = try_serve(tempfile::tempdir().expect("a folder").path(), &config);
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(other.status.code() == Some(2) && said.contains("record key"), "{said}");
+    assert_eq!(ask(&node, &node.key()), 200);
+}

@@ -184,7 +184,7 @@ impl Core {
         let content = seal.open(&at, &sentinel).ok_or_else(|| {
             let other =
                 "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
-            StoreError::Unavailable(other.into())
+            StoreError::Foreign(other.into())
         })?;
         let Sentinel { schema, store } = decode(content, "sentinel")?;
         if schema > SCHEMA {

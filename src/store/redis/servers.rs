@@ -25,7 +25,7 @@ const PROTOCOL: ProtocolVersion = ProtocolVersion::RESP2;
 pub enum Servers {
     Single(Client),
     /// With the nodes that are named.
-    Cluster(ClusterClient, Vec<ConnectionInfo>),
+    Cluster(Box<ClusterClient>, Vec<ConnectionInfo>),
     /// Which server is the primary is asked for each connection.
     Sentinel(Arc<Mutex<SentinelClient>>),
 }
@@ -65,7 +65,7 @@ impl Servers {
                     nodes = clients.iter().map(|client| client.get_connection_info().clone()).collect();
                     builder = builder.certs(certificates);
                 }
-                builder.build().map(|client| Servers::Cluster(client, nodes)).map_err(refused)
+                builder.build().map(|client| Servers::Cluster(Box::new(client), nodes)).map_err(refused)
             }
             Server::Sentinel { urls, primary } => sentinel(urls, primary, settings, certificates),
         }
