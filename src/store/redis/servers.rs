@@ -23,7 +23,7 @@ const PROTOCOL: ProtocolVersion = ProtocolVersion::RESP2;
 
 #[derive(Clone)]
 pub enum Servers {
-    Single(Client),
+    Single(Box<Client>),
     /// With the nodes that are named.
     Cluster(Box<ClusterClient>, Vec<ConnectionInfo>),
     /// Which server is the primary is asked for each connection.
@@ -49,7 +49,7 @@ impl Servers {
                     Some(certificates) => Client::build_with_tls(info, certificates),
                     None => Client::open(info),
                 };
-                client.map(Servers::Single).map_err(refused)
+                client.map(|client| Servers::Single(Box::new(client))).map_err(refused)
             }
             Server::Cluster(urls) => {
                 let nodes = urls.iter().map(|url| Ok(with_login(parse(url)?, settings))).collect::<Result<Vec<_>>>()?;
