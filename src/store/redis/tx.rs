@@ -5,7 +5,7 @@
 //! trip. Several jobs share a transaction and see each other's writes.
 //!
 //! Invariant: every record that a job has looked at with [`Tx::get`] or [`Tx::content`] is checked when the writes are made.
-//! Answers of commands on whole keys ([`Tx::members`], [`Tx::fields`]), and records that were only peeked at, are not: what is
+//! Answers of commands on whole keys ([`Tx::ask`], [`Tx::fields`]), and records that were only peeked at, are not: what is
 //! decided by them has a guard ([`Tx::guard`]), a record that changes with each write of its kind and is read before them.
 
 mod commit;
