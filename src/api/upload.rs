@@ -19,11 +19,11 @@ use super::openapi::{Binary, Wasm, json};
 use super::{Api, modules, refused};
 use crate::domain::module::Selector;
 use crate::domain::{
-    Abi, Bundle, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, Tier, Timestamp,
+    Abi, Bundle, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Scope, Tier, Timestamp,
 };
 use crate::engine::{Cancel, Compiled, Compiler};
 use crate::gateway::Caller;
-use crate::store::{NewVersion, NoRoom, Role, StoreError};
+use crate::store::{NewVersion, NoRoom, Role, Store, StoreError};
 
 const MAX_DESCRIPTION: u64 = 1024;
 const MAX_LIMITS: u64 = 1024;
@@ -93,7 +93,7 @@ pub(super) struct Uploaded {
     /// The name means this version now.
     active: bool,
     #[schema(value_type = String)]
-    digest: crate::domain::Digest,
+    digest: Digest,
     abi: Abi,
     size_bytes: u64,
     /// The files that came with it.
@@ -257,18 +257,22 @@ async fn keep(
         engine.store_bundle(bundle.digest, archive).await.map_err(not_installed)?;
     }
     api.fits(&new.owner, &new.name, &new.version, new.activate).await?;
-    for (digest, bytes) in &blobs {
-        store.put_blob(*digest, bytes).await.map_err(refused)?;
-    }
+    share(&**store, &blobs).await?;
     let added = match store.add_version(new, within.clone()).await {
         Err(StoreError::NoRoom(why)) => return Err(no_room(api, within.as_deref(), why)),
         other => other.map_err(refused)?,
     };
     // What was there already, and named by nothing, another gateway may have swept away until now.
-    for (digest, bytes) in &blobs {
+    share(&**store, &blobs).await?;
+    Ok(added)
+}
+
+/// Where other gateways find them.
+async fn share(store: &dyn Store, blobs: &[(Digest, Bytes)]) -> Result<(), Rejection> {
+    for (digest, bytes) in blobs {
         store.put_blob(*digest, bytes).await.map_err(refused)?;
     }
-    Ok(added)
+    Ok(())
 }
 
 impl Uploaded {

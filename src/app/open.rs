@@ -48,10 +48,9 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, AppError> {
 }
 
 fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
-    let text = |key, source| -> Result<String, AppError> {
-        let text = secret_file::load(source, data_dir, secret_file::random_hex);
-        Ok(text.map_err(|e| AppError::setting(key, e))?.trim_end().to_owned())
-    };
+    let password = |source| secret_file::load(source, data_dir, secret_file::random_hex);
+    let password = redis.password.as_ref().map(password).transpose();
+    let password = password.map_err(|e| AppError::setting("store.redis.password_file", e))?;
     pem::install_cryptography();
     let server = match (redis.urls.as_slice(), &redis.primary) {
         (urls, Some(primary)) => Server::Sentinel { urls: urls.to_vec(), primary: primary.clone() },
@@ -63,7 +62,7 @@ fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
     let authorities = authorities.map_err(|e| AppError::setting("store.redis.ca_file", e))?;
     Ok(RedisSettings {
         username: redis.username.clone(),
-        password: redis.password.as_ref().map(|source| text("store.redis.password_file", source)).transpose()?,
+        password: password.map(|text| text.trim_end().to_owned()),
         tls: authorities.map(|pem| Tls { authorities: Some(pem), certificate: None }),
         prefix: redis.prefix.clone(),
         replicas: redis.replicas,

@@ -223,11 +223,7 @@ impl Authenticator {
             return Some(Ok(entry.key.clone()));
         }
         let newest = inner.hash(presented, 0)?;
-        let entry = inner
-            .known
-            .get(&newest)
-            .or_else(|| (1..inner.peppers.len()).find_map(|n| inner.known.get(&inner.hash(presented, n)?)));
-        let Some(entry) = entry else {
+        let Some(entry) = inner.find_known(&newest, presented) else {
             // `get`, as `contains_key` would leave junk that is asked for again and again first to be put out.
             inner.absent.get(&newest)?;
             inner.negative.fetch_add(1, Ordering::Relaxed);
@@ -267,7 +263,7 @@ impl Authenticator {
         match answer.as_ref() {
             Some(Ok(Some(key))) if key.is_live(now) => Ok(key.clone()),
             Some(Ok(_)) => Err(AuthError::Invalid),
-            Some(Err(AuthError::StoreUnavailable)) => self.inner.outlived(presented, now),
+            Some(Err(AuthError::StoreUnavailable)) => self.inner.outlived(&newest, presented, now),
             Some(Err(e)) => Err(e.clone()),
             None => Err(AuthError::StoreUnavailable),
         }
@@ -376,6 +372,12 @@ impl Inner {
         Some(KeyHash(mac.finalize().into_bytes().into()))
     }
 
+    /// Under any pepper.
+    fn find_known(&self, newest: &KeyHash, presented: &str) -> Option<Arc<Entry>> {
+        let older = || (1..self.peppers.len()).find_map(|n| self.known.get(&self.hash(presented, n)?));
+        self.known.get(newest).or_else(older)
+    }
+
     /// While the store can't be asked.
     fn may_outlive(&self, entry: &Entry) -> bool {
         let Settings { key_fresh, key_max_stale, .. } = self.settings;
@@ -383,9 +385,11 @@ impl Inner {
     }
 
     /// A key whose look-up has failed.
-    fn outlived(&self, presented: &str, now: Timestamp) -> Result<Arc<ApiKey>, AuthError> {
-        let known = (0..self.peppers.len()).find_map(|n| self.known.get(&self.hash(presented, n)?));
-        let entry = known.filter(|entry| self.may_outlive(entry)).ok_or(AuthError::StoreUnavailable)?;
+    fn outlived(&self, newest: &KeyHash, presented: &str, now: Timestamp) -> Result<Arc<ApiKey>, AuthError> {
+        let entry = self
+            .find_known(newest, presented)
+            .filter(|entry| self.may_outlive(entry))
+            .ok_or(AuthError::StoreUnavailable)?;
         if !entry.key.is_live(now) {
             return Err(AuthError::Invalid);
         }

@@ -70,8 +70,6 @@ use guest::Allowance;
 use guest_metrics::GuestMetrics;
 use instances::Instances;
 use outside::Outside;
-
-pub use origin::Origin;
 use pool::{Need, Pool};
 use scope::Scopes;
 
@@ -80,6 +78,7 @@ pub use files::Assets;
 pub use http::{Features, HttpExchange, HttpHandler, HttpOutcome, PinnedVm, RequestInfo, TlsInfo, Values, Verdict};
 pub use job::{Finished, Input, Job, Output, RunError};
 pub use loaded::LoadedModule;
+pub use origin::Origin;
 pub use progress::Compile;
 pub use proxy::{Event, Later, ProxyHandler, ProxyStream, Told};
 pub use turns::Turns;

@@ -281,9 +281,14 @@ pub struct Rotation {
 
 /// `mod_` and 24 hex digits. Not a secret.
 fn new_module_id() -> Result<String> {
-    let mut bytes = [0u8; 12];
+    Ok(format!("mod_{}", random_hex::<12>()?))
+}
+
+/// So many random bytes as hex digits.
+fn random_hex<const BYTES: usize>() -> Result<String> {
+    let mut bytes = [0u8; BYTES];
     getrandom::fill(&mut bytes).map_err(|e| StoreError::Unavailable(format!("no random bytes: {e}")))?;
-    Ok(bytes.iter().fold("mod_".to_owned(), |id, b| format!("{id}{b:02x}")))
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 #[derive(Clone, Debug)]

@@ -32,11 +32,11 @@ use link::Channel;
 use tx::{Step, Tx};
 use writer::Writer;
 
-/// The commands that a user of Redis needs beside `~<prefix>:*`; one rule of an ACL. Sentinels want `+role` as well, `replicas` want
-/// `+wait`, a cluster `+cluster`; with `+info` the store can tell of settings that lose records.
+/// The commands that a user of Redis needs beside `~<prefix>:*`; one rule of an ACL, and the README's. Sentinels want `+role` as
+/// well, `replicas` want `+wait`, a cluster `+cluster`; with `+info` the store can tell of settings that lose records.
 pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange \
                             +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval \
-                            +evalsha";
+                            +evalsha +client|tracking";
 
 /// The Redis servers. A URL is `redis://`, `rediss://` (which wants the process to have a default provider of rustls) or
 /// `unix://`, with user and password or without.
@@ -115,7 +115,6 @@ impl fmt::Debug for RedisSettings {
 pub struct RedisStore {
     core: Arc<Core>,
     writer: Writer,
-    names: Arc<Names>,
 }
 
 impl RedisStore {
@@ -142,8 +141,7 @@ impl RedisStore {
             let _ = told.send(known);
         });
         known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
-        let names = Arc::new(Names { prefix: core.prefix().to_owned() });
-        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, names }))
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core }))
     }
 
     /// A number that no other store has, also not one that begins anew in the same place.
@@ -173,11 +171,15 @@ impl RedisStore {
 
     /// Tells `changes` of what others change, from now on.
     fn begin_following(&self, changes: Arc<dyn Changes>) {
-        self.core.spawn(follow::follow(Arc::downgrade(&self.core), self.names.clone(), changes));
+        self.core.spawn(follow::follow(Arc::downgrade(&self.core), changes));
+    }
+
+    fn names(&self) -> &Names {
+        &self.core.names
     }
 
     async fn look<T>(&self, look: impl Fn(&mut Tx, &Names) -> Step<T>) -> Result<T> {
-        self.core.read(Channel::Rest, |tx| look(tx, &self.names)).await
+        self.core.read(Channel::Rest, |tx| look(tx, self.names())).await
     }
 
     async fn write<T, F>(&self, lane: &[&str], work: F) -> Result<T>
@@ -185,24 +187,31 @@ impl RedisStore {
         T: Send + 'static,
         F: Fn(&mut Tx, &Names) -> Step<T> + Send + 'static,
     {
-        let names = self.names.clone();
+        let names = self.core.names.clone();
         self.writer.submit(lane.join(":"), move |tx| work(tx, &names)).await
     }
 }
 
 /// The Redis keys of records; each file has its own.
 pub struct Names {
+    /// Of all keys of the fleet.
+    fleet: String,
+    /// Of records.
     prefix: String,
 }
 
 impl Names {
+    fn new(fleet: &str) -> Self {
+        Self { fleet: fleet.to_owned(), prefix: format!("{fleet}:{{r}}:") }
+    }
+
     fn of(&self, parts: &[&str]) -> String {
         self.prefix.clone() + &parts.join(":")
     }
 
     /// Each blob has a slot of its own, so that a cluster shares them out.
     fn blob(&self, digest: Digest, part: &str) -> String {
-        format!("{}:b:{{{}}}:{part}", self.prefix.trim_end_matches(":{r}:"), digest.hex())
+        format!("{}:b:{{{}}}:{part}", self.fleet, digest.hex())
     }
 
     fn sentinel(&self) -> String {

@@ -23,6 +23,15 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| StoreError::Corrupt(format!("the record of `{what}`: {e}")))
 }
 
+/// What the caller of a write is told, from what became of all that was committed with it and from what it came to.
+pub fn answer<T>(committed: &Result<()>, done: Option<Result<T>>) -> Result<T> {
+    match (committed, done) {
+        (Err(e), _) => Err(e.clone()),
+        (Ok(()), Some(done)) => done,
+        (Ok(()), None) => Err(StoreError::Unavailable("the write was not reached".into())),
+    }
+}
+
 /// Whether another token stands in the way of a new one. The audit log names tokens, so a live name stands for one.
 pub fn token_is_taken(other: &AdminToken, new: &AdminToken) -> bool {
     other.id == new.id || (other.name == new.name && other.revoked_at.is_none())

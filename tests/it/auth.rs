@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use wasmgate::auth::cache::{AuthError, Authenticator, Peppers, Settings};
 use wasmgate::auth::credential::{presented, strip};
 use wasmgate::auth::format;
@@ -317,18 +318,25 @@ async fn a_revocation_is_seen_by_the_next_request() {
     assert!(store.key(&key.id).await.unwrap().unwrap().1.revoked_at.is_some());
 }
 
+/// A read that has found the live record and has not answered yet.
+async fn held_read(
+    store: &Watched,
+    auth: &Arc<Authenticator>,
+    secret: &str,
+) -> JoinHandle<Result<Arc<ApiKey>, AuthError>> {
+    store.gate.forget_permits(Semaphore::MAX_PERMITS);
+    let (auth, secret) = (auth.clone(), secret.to_owned());
+    let early = tokio::spawn(async move { auth.authenticate(&secret, at(101)).await });
+    until("the early read", || store.lookups() == 1).await;
+    early
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_read_that_an_invalidation_crosses_brings_nothing_stale() {
     let store = Watched::new();
     let auth = usual(&store);
     let (secret, key) = make(&store, &auth, "free", &[Scope::Proxy]).await;
-    store.gate.forget_permits(Semaphore::MAX_PERMITS);
-    let early = tokio::spawn({
-        let (auth, secret) = (auth.clone(), secret.clone());
-        async move { auth.authenticate(&secret, at(101)).await }
-    });
-    // It has read the live record and has not answered yet.
-    until("the early read", || store.lookups() == 1).await;
+    let early = held_read(&store, &auth, &secret).await;
     keys(&store, &auth).revoke(&admin(), &key.id, at(102)).await.unwrap();
     let late = tokio::spawn({
         let (auth, secret) = (auth.clone(), secret.clone());
@@ -381,12 +389,7 @@ async fn an_invalidation_of_another_key_disturbs_no_read() {
     let store = Watched::new();
     let auth = usual(&store);
     let (secret, key) = make(&store, &auth, "free", &[Scope::Proxy]).await;
-    store.gate.forget_permits(Semaphore::MAX_PERMITS);
-    let early = tokio::spawn({
-        let (auth, secret) = (auth.clone(), secret.clone());
-        async move { auth.authenticate(&secret, at(101)).await }
-    });
-    until("the read", || store.lookups() == 1).await;
+    let early = held_read(&store, &auth, &secret).await;
     make(&store, &auth, "free", &[Scope::Proxy]).await;
     store.gate.add_permits(1);
     assert_eq!(early.await.unwrap(), Ok(key));

@@ -1,9 +1,11 @@
 //! Gateways that share a Redis: each a process of its own, before a real redis-server.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use wasmgate::store::redis::COMMANDS;
 
 use crate::support::admin::NewKey;
 use crate::support::redis::Redis;
@@ -18,13 +20,18 @@ struct Fleet {
 
 impl Fleet {
     fn new() -> Fleet {
-        let secrets = tempfile::tempdir().expect("a folder");
-        for (name, digit) in [("pepper", "0123456789abcdef"), ("record.key", "fedcba9876543210")] {
-            let file = secrets.path().join(name);
-            std::fs::write(&file, digit.repeat(4)).expect("the folder is ours");
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
-        }
-        Fleet { redis: Redis::start(), secrets }
+        let fleet = Fleet { redis: Redis::start(), secrets: tempfile::tempdir().expect("a folder") };
+        fleet.secret("pepper", &"0123456789abcdef".repeat(4));
+        fleet.secret("record.key", &"fedcba9876543210".repeat(4));
+        fleet
+    }
+
+    /// In a file that nobody else can read.
+    fn secret(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.secrets.path().join(name);
+        std::fs::write(&file, text).expect("the folder is ours");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+        file
     }
 
     fn config(&self, more: &str) -> String {
@@ -164,11 +171,11 @@ fn one_acl_rule_is_enough() {
     let rule = readme.split('`').find(|code| code.starts_with("~wasmgate:*")).expect("it has the rule");
     let user = ["acl", "setuser", "wasmgate", "on", ">a password"];
     let rule: Vec<_> = rule.split_whitespace().collect();
+    // The one that a refused gateway tells of.
+    assert_eq!(rule[1..].join(" "), COMMANDS);
     assert_eq!(fleet.redis.cli(&[&user[..], &rule].concat()).trim(), "OK");
     fleet.redis.cli(&["acl", "setuser", "default", "off"]);
-    let password = fleet.secrets.path().join("password");
-    std::fs::write(&password, "a password\n").expect("the folder is ours");
-    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let password = fleet.secret("password", "a password\n");
     let login = format!("username = \"wasmgate\"\npassword_file = {password:?}\n");
     let config = fleet.config(&(login + &keyed(&up)));
     let nodes = [Gateway::start(&config), Gateway::start(&config)];
@@ -207,8 +214,7 @@ fn a_gateway_with_another_record_key_does_not_start() {
     let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
     let config = fleet.config(&keyed(&up));
     let node = Gateway::start(&config);
-    let key = fleet.secrets.path().join("record.key");
-    std::fs::write(&key, "0123456789abcdef".repeat(4)).expect("the folder is ours");
+    fleet.secret("record.key", &"0123456789abcdef".repeat(4));
     let other = try_serve(tempfile::tempdir().expect("a folder").path(), &config);
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(other.status.code() == Some(2) && said.contains("record key"), "{said}");

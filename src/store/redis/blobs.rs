@@ -18,11 +18,11 @@ const PIECE: usize = 512 << 10;
 impl RedisStore {
     /// Whether it was not there before.
     pub async fn put_blob(&self, digest: Digest, bytes: &[u8]) -> Result<bool> {
-        if Digest::of(bytes) != digest {
-            return Err(StoreError::Corrupt(format!("these are not the bytes of `{digest}`")));
-        }
         if self.manifest(digest).await? == Some(bytes.len()) {
             return Ok(false);
+        }
+        if Digest::of(bytes) != digest {
+            return Err(StoreError::Corrupt(format!("these are not the bytes of `{digest}`")));
         }
         self.ask(cmd("SADD").arg(self.blob_list()).arg(digest.hex())).await?;
         for (n, piece) in bytes.chunks(PIECE).enumerate() {
@@ -94,15 +94,15 @@ impl RedisStore {
     }
 
     fn blob_list(&self) -> String {
-        self.names.of(&["blobs"])
+        self.names().of(&["blobs"])
     }
 
     fn manifest_place(&self, digest: Digest) -> At {
-        At::key(self.names.blob(digest, "m"))
+        At::key(self.names().blob(digest, "m"))
     }
 
     fn piece(&self, digest: Digest, n: usize) -> String {
-        self.names.blob(digest, &n.to_string())
+        self.names().blob(digest, &n.to_string())
     }
 }
 

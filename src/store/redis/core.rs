@@ -2,7 +2,6 @@
 //!
 //! Invariant: that something is absent is said only while the sentinel is there that this process has seen at first.
 
-use std::fmt::Write as _;
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,15 +12,15 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::RedisSettings;
 use super::advice::advice;
 use super::fault::Fault;
 use super::link::{Channel, Link};
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
+use super::{Names, RedisSettings};
 use crate::domain::Timestamp;
 use crate::store::rules::{decode, encode};
-use crate::store::{Result, StoreError};
+use crate::store::{Result, StoreError, random_hex};
 
 /// Layout of the records; a store of a newer one is refused.
 const SCHEMA: u32 = 1;
@@ -33,8 +32,8 @@ const SENDS: u32 = 3;
 
 pub struct Core {
     pub link: Arc<Link>,
+    pub names: Arc<Names>,
     runtime: Handle,
-    prefix: String,
     record_key: [u8; 32],
     expected: Option<String>,
     replicas: u32,
@@ -72,13 +71,13 @@ pub enum Committed {
 impl Core {
     pub fn new(settings: &RedisSettings) -> Result<Self> {
         let (running, runtime) = start_thread()?;
-        let prefix = format!("{}:{{r}}:", settings.prefix);
-        let link = Link::new(settings, runtime.clone(), format!("{prefix}sentinel"))?;
+        let names = Arc::new(Names::new(&settings.prefix));
+        let link = Link::new(settings, runtime.clone(), names.sentinel())?;
         let script = redis::Script::new(COMMIT).get_hash().to_owned();
         Ok(Self {
             link,
+            names,
             runtime,
-            prefix,
             record_key: settings.record_key,
             expected: settings.store_id.clone(),
             replicas: settings.replicas,
@@ -103,15 +102,6 @@ impl Core {
 
     pub fn nonce(&self) -> Result<String> {
         random()
-    }
-
-    /// The Redis key of something.
-    pub fn at(&self, parts: &[&str]) -> String {
-        self.prefix.clone() + &parts.join(":")
-    }
-
-    pub fn prefix(&self) -> &str {
-        &self.prefix
     }
 
     pub fn forged(&self) -> u64 {
@@ -158,7 +148,7 @@ impl Core {
     }
 
     async fn sentinel(&self) -> Result<Option<Vec<u8>>> {
-        let answer = self.link.send(Channel::Rest, &[redis::cmd("GET").arg(self.at(&["sentinel"])).take()]).await?;
+        let answer = self.link.send(Channel::Rest, &[redis::cmd("GET").arg(self.names.sentinel()).take()]).await?;
         Option::<Vec<u8>>::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil))
             .map_err(|_| StoreError::Corrupt("the sentinel is no record".into()))
     }
@@ -169,7 +159,7 @@ impl Core {
             return Ok(known);
         }
         let seal = Seal::new(&self.record_key, "wasmgate sentinel");
-        let at = At::key(self.at(&["sentinel"]));
+        let at = At::key(self.names.sentinel());
         let sentinel = match self.sentinel().await? {
             Some(found) => found,
             None if self.expected.is_some() => return Err(lost()),
@@ -213,7 +203,8 @@ impl Core {
     pub async fn commit(&self, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
         let known = self.known().await?;
         let commit = tx.commit();
-        let keys = [self.at(&["sentinel"]), self.at(&["op", tx.nonce()]), self.at(&["turn", lane])];
+        let names = &self.names;
+        let keys = [names.sentinel(), names.of(&["op", tx.nonce()]), names.of(&["turn", lane])];
         let mut rest = Cmd::new();
         rest.arg(keys.len() + commit.keys.len()).arg(&keys[..]).arg(&commit.keys);
         rest.arg(&known.sentinel).arg(&self.name).arg(u8::from(wants_turn));
@@ -247,18 +238,16 @@ impl Core {
                 answer => break answer?,
             }
         };
-        if let Some(Value::Int(have)) = answer.get(1)
-            && *have < i64::from(self.replicas)
-            && matches!(&answer[0], Value::BulkString(word) if word == b"ok" || word == b"done")
-        {
-            let few = format!(
-                "redis: written, but only {have} of {} replicas have it: a failover may lose it",
-                self.replicas
-            );
-            return Err(StoreError::Unavailable(few));
-        }
         match answer.first() {
-            Some(Value::BulkString(word)) if word == b"ok" || word == b"done" => Ok(Committed::Done),
+            Some(Value::BulkString(word)) if word == b"ok" || word == b"done" => match answer.get(1) {
+                Some(Value::Int(have)) if *have < i64::from(self.replicas) => {
+                    let of = self.replicas;
+                    let few =
+                        format!("redis: written, but only {have} of {of} replicas have it: a failover may lose it");
+                    Err(StoreError::Unavailable(few))
+                }
+                _ => Ok(Committed::Done),
+            },
             Some(Value::BulkString(word)) if word == b"conflict" || word == b"wait" => Ok(Committed::Conflict),
             Some(Value::BulkString(word)) if word == b"lost" => Err(lost()),
             _ => Err(StoreError::Corrupt("redis answers a commit with something else".into())),
@@ -299,14 +288,5 @@ fn lost() -> StoreError {
 
 /// 128 random bits in hex digits.
 fn random() -> Result<String> {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).map_err(|e| StoreError::Unavailable(format!("no random bytes: {e}")))?;
-    Ok(hex(&bytes))
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    random_hex::<16>()
 }

@@ -30,23 +30,20 @@ const QUEUED: usize = 65_536;
 /// Nodes of a cluster that point to each other.
 const REDIRECTIONS: usize = 4;
 
-/// Where to be told of changes.
-pub struct Teller {
-    servers: Servers,
-    connect: Duration,
-}
-
 struct Told {
     connection: MultiplexedConnection,
     pushes: mpsc::Receiver<PushInfo>,
 }
 
 /// Until the store is dropped.
-pub async fn follow(core: Weak<Core>, names: Arc<Names>, changes: Arc<dyn Changes>) {
+pub async fn follow(core: Weak<Core>, changes: Arc<dyn Changes>) {
     let mut first = 0;
     loop {
-        let Some(teller) = core.upgrade().map(|core| core.link.teller()) else { return };
-        match teller.connect(first, &names).await {
+        let Some((names, (servers, patience))) = core.upgrade().map(|core| (core.names.clone(), core.link.servers()))
+        else {
+            return;
+        };
+        match connect(&servers, patience, first, &names).await {
             Ok(told) => {
                 changes.restored();
                 let why = told.pass_on(&names, &*changes).await;
@@ -65,27 +62,26 @@ pub async fn follow(core: Weak<Core>, names: Arc<Names>, changes: Arc<dyn Change
     }
 }
 
-impl Teller {
-    pub fn new(servers: Servers, connect: Duration) -> Teller {
-        Teller { servers, connect }
-    }
-
-    /// To the node that has the records; of a cluster, any node knows it.
-    async fn connect(&self, first: usize, names: &Names) -> RedisResult<Told> {
-        let nodes = tokio::time::timeout(self.connect, self.servers.leading()).await.map_err(|_| nobody())??;
-        let mut info = nodes.get(first % nodes.len().max(1)).cloned().ok_or_else(nobody)?;
-        for _ in 0..REDIRECTIONS {
-            let mut told = Told::connect(info.clone(), self.connect, names).await?;
-            match told.look(names).await {
-                Ok(()) => return Ok(told),
-                Err(error) => match error.redirect_node().and_then(|(node, _)| address(node, info.addr())) {
-                    Some(address) => info = info.set_addr(address),
-                    None => return Err(error),
-                },
-            }
+/// To the server that has the records; of a cluster, any node knows it, and the `first` is asked.
+async fn connect(servers: &Servers, patience: Duration, first: usize, names: &Names) -> RedisResult<Told> {
+    let nodes = tokio::time::timeout(patience, servers.leading()).await.map_err(|_| nobody())??;
+    let mut info = nodes.get(first % nodes.len().max(1)).cloned().ok_or_else(nobody)?;
+    for _ in 0..REDIRECTIONS {
+        let told = Told::connect(info.clone(), patience, names).await?;
+        match look(&mut told.connection.clone(), names).await {
+            Ok(()) => return Ok(told),
+            Err(error) => match error.redirect_node().and_then(|(node, _)| address(node, info.addr())) {
+                Some(address) => info = info.set_addr(address),
+                None => return Err(error),
+            },
         }
-        Err(nobody())
     }
+    Err(nobody())
+}
+
+/// Whether the connection lives, and leads to where the records are.
+async fn look(connection: &mut MultiplexedConnection, names: &Names) -> RedisResult<()> {
+    redis::cmd("GET").arg(names.sentinel()).query_async::<Value>(connection).await.map(drop)
 }
 
 fn nobody() -> redis::RedisError {
@@ -123,11 +119,6 @@ impl Told {
         Ok(Told { connection, pushes })
     }
 
-    /// Whether it lives, and leads to where the records are.
-    async fn look(&mut self, names: &Names) -> RedisResult<()> {
-        redis::cmd("GET").arg(names.sentinel()).query_async::<Value>(&mut self.connection).await.map(drop)
-    }
-
     /// Until the connection is of no use; why.
     async fn pass_on(mut self, names: &Names, changes: &dyn Changes) -> String {
         let mut misses = 0;
@@ -135,14 +126,14 @@ impl Told {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connection = self.connection.clone();
         loop {
-            let look = async {
+            let looking = async {
                 looks.tick().await;
-                redis::cmd("GET").arg(names.sentinel()).query_async::<Value>(&mut connection).await
+                look(&mut connection, names).await
             };
-            let mut look = std::pin::pin!(look);
+            let mut looking = std::pin::pin!(looking);
             let looked = loop {
                 tokio::select! {
-                    looked = &mut look => break looked,
+                    looked = &mut looking => break looked,
                     push = self.pushes.recv() => match push {
                         Some(push) => if !tell(push, names, changes) {
                             return "the connection has ended".into();
@@ -152,7 +143,7 @@ impl Told {
                 }
             };
             match looked {
-                Ok(_) => misses = 0,
+                Ok(()) => misses = 0,
                 Err(error) if error.is_timeout() && misses + 1 < MISSES => misses += 1,
                 Err(error) => return super::fault::fault(&error).error.to_string(),
             }

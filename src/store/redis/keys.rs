@@ -5,7 +5,7 @@
 use super::Names;
 use super::seal::At;
 use super::tx::{Step, Tx, all};
-use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId};
+use crate::domain::{ApiKey, Digest, KeyHash, KeyId, OwnerId};
 use crate::store::rules::keys as rules;
 use crate::store::{Rotation, StoreError};
 
@@ -144,9 +144,9 @@ fn member(key: &ApiKey, hash: &KeyHash) -> Vec<u8> {
 }
 
 pub fn hash_text(hash: &KeyHash) -> String {
-    super::core::hex(&hash.0)
+    Digest(hash.0).hex()
 }
 
 pub fn hash_of(text: &str) -> Option<KeyHash> {
-    text.parse::<crate::domain::Digest>().ok().map(|digest| KeyHash(digest.0))
+    text.parse::<Digest>().ok().map(|digest| KeyHash(digest.0))
 }

@@ -14,7 +14,6 @@ use tokio::runtime::Handle;
 
 use super::RedisSettings;
 use super::fault::{Fault, fault};
-use super::follow::Teller;
 use super::servers::{Connection, Servers};
 use crate::store::Result;
 
@@ -73,8 +72,9 @@ impl Link {
         }))
     }
 
-    pub fn teller(&self) -> Teller {
-        Teller::new(self.client.clone(), self.connect)
+    /// For a connection of one's own, and how long that may take.
+    pub fn servers(&self) -> (Servers, Duration) {
+        (self.client.clone(), self.connect)
     }
 
     /// Whether Redis answered when it was last asked.

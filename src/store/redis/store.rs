@@ -32,7 +32,7 @@ impl Store for RedisStore {
     }
 
     async fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<ApiKey>> {
-        self.core.read(Channel::LookUps, |tx| keys::by_hash(tx, &self.names, hash)).await
+        self.core.read(Channel::LookUps, |tx| keys::by_hash(tx, self.names(), hash)).await
     }
 
     async fn key(&self, id: &KeyId) -> Result<Option<(KeyHash, ApiKey)>> {
@@ -157,7 +157,7 @@ impl Store for RedisStore {
     }
 
     async fn token_by_hash(&self, hash: &KeyHash) -> Result<Option<AdminToken>> {
-        self.core.read(Channel::LookUps, |tx| records::token_by_hash(tx, &self.names, hash)).await
+        self.core.read(Channel::LookUps, |tx| records::token_by_hash(tx, self.names(), hash)).await
     }
 
     async fn tokens(&self) -> Result<Vec<AdminToken>> {

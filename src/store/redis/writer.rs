@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::core::{Committed, Core};
 use super::tx::{Step, Stop, Tx};
-use crate::store::{Result, StoreError};
+use crate::store::{Result, StoreError, rules};
 
 /// Writes that may wait; further callers wait for a place.
 const MAX_QUEUED: usize = 1024;
@@ -199,12 +199,7 @@ where
     }
 
     fn finish(self: Box<Self>, committed: &Result<()>) {
-        let answer = match (committed, self.done) {
-            (Err(e), _) => Err(e.clone()),
-            (Ok(()), Some(done)) => done,
-            (Ok(()), None) => Err(StoreError::Unavailable("the write was not reached".into())),
-        };
         // A caller that went away needs no answer.
-        let _ = self.reply.send(answer);
+        let _ = self.reply.send(rules::answer(committed, self.done));
     }
 }

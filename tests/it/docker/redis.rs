@@ -2,7 +2,6 @@
 //!
 //! Invariant: the port is free when it is chosen, and another is taken when somebody was quicker; the process ends with the test.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output};
 
@@ -11,6 +10,7 @@ use tempfile::TempDir;
 use super::config;
 use super::files::{self, Secrets, at, compose, ok, services, text, texts};
 use crate::support::gateway::run_to_end;
+use crate::support::redis::free_port;
 use crate::support::{DEADLINE, poll};
 
 pub struct Redis {
@@ -36,10 +36,6 @@ fn spawn(dir: &Path, port: u16) -> Child {
     let mut server = Command::new("redis-server");
     server.arg(dir.join("redis.conf")).args(["--bind", "127.0.0.1", "--tls-port", &port.to_string()]);
     server.stdout(log.try_clone().expect("files clone")).stderr(log).spawn().expect("redis-server starts")
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 impl Redis {
