@@ -95,6 +95,8 @@ pub struct Limiter {
     epoch: Instant,
     shards: Box<[Mutex<Shard>]>,
     fuel: Name,
+    /// Gateways of the fleet.
+    nodes: AtomicU32,
 }
 
 impl Limiter {
@@ -107,7 +109,13 @@ impl Limiter {
             epoch: Instant::now(),
             shards: (0..shards).map(|_| Mutex::new(shard())).collect(),
             fuel: "fuel".parse().expect("`fuel` is a name"),
+            nodes: AtomicU32::new(1),
         })
+    }
+
+    /// How many gateways there are, this one included.
+    pub fn set_nodes(&self, n: u32) {
+        self.nodes.store(n, Ordering::Relaxed);
     }
 
     /// Checks concurrency and all policies of the caller's tier for `cost` requests, then charges all of them or none.

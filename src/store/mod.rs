@@ -3,10 +3,12 @@
 //! Module bytes and artifacts are not here: they are files by digest (see `engine`).
 
 pub mod embedded;
+mod fleet;
 pub mod redis;
 mod rules;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,8 @@ use crate::domain::{
     ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp,
     TokenId, UsageDelta, UsageRecord,
 };
+
+pub use fleet::{ALIVE, LiveNode, Node, NodeState};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -138,6 +142,15 @@ pub trait Changes: Send + Sync + 'static {
 pub trait Store: Send + Sync + 'static {
     /// Has `changes` told of what others change. A store that has no others does nothing.
     fn follow(&self, _changes: Arc<dyn Changes>) {}
+
+    /// Tells that this gateway lives, and gives all that do ([`ALIVE`], by the store's clock), by their names. A store that
+    /// has no others knows of this one alone.
+    async fn beat(&self, node: &Node) -> Result<Vec<LiveNode>> {
+        Ok(vec![LiveNode { node: node.clone(), silent: Duration::ZERO }])
+    }
+    async fn leave(&self, _id: &str) -> Result<()> {
+        Ok(())
+    }
 
     /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
     /// counted (checked with the write, as of the key's `created_at`). An id or hash that exists is a `Conflict`.

@@ -13,6 +13,7 @@ mod follow;
 mod keys;
 mod link;
 mod modules;
+mod nodes;
 mod records;
 mod seal;
 mod servers;
@@ -36,7 +37,7 @@ use writer::Writer;
 /// well, `replicas` want `+wait`, a cluster `+cluster`; with `+info` the store can tell of settings that lose records.
 pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange \
                             +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval \
-                            +evalsha +client|tracking";
+                            +evalsha +time +client|tracking";
 
 /// The Redis servers. A URL is `redis://`, `rediss://` (which wants the process to have a default provider of rustls) or
 /// `unix://`, with user and password or without.
@@ -115,6 +116,8 @@ impl fmt::Debug for RedisSettings {
 pub struct RedisStore {
     core: Arc<Core>,
     writer: Writer,
+    /// The script of a beat.
+    beat: String,
 }
 
 impl RedisStore {
@@ -141,7 +144,7 @@ impl RedisStore {
             let _ = told.send(known);
         });
         known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
-        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core }))
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: nodes::beat() }))
     }
 
     /// A number that no other store has, also not one that begins anew in the same place.

@@ -12,8 +12,8 @@ use crate::domain::{
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
-    AdminToken, AuditEntry, Changes, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation,
-    Store, Stored, UsageRow, new_module_id,
+    AdminToken, AuditEntry, Changes, Counter, KvIncr, KvSet, KvValue, LiveNode, NewVersion, Node, Page, Result,
+    Retention, Rotation, Store, Stored, UsageRow, new_module_id,
 };
 
 /// Audit lines read at once.
@@ -23,6 +23,14 @@ const LINES: u64 = 1_000;
 impl Store for RedisStore {
     fn follow(&self, changes: Arc<dyn Changes>) {
         self.begin_following(changes);
+    }
+
+    async fn beat(&self, node: &Node) -> Result<Vec<LiveNode>> {
+        self.tell_of(&node.id, Some(node)).await
+    }
+
+    async fn leave(&self, id: &str) -> Result<()> {
+        self.tell_of(id, None).await.map(drop)
     }
 
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {
