@@ -19,6 +19,15 @@ from bench import DEADLINE, ROOT, free_port, wait_for
 
 # What every scope of a tenant's is.
 SCOPES = ["proxy", "execute", "modules", "usage", "keys"]
+APP = """
+[log]
+access = false
+[[routes]]
+name = "app"
+match.path_prefix = "/"
+target.respond = { status = 200, body = "hello from the app\\n" }
+auth = "none"
+"""
 
 
 class Child:
@@ -74,16 +83,19 @@ class Redis(Child):
 
     def ask(self, *words):
         """One command's answer: text, a number, None or a list."""
-        if not self.stream:
-            self.stream = socket.create_connection(("127.0.0.1", self.port), DEADLINE).makefile("rwb")
-        try:
-            words = [str(word).encode() for word in words]
-            self.stream.write(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
-            self.stream.flush()
-            return self.read()
-        except OSError:
-            self.stream = None
-            raise
+        words = [str(word).encode() for word in words]
+        line = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+        # A kept connection may have ended meanwhile.
+        for kept in (True, False) if self.stream else (False,):
+            try:
+                self.stream = self.stream or socket.create_connection(("127.0.0.1", self.port), DEADLINE).makefile("rwb")
+                self.stream.write(line)
+                self.stream.flush()
+                return self.read()
+            except OSError:
+                self.stream = None
+                if not kept:
+                    raise
 
     def read(self):
         line = self.stream.readline()
@@ -181,6 +193,20 @@ class Gateway(Child):
             return "nobody there"
 
 
+    def proxied(self, path, key, body=None):
+        """Status and body of what a client gets, on a connection of its own; 0 and why, if nothing."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        media = {"Content-Type": "application/json"} if body else {}
+        try:
+            connection.request("POST" if body else "GET", path, body, {"X-Api-Key": key, "Connection": "close", **media})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            return 0, str(error).encode()
+        finally:
+            connection.close()
+
+
 class Fleet:
     """A folder with all of it, that goes with it. For `with`."""
 
@@ -189,9 +215,9 @@ class Fleet:
         self.children, self.gateways = [], []
 
     def __enter__(self):
-        # A signal is an ordinary end.
+        # As Ctrl-C.
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: sys.exit("ended by a signal"))
+            signal.signal(number, signal.default_int_handler)
         self.folder = Path(tempfile.mkdtemp(prefix="wasmgate-fleet-"))
         for name in ("pepper", "record-key"):
             file = self.folder / name
@@ -201,10 +227,12 @@ class Fleet:
 
     def __exit__(self, *_):
         # Whoever is impatient waits for this.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
         for child in reversed(self.children):
             child.kill()
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
         if self.kept:
             print(f"kept: {self.folder}")
         else:
@@ -222,6 +250,12 @@ class Fleet:
             f'[auth]\npepper_file = "{self.folder}/pepper"\nfailures_per_minute = 1000000\n[store]\nkind = "redis"\n'
             f'[store.redis]\nurls = {json.dumps(urls)}\nrecord_key_file = "{self.folder}/record-key"\n{more}'
         )
+
+    def app(self, pinned=()):
+        """What stands behind the gateways: one more, that answers by itself."""
+        app = self.gateway("app", APP, pinned)
+        app.wait()
+        return app
 
     def gateway(self, name, config, pinned=()):
         """Started, and not yet ready."""
@@ -259,7 +293,6 @@ class Client(threading.Thread):
                 # What could not be asked in time is not asked in a heap afterwards.
                 due = time.monotonic()
             connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-            began = time.time()
             try:
                 connection.request(self.method, self.path, headers=self.headers)
                 answer = connection.getresponse()
@@ -270,17 +303,38 @@ class Client(threading.Thread):
             self.answers[status] = self.answers.get(status, 0) + 1
             if not 200 <= status < 300:
                 self.wrong[(status, slug(body))] = self.wrong.get((status, slug(body)), 0) + 1
-            self.answered(status, began, time.time())
-
-    def answered(self, status, sent, received):
-        """For those who want to know more."""
-
-    def stop(self):
-        self.stopped.set()
-        self.join()
 
     def asked(self):
         return sum(self.answers.copy().values())
+
+
+def stop(clients):
+    for client in clients:
+        client.stopped.set()
+    for client in clients:
+        client.join()
+
+
+class Until(threading.Thread):
+    """Asks a gateway with a key, 500 times a second, until it gives this status; when that was."""
+
+    def __init__(self, gateway, key, status):
+        super().__init__(daemon=True)
+        self.gateway, self.key, self.status, self.at = gateway, key, status, None
+        self.before, self.end = threading.Event(), time.monotonic() + DEADLINE
+
+    def run(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=DEADLINE)
+        while time.monotonic() < self.end:
+            connection.request("GET", "/", headers={"X-Api-Key": self.key})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status == self.status:
+                self.at = time.monotonic()
+                connection.close()
+                return
+            self.before.set()
+            time.sleep(0.002)
 
 
 def slug(body):
@@ -292,16 +346,13 @@ def slug(body):
 
 
 def binary_of(build):
-    """The gateway to try: `WASMGATE_BIN`, else the release build, which `build` makes where it has to be."""
+    """The gateway to try: `WASMGATE_BIN`, else the release build, made where `build` says so."""
     named = os.environ.get("WASMGATE_BIN")
-    if named:
-        if not os.access(named, os.X_OK):
-            sys.exit(f"WASMGATE_BIN names no program: {named}")
-        return Path(named)
-    binary = ROOT / "target/release/wasmgate"
-    if build or not binary.exists():
+    binary = Path(named or ROOT / "target/release/wasmgate")
+    if build and not named:
         if not shutil.which("cargo"):
             sys.exit("there is no cargo to build the gateway with: see https://rustup.rs, or name a built one with WASMGATE_BIN")
-        print("building the gateway (the first time takes some minutes)", flush=True)
         subprocess.run(["cargo", "build", "--locked", "--release", "--bin", "wasmgate"], cwd=ROOT, check=True)
+    if not os.access(binary, os.X_OK):
+        sys.exit(f"there is no gateway at {binary}")
     return binary
