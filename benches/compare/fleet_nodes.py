@@ -244,10 +244,10 @@ class Fleet:
         redis.start()
         return redis
 
-    def store(self, urls, more=""):
+    def store(self, urls, more="", auth=""):
         """The sections that all gateways of a fleet have in common."""
         return (
-            f'[auth]\npepper_file = "{self.folder}/pepper"\nfailures_per_minute = 1000000\n[store]\nkind = "redis"\n'
+            f'[auth]\npepper_file = "{self.folder}/pepper"\n{auth}[store]\nkind = "redis"\n'
             f'[store.redis]\nurls = {json.dumps(urls)}\nrecord_key_file = "{self.folder}/record-key"\n{more}'
         )
 

@@ -44,7 +44,7 @@ def junk(bench):
     """From one address, as they come to it by default, and from very many."""
     seconds = bench.seconds(15)
     for spread, where in ((0, "one address"), (1 << 20, "a million addresses")):
-        with bench.fleet(TIERS + '[server]\ntrusted_proxies = ["127.0.0.1"]\n', defaults=True) as fleet:
+        with bench.fleet(TIERS + '[server]\ntrusted_proxies = ["127.0.0.1"]\n', auth="") as fleet:
             good = fleet.gateways[0].new_key("acme", "enterprise")["key"]
             file, script = fleet.folder / "keys", fleet.folder / "junk.lua"
             file.write_text("\n".join(junk_key() for _ in range(200_000)))
