@@ -203,6 +203,7 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     tracing::info!("draining");
     let clean = running.drain().await;
     ticking.abort();
+    app.shared.limiter.close().await;
     app.flush().await;
     app.shared.engine.shutdown();
     if clean {

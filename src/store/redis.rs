@@ -11,6 +11,7 @@ mod core;
 mod fault;
 mod follow;
 mod keys;
+mod leases;
 mod link;
 mod modules;
 mod records;
@@ -36,7 +37,7 @@ use writer::Writer;
 /// well, `replicas` want `+wait`, a cluster `+cluster`; with `+info` the store can tell of settings that lose records.
 pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange \
                             +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval \
-                            +evalsha +client|tracking";
+                            +evalsha +time +client|tracking";
 
 /// The Redis servers. A URL is `redis://`, `rediss://` (which wants the process to have a default provider of rustls) or
 /// `unix://`, with user and password or without.
@@ -212,6 +213,11 @@ impl Names {
     /// Each blob has a slot of its own, so that a cluster shares them out.
     fn blob(&self, digest: Digest, part: &str) -> String {
         format!("{}:b:{{{}}}:{part}", self.fleet, digest.hex())
+    }
+
+    /// What gateways draw from and add up; each has a slot of its own as well.
+    fn bucket(&self, name: &str) -> String {
+        format!("{}:l:{{{name}}}", self.fleet)
     }
 
     fn sentinel(&self) -> String {
