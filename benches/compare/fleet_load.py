@@ -63,7 +63,7 @@ def most_in_a_window(admitted, rate):
     answered by t, so that it was admitted in between for certain.
 
     A tree over the requests in the order of sending: a node has how many of its requests are answered by t, and the
-    best of its s: requests behind it plus `rate * s`.
+    best s, just before one of them, by the number of requests since then plus `rate * s`.
     """
     by_sending = sorted(admitted)
     size = 1
@@ -71,15 +71,11 @@ def most_in_a_window(admitted, rate):
         size *= 2
     zero = by_sending[0][0]
     count, best = [0] * (2 * size), [float("-inf")] * (2 * size)
-    for place, (sent, _) in enumerate(by_sending):
-        best[size + place] = rate * (sent - zero)
-    for node in range(size - 1, 0, -1):
-        best[node] = max(best[2 * node], best[2 * node + 1])
     most = float("-inf")
     for place in sorted(range(len(by_sending)), key=lambda place: by_sending[place][1]):
         node = size + place
-        count[node] += 1
-        best[node] += 1
+        count[node] = 1
+        best[node] = rate * (by_sending[place][0] - zero) + 1
         while node > 1:
             node //= 2
             count[node] += 1
