@@ -55,6 +55,7 @@ pub struct Metrics {
     key_cache: IntGaugeVec,
     pub store_up: IntGauge,
     pub store_link_up: IntGauge,
+    pub fleet_nodes: IntGauge,
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
@@ -207,6 +208,10 @@ impl Metrics {
             store_link_up: gauge(
                 "store_link_up",
                 "1 while a shared store tells of what others change; always 1 with the embedded one",
+            ),
+            fleet_nodes: gauge(
+                "fleet_nodes",
+                "gateways that share the store, this one included, when it was last asked",
             ),
             store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
             upstream_requests: counter(

@@ -98,14 +98,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 }
 
 fn state(api: &Api) -> &'static str {
-    let shared = &api.app.shared;
-    if shared.is_draining() {
-        "draining"
-    } else if shared.is_ready() {
-        "ready"
-    } else {
-        "starting"
-    }
+    api.app.state().as_str()
 }
 
 /// The state of the gateway and of what it depends on; 503 when it isn't ready.
@@ -125,7 +118,7 @@ pub(super) async fn health(State(api): State<Arc<Api>>, actor: Actor) -> Result<
     let health = Health {
         status: state(&api),
         version: env!("CARGO_PKG_VERSION"),
-        started_at: api.started,
+        started_at: api.app.started_at,
         store,
         upstreams: upstream_health(&api.app.snapshot()),
     };

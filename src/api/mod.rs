@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::app::{App, AppError};
-use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp};
+use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier};
 use crate::engine::Turns;
 use crate::gateway::ApiService;
 use crate::store::StoreError;
@@ -61,7 +61,6 @@ pub fn services(app: Arc<App>) -> Services {
         inspections: Turns::new(INSPECTIONS, INSPECTION_QUEUE),
         resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
         changes: AtomicU64::new(0),
-        started: Timestamp::now(),
         app,
     });
     Services {
@@ -78,7 +77,6 @@ struct Api {
     resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,
-    started: Timestamp,
 }
 
 impl Api {

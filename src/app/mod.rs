@@ -5,6 +5,7 @@
 mod catalogue;
 pub mod files;
 mod follow;
+pub mod nodes;
 mod open;
 mod reload;
 pub mod secrets;
@@ -21,7 +22,7 @@ use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
-use crate::store::{AuditEntry, Store, StoreError};
+use crate::store::{AuditEntry, Node, Store, StoreError};
 use crate::telemetry::{LogControl, Metrics};
 use reload::{build_snapshot, warm_later};
 use secrets::BootstrapToken;
@@ -64,6 +65,9 @@ pub struct App {
     pub store: Arc<dyn Store>,
     pub logs: LogControl,
     pub bootstrap_token: BootstrapToken,
+    /// Of this run, among those of a fleet.
+    pub node_id: String,
+    pub started_at: Timestamp,
     /// `None`: the quickstart, which has no file.
     pub config_file: Option<PathBuf>,
     /// What the process was started with, for the settings that a reload does not change.
@@ -130,6 +134,8 @@ impl Opened {
             store,
             logs,
             bootstrap_token,
+            node_id: Node::new_id()?,
+            started_at: Timestamp::now(),
             config_file,
             started: config,
             swapping: tokio::sync::Mutex::new(()),

@@ -54,6 +54,8 @@ enum Command {
     Usage(operate::UsageArgs),
     /// List the routes in force.
     Routes(operate::ConnectArgs),
+    /// List the gateways of the fleet.
+    Nodes(operate::ConnectArgs),
     /// Show or set the log level.
     Logs(operate::LogsArgs),
     /// Print completions for a shell.
@@ -98,6 +100,7 @@ pub fn run() -> ExitCode {
         Some(Command::Tier(args)) => operate::tier(args, json),
         Some(Command::Usage(args)) => operate::usage(&args, json),
         Some(Command::Routes(args)) => operate::routes(&args, json),
+        Some(Command::Nodes(args)) => operate::nodes(&args, json),
         Some(Command::Logs(args)) => operate::logs(args, json),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();

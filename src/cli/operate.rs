@@ -1,4 +1,4 @@
-//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `routes`, `logs`.
+//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `routes`, `nodes`, `logs`.
 
 use std::process::ExitCode;
 
@@ -89,6 +89,23 @@ pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
             }
         }
         Ok(())
+    })
+}
+
+pub(super) fn nodes(args: &ConnectArgs, as_json: bool) -> Outcome {
+    print(&args.connect.client()?.get("/api/nodes", &[])?, as_json, |list| {
+        let columns = [
+            ("NAME", "/name"),
+            ("ID", "/id"),
+            ("THIS", "/this"),
+            ("STATE", "/state"),
+            ("VERSION", "/version"),
+            ("STARTED", "/started_at"),
+            ("GENERATION", "/generation"),
+            ("CONFIG", "/config_digest"),
+            ("SILENT_MS", "/silent_ms"),
+        ];
+        output::objects(&list["nodes"], &columns)
     })
 }
 

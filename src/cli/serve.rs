@@ -12,7 +12,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::quickstart;
-use crate::app::{App, AppError, Opened, files, tickers};
+use crate::app::{App, AppError, Opened, files, nodes, tickers};
 use crate::config::Config;
 use crate::gateway::server::{self, Running};
 use crate::{api, telemetry};
@@ -192,6 +192,7 @@ impl Stop {
 async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     let Started { app, running, .. } = started;
     let ticking = tokio::spawn(tickers::run(app.clone()));
+    let beating = tokio::spawn(nodes::run(app.clone()));
     loop {
         tokio::select! {
             () = signals.stop.told() => break,
@@ -203,8 +204,10 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     tracing::info!("draining");
     let clean = running.drain().await;
     ticking.abort();
+    beating.abort();
     app.shared.limiter.close().await;
     app.flush().await;
+    app.leave().await;
     app.shared.engine.shutdown();
     if clean {
         tracing::info!("stopped");

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use super::files::{Look, unseen};
 use super::raw::{At, Doc, Table};
 use super::{Config, routes, sections, store, upstreams};
+use crate::domain::Digest;
 
 /// Bound of a configuration file.
 const MAX_FILE: u64 = 16 << 20;
@@ -105,7 +106,7 @@ pub fn check(text: &str, file: &str, base: &Path, look: Look) -> Result<Config, 
         (None, doc.finish(look))
     };
     match config {
-        Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
+        Some(config) if errors.is_empty() => Ok(Config { warnings, digest: Digest::of(text.as_bytes()), ..config }),
         _ => {
             errors.extend(warnings);
             in_line_order(&mut errors);
@@ -131,6 +132,7 @@ fn read(t: &Table<'_>, base: &Path) -> Config {
         store,
         data_dir,
         warnings: Vec::new(),
+        digest: Digest::of(&[]),
     }
 }
 

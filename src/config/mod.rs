@@ -23,7 +23,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 
-use crate::domain::{Limits, ModuleRef, Name, OwnerId, ScopeSet, Tier};
+use crate::domain::{Digest, Limits, ModuleRef, Name, OwnerId, ScopeSet, Tier};
 
 pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
 pub use files::{FileUse, Finding, Look};
@@ -47,11 +47,15 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What the gateway runs with, and should not for long: an expired certificate.
     pub warnings: Vec<ConfigError>,
+    /// Of its text.
+    pub digest: Digest,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     pub listeners: Vec<Listener>,
+    /// In the list of a fleet's nodes; `None`: the machine's.
+    pub name: Option<Name>,
     /// Worker threads of the proxy; 0: one a core.
     pub threads: usize,
     pub trusted_proxies: Vec<IpNet>,

@@ -6,8 +6,20 @@ use super::{Admin, Auth, Compile, Config, Engine, Log, Server};
 
 /// The settings of `new` that differ from those the process `started` with and wait for a restart.
 pub fn waiting(started: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { server, admin, data_dir, auth, log, engine, store, tiers: _, upstreams: _, routes: _, warnings: _ } =
-        started;
+    let Config {
+        server,
+        admin,
+        data_dir,
+        auth,
+        log,
+        engine,
+        store,
+        tiers: _,
+        upstreams: _,
+        routes: _,
+        warnings: _,
+        digest: _,
+    } = started;
     let mut waiting = Vec::new();
     let mut once = |key, same: bool| waiting.extend((!same).then_some(key));
     once("data_dir", *data_dir == new.data_dir);
@@ -24,6 +36,7 @@ pub fn waiting(started: &Config, new: &Config) -> Vec<&'static str> {
 fn of_server(started: &Server, new: &Server, once: &mut impl FnMut(&'static str, bool)) {
     let Server {
         listeners: _,
+        name: _,
         threads,
         trusted_proxies: _,
         header_timeout: _,

@@ -38,6 +38,7 @@ pub fn server(t: &Table<'_>, base: &Path) -> Server {
     };
     Server {
         listeners: listeners.unwrap_or_else(plain),
+        name: t.opt("name", from_str::<Name>),
         threads: t.get("threads", 0, int(0..=1024)),
         trusted_proxies: t.list("trusted_proxies", text_with(network)),
         header_timeout: t.get("header_timeout", secs(10), duration(millis(100)..=HOUR)),

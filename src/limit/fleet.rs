@@ -4,7 +4,7 @@
 //! late, whereupon the lease goes on without it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,8 @@ pub struct Fleet {
     /// When the first alarm goes off.
     next: AtomicU64,
     alarm: Notify,
+    /// The store has been lost sight of: nobody may have asked since.
+    doubted: AtomicBool,
     figures: Figures,
 }
 
@@ -102,6 +104,7 @@ impl Fleet {
             round_trip: Mutex::new(ROUND_TRIP),
             next: AtomicU64::new(u64::MAX),
             alarm: Notify::new(),
+            doubted: AtomicBool::new(false),
             figures: Figures::default(),
         }
     }
@@ -173,8 +176,10 @@ pub async fn run(fleet: Arc<Fleet>, limiter: Weak<Limiter>) {
         let Some(limiter) = limiter.upgrade() else { return };
         let now = limiter.tick(Now::read());
         let probe = fleet.link.lock().probe_at();
-        if probe.is_some_and(|at| at <= now.mono) {
+        let is_doubted = probe.is_none() && fleet.doubted.swap(false, Ordering::AcqRel);
+        if is_doubted || probe.is_some_and(|at| at <= now.mono) {
             let answered = fleet.ask(fleet.buckets.probe()).await.is_some();
+            fleet.doubted.fetch_or(!answered, Ordering::AcqRel);
             limiter.heard(&fleet, answered);
             continue;
         }
@@ -203,6 +208,14 @@ impl Limiter {
                 link.nodes = nodes.max(1);
                 self.publish(&link);
             }
+        }
+    }
+
+    /// Something says that the store is away: it is asked, also while no request needs it.
+    pub fn doubt(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.doubted.store(true, Ordering::Release);
+            fleet.alarm.notify_one();
         }
     }
 

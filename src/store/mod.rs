@@ -3,10 +3,12 @@
 //! Module bytes and artifacts are not here: they are files by digest (see `engine`).
 
 pub mod embedded;
+mod fleet;
 pub mod redis;
 mod rules;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,8 @@ use crate::domain::{
     ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Rejection, Tier, Timestamp,
     TokenId, UsageDelta, UsageRecord,
 };
+
+pub use fleet::{ALIVE, LiveNode, Node, NodeState};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -140,7 +144,7 @@ pub trait Buckets: Send + Sync + 'static {
     /// One call of a lease of this bucket: the arguments and the integers of `redis/lease.lua`. Never sent twice.
     async fn lease(&self, bucket: &str, arguments: Vec<String>) -> Result<Vec<i64>>;
     /// What other nodes have used of this sum, for as long as it lives, and says what this one has.
-    async fn add_up(&self, sum: &str, node: &str, used: u64, life: std::time::Duration) -> Result<u64>;
+    async fn add_up(&self, sum: &str, node: &str, used: u64, life: Duration) -> Result<u64>;
     /// Whether they can be reached.
     async fn probe(&self) -> Result<()>;
 }
@@ -153,6 +157,15 @@ pub trait Store: Send + Sync + 'static {
     /// A store that has no others has none: whoever has it counts by itself.
     fn buckets(&self) -> Option<Arc<dyn Buckets>> {
         None
+    }
+
+    /// Tells that this gateway lives, and gives all that do ([`ALIVE`], by the store's clock), by their names. A store that
+    /// has no others knows of this one alone.
+    async fn beat(&self, node: &Node) -> Result<Vec<LiveNode>> {
+        Ok(vec![LiveNode { node: node.clone(), silent: Duration::ZERO }])
+    }
+    async fn leave(&self, _id: &str) -> Result<()> {
+        Ok(())
     }
 
     /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not

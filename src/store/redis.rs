@@ -14,6 +14,7 @@ mod keys;
 mod leases;
 mod link;
 mod modules;
+mod nodes;
 mod records;
 mod seal;
 mod servers;
@@ -116,6 +117,8 @@ impl fmt::Debug for RedisSettings {
 pub struct RedisStore {
     core: Arc<Core>,
     writer: Writer,
+    /// The script of a beat.
+    beat: String,
 }
 
 impl RedisStore {
@@ -142,7 +145,7 @@ impl RedisStore {
             let _ = told.send(known);
         });
         known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
-        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core }))
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: nodes::beat() }))
     }
 
     /// A number that no other store has, also not one that begins anew in the same place.

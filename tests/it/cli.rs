@@ -144,6 +144,8 @@ fn keys_tiers_routes_and_usage_of_a_running_gateway() {
     assert!(ok(verb(&gw, &["routes"])).contains("all"));
     assert!(json(verb(&gw, &["usage", "--owner", "acme", "--json"])).is_object());
     assert!(ok(verb(&gw, &["audit"])).contains(id));
+    assert!(ok(verb(&gw, &["nodes"])).contains("ready"));
+    assert_eq!(json(verb(&gw, &["nodes", "--json"]))["nodes"][0]["this"], true);
     ok(verb(&gw, &["health"]));
 }
 

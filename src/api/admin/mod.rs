@@ -2,6 +2,7 @@
 
 mod audit;
 mod config;
+mod nodes;
 mod runtime;
 mod tiers;
 mod tokens;
@@ -20,6 +21,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(config::routes))
         .routes(routes!(config::check))
         .routes(routes!(config::reload))
+        .routes(routes!(nodes::list))
         .routes(routes!(runtime::drain))
         .routes(routes!(runtime::log_level, runtime::set_log_level))
         .routes(routes!(runtime::state))

@@ -149,7 +149,7 @@ pub(in crate::api) async fn state(State(api): State<Arc<Api>>, actor: Actor) -> 
     let stats = shared.engine.stats();
     let state = RuntimeState {
         version: env!("CARGO_PKG_VERSION"),
-        started_at: api.started,
+        started_at: api.app.started_at,
         ready: shared.is_ready(),
         draining: shared.is_draining(),
         generation: snapshot.generation,

@@ -68,6 +68,13 @@ pub enum Committed {
     Conflict,
 }
 
+impl Known {
+    /// As it has to be there.
+    pub fn sentinel(&self) -> &[u8] {
+        &self.sentinel
+    }
+}
+
 impl Core {
     pub fn new(settings: &RedisSettings) -> Result<Self> {
         let (running, runtime) = start_thread()?;
@@ -280,7 +287,7 @@ fn start_thread() -> Result<(oneshot::Sender<()>, Handle)> {
     Ok((running, handle))
 }
 
-fn lost() -> StoreError {
+pub fn lost() -> StoreError {
     let what = "the store has lost its data, or another one has taken its place: restore it; to begin anew, delete \
                 `store.id` in the gateways' data directories and restart them";
     StoreError::Unavailable(what.into())

@@ -13,8 +13,8 @@ use crate::domain::{
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
-    AdminToken, AuditEntry, Buckets, Changes, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation,
-    Store, Stored, UsageRow, new_module_id,
+    AdminToken, AuditEntry, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewVersion, Node, Page, Result,
+    Retention, Rotation, Store, Stored, UsageRow, new_module_id,
 };
 
 /// Audit lines read at once.
@@ -28,6 +28,14 @@ impl Store for RedisStore {
 
     fn buckets(&self) -> Option<Arc<dyn Buckets>> {
         Some(Arc::new(SharedBuckets::new(self.core.clone())))
+    }
+
+    async fn beat(&self, node: &Node) -> Result<Vec<LiveNode>> {
+        self.tell_of(&node.id, Some(node)).await
+    }
+
+    async fn leave(&self, id: &str) -> Result<()> {
+        self.tell_of(id, None).await.map(drop)
     }
 
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use sha2::Sha256;
 use wasmgate::domain::{ApiKey, Digest};
 use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
-use wasmgate::store::{AdminToken, KvIncr, NoRoom, Role, Store, StoreError};
+use wasmgate::store::{ALIVE, AdminToken, KvIncr, NoRoom, Node, NodeState, Role, Store, StoreError};
 
 use super::{Case, at, check_acknowledged, entry, hash, key, kv, name, room, together, version, write_all_kinds};
 use crate::support::redis::Redis;
@@ -203,6 +203,71 @@ async fn a_look_up_of_a_key_is_one_command() {
     }))
     .await;
     assert!(calls(&redis, "evalsha") >= 6);
+}
+
+fn node(id: &str) -> Node {
+    Node {
+        id: id.into(),
+        name: format!("gateway {id}"),
+        version: "1.0.0".into(),
+        started_at: at(1),
+        state: NodeState::Ready,
+        generation: 1,
+        config: Digest::of(b"a file"),
+    }
+}
+
+async fn beat(store: &RedisStore, id: &str) -> Vec<String> {
+    store.beat(&node(id)).await.unwrap().into_iter().map(|live| live.node.id).collect()
+}
+
+async fn check_nodes(redis: Redis) {
+    let (a, b) = (open(&redis), open(&redis));
+    assert_eq!(beat(&a, "a").await, ["a"]);
+    assert_eq!(beat(&b, "b").await, ["a", "b"]);
+    let live = a.beat(&Node { state: NodeState::Draining, ..node("a") }).await.unwrap();
+    assert_eq!(live[0].node, Node { state: NodeState::Draining, ..node("a") });
+    assert!(live.iter().all(|live| live.silent < ALIVE));
+    a.leave("a").await.unwrap();
+    assert_eq!(beat(&b, "b").await, ["b"]);
+    // One that is silent: by the server's clock.
+    beat(&a, "a").await;
+    let end = Instant::now() + DEADLINE;
+    while beat(&b, "b").await != ["b"] {
+        assert!(Instant::now() < end, "it lives for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(redis.cli(&["hkeys", "test:{r}:nodes"]).trim(), "b");
+}
+
+#[tokio::test]
+async fn nodes_live_as_long_as_they_are_heard_of() {
+    check_nodes(Redis::start()).await;
+}
+
+#[tokio::test]
+async fn nodes_live_so_in_a_cluster() {
+    check_nodes(Redis::start_cluster()).await;
+}
+
+#[tokio::test]
+async fn a_forged_node_is_none() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    beat(&store, "a").await;
+    // A good record under another name, one of a time to come, and bytes.
+    let eval = |script: &str| redis.cli(&["eval", script, "1", "test:{r}:nodes"]);
+    eval("redis.call('hset', KEYS[1], 'other', redis.call('hget', KEYS[1], 'a'))");
+    assert_eq!(beat(&store, "a").await, ["a"]);
+    assert_eq!(store.forged_records(), 1);
+    eval("local all = redis.call('hget', KEYS[1], 'a') redis.call('hset', KEYS[1], 'a', '99999999999999' .. all)");
+    eval("redis.call('hset', KEYS[1], 'x', 'y') redis.call('hset', KEYS[1], '', '')");
+    assert_eq!(beat(&store, "b").await, ["b"]);
+    assert_eq!(redis.cli(&["hlen", "test:{r}:nodes"]).trim(), "2");
+    // In a store that was lost nobody lives.
+    redis.cli(&["flushall"]);
+    assert!(is_unavailable(&store.beat(&node("a")).await));
+    assert_eq!(redis.cli(&["dbsize"]).trim(), "0");
 }
 
 // ---- forgery ----

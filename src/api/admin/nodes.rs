@@ -1,0 +1,58 @@
+//! The gateways of the fleet.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::api::access::Actor;
+use crate::api::openapi::json;
+use crate::api::{Api, refused};
+use crate::domain::{Digest, Rejection, Timestamp};
+use crate::store::{LiveNode, Node, NodeState, Role};
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct NodeList {
+    nodes: Vec<NodeView>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub(in crate::api) struct NodeView {
+    /// Of one run of the process.
+    id: String,
+    /// `server.name`, or the machine's.
+    name: String,
+    /// Whether it is the gateway that answers.
+    this: bool,
+    state: NodeState,
+    version: String,
+    #[schema(value_type = String)]
+    started_at: Timestamp,
+    /// Of the configuration in use; counts up with every swap.
+    generation: u64,
+    /// Of the configuration file in use.
+    #[schema(value_type = String)]
+    config_digest: Digest,
+    /// Since it was last heard of, by the store's clock.
+    silent_ms: u64,
+}
+
+impl NodeView {
+    fn new(LiveNode { node, silent }: LiveNode, this: &str) -> Self {
+        let Node { id, name, version, started_at, state, generation, config } = node;
+        let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
+        Self { this: id == this, id, name, state, version, started_at, generation, config_digest: config, silent_ms }
+    }
+}
+
+/// Lists the gateways that share the store, this one among them: those heard of in the last ten seconds.
+#[utoipa::path(get, path = "/api/nodes", tag = "admin",
+    responses((status = 200, description = "the gateways, by their names", body = NodeList)))]
+pub(in crate::api) async fn list(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
+    actor.need_role(Role::Viewer)?;
+    let nodes = api.app.beat().await.map_err(refused)?;
+    let nodes = nodes.into_iter().map(|node| NodeView::new(node, &api.app.node_id)).collect();
+    Ok(json(StatusCode::OK, NodeList { nodes }))
+}
