@@ -4,13 +4,14 @@ mod limits;
 mod nodes;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use wasmgate::store::redis::COMMANDS;
 
 use crate::support::admin::NewKey;
+use crate::support::gateway::binary;
 use crate::support::redis::Redis;
 use crate::support::toml::{route, upstream};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually, try_serve, wat};
@@ -222,4 +223,20 @@ fn a_gateway_with_another_record_key_does_not_start() {
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(other.status.code() == Some(2) && said.contains("record key"), "{said}");
     assert_eq!(ask(&node, &node.key()), 200);
+}
+
+/// What it shows it also checks; how fast all of it is depends on the machine.
+#[test]
+fn the_demo_shows_what_it_says() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/fleet-demo");
+    let ran = std::process::Command::new(demo).arg("--quick").env("WASMGATE_BIN", binary()).output();
+    let ran = ran.expect("python3 is there: `apt-get install python3`");
+    let (said, wrong) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success() && wrong.is_empty(), "{said}{wrong}");
+    for shown in ["1. One limit", "2. Revocations", "3. An outage", "4. The fleet", "ended and removed"] {
+        assert!(said.contains(shown), "{said}");
+    }
+    assert!(!said.contains("DOES NOT HOLD") && said.matches("holds:").count() >= 8, "{said}");
+    let folder = said.split_whitespace().find_map(|word| word.strip_suffix(':').filter(|word| word.starts_with('/')));
+    assert!(!Path::new(folder.expect("it says where it works")).exists(), "{said}");
 }
