@@ -13,6 +13,7 @@ pub mod tickers;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
@@ -56,6 +57,8 @@ pub struct Opened {
     pub auth: Arc<Authenticator>,
     pub engine: Arc<Engine>,
     limiter: Arc<Limiter>,
+    /// Counters of before could not be read.
+    forgets: bool,
     bootstrap_token: BootstrapToken,
 }
 
@@ -76,6 +79,8 @@ pub struct App {
     pub catalogue: tokio::sync::RwLock<()>,
     /// Blobs of a shared store that nothing referred to at the last sweep.
     orphans: parking_lot::Mutex<HashSet<Digest>>,
+    /// The counters that the store has were not read yet, so none are written over them.
+    forgets: AtomicBool,
 }
 
 impl Opened {
@@ -105,13 +110,18 @@ impl Opened {
         })
         .map_err(|e| AppError::setting("engine", e))?;
         let limiter = Limiter::new(MAX_SUBJECTS);
-        limiter.restore(store.load_counters().await?, Now::read());
-        Ok(Opened { config: Arc::new(config), store, auth, engine, limiter, bootstrap_token })
+        let counters = match store.load_counters().await {
+            Err(error) if open::does_without(&config, &error) => None,
+            read => Some(read?),
+        };
+        let forgets = counters.is_none();
+        limiter.restore(counters.unwrap_or_default(), Now::read());
+        Ok(Opened { config: Arc::new(config), store, auth, engine, limiter, forgets, bootstrap_token })
     }
 
     /// Builds the first snapshot. Listens to nothing yet.
     pub async fn start(self, config_file: Option<PathBuf>, logs: LogControl) -> Result<Arc<App>, AppError> {
-        let Opened { config, store, auth, engine, limiter, bootstrap_token } = self;
+        let Opened { config, store, auth, engine, limiter, forgets, bootstrap_token } = self;
         let metrics = Metrics::new();
         metrics.store_up.set(1);
         // A shared store says otherwise until it is followed.
@@ -133,6 +143,7 @@ impl Opened {
             drain: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
+            forgets: AtomicBool::new(forgets),
         });
         follow::begin(&app);
         Ok(app)
@@ -179,6 +190,17 @@ impl App {
             tracing::error!(%error, actor = entry.actor, action = entry.action, subject = entry.subject,
                 detail = entry.detail, "a change is missing in the audit log");
         }
+    }
+
+    /// Takes up the counters that the store has, where the start had to do without them.
+    async fn recall_counters(&self) -> Result<(), StoreError> {
+        if self.forgets.load(Ordering::Acquire) {
+            let counters = self.store.load_counters().await?;
+            if self.forgets.swap(false, Ordering::AcqRel) {
+                self.shared.limiter.restore(counters, Now::read());
+            }
+        }
+        Ok(())
     }
 
     /// Asks the serve command to drain and stop, as SIGTERM does.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::App;
 use crate::domain::{Timestamp, UsageDelta};
 use crate::limit::limiter::Now;
-use crate::store::Retention;
+use crate::store::{Retention, StoreError};
 
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -71,6 +71,16 @@ impl App {
         }
     }
 
+    async fn save_counters(&self) -> Result<(), StoreError> {
+        self.recall_counters().await?;
+        let now = Now::read();
+        let counters = self.shared.limiter.counters(now);
+        if counters.is_empty() {
+            return Ok(());
+        }
+        self.store.save_counters(&counters, now.wall.unix_seconds() - COUNTER_LIFE_SECONDS).await
+    }
+
     /// Writes usage, execution counts and calendar counters.
     pub async fn flush(&self) {
         let began = Instant::now();
@@ -95,11 +105,7 @@ impl App {
             }
             failed = Some(e);
         }
-        let now = Now::read();
-        let counters = self.shared.limiter.counters(now);
-        if !counters.is_empty()
-            && let Err(e) = self.store.save_counters(&counters, now.wall.unix_seconds() - COUNTER_LIFE_SECONDS).await
-        {
+        if let Err(e) = self.save_counters().await {
             failed = Some(e);
         }
         self.shared.metrics.store_operation("flush", began.elapsed());

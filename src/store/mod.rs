@@ -33,6 +33,9 @@ pub enum StoreError {
     Unavailable(String),
     #[error("the store is damaged: {0}")]
     Corrupt(String),
+    /// It answers, and what it had is gone, or another store's.
+    #[error("{0}")]
+    Lost(String),
     /// It is not this gateway's.
     #[error("{0}")]
     Foreign(String),
@@ -47,7 +50,7 @@ impl StoreError {
         use StoreError::*;
         match self {
             NotFound(_) | Conflict(_) | Limit(_) | NoRoom(_) => true,
-            Full | Unavailable(_) | Corrupt(_) | Foreign(_) | Newer { .. } => false,
+            Full | Unavailable(_) | Corrupt(_) | Lost(_) | Foreign(_) | Newer { .. } => false,
         }
     }
 }
@@ -60,8 +63,10 @@ impl From<StoreError> for Rejection {
             StoreError::Conflict(what) | StoreError::Limit(what) => Rejection::Conflict(what),
             StoreError::NoRoom(why) => Rejection::Conflict(why.to_string()),
             StoreError::Full => Rejection::StorageFull,
-            StoreError::Unavailable(_) => Rejection::StoreUnavailable,
-            StoreError::Corrupt(_) | StoreError::Foreign(_) | StoreError::Newer { .. } => Rejection::Internal,
+            StoreError::Unavailable(_) | StoreError::Lost(_) | StoreError::Foreign(_) | StoreError::Newer { .. } => {
+                Rejection::StoreUnavailable
+            }
+            StoreError::Corrupt(_) => Rejection::Internal,
         }
     }
 }
@@ -138,6 +143,11 @@ pub trait Changes: Send + Sync + 'static {
 pub trait Store: Send + Sync + 'static {
     /// Has `changes` told of what others change. A store that has no others does nothing.
     fn follow(&self, _changes: Arc<dyn Changes>) {}
+
+    /// Asks it whether it can be used.
+    async fn check(&self) -> Result<()> {
+        self.tiers().await.map(drop)
+    }
 
     /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
     /// counted (checked with the write, as of the key's `created_at`). An id or hash that exists is a `Conflict`.

@@ -25,6 +25,10 @@ impl Store for RedisStore {
         self.begin_following(changes);
     }
 
+    async fn check(&self) -> Result<()> {
+        self.core.confirm(true).await
+    }
+
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {
         let key = key.clone();
         let lane = key.owner.clone();

@@ -45,7 +45,7 @@ fn open_error(settings: RedisSettings) -> StoreError {
 }
 
 fn is_unavailable<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
-    matches!(result, Err(StoreError::Unavailable(_)))
+    matches!(result, Err(StoreError::Unavailable(_) | StoreError::Lost(_)))
 }
 
 /// Each case under a prefix of its own, all at once: most of their time they wait for the disk.
@@ -391,7 +391,7 @@ async fn a_store_that_was_lost_is_unavailable_and_not_empty() {
     redis.cli(&["flushall"]);
     let lost = async |when: &str| {
         let told = store.key_by_hash(&hash(1)).await;
-        assert!(matches!(&told, Err(StoreError::Unavailable(why)) if why.contains("lost")), "{when}: {told:?}");
+        assert!(matches!(&told, Err(StoreError::Lost(why)) if why.contains("begin anew")), "{when}: {told:?}");
         assert!(is_unavailable(&store.key(&"key_1".into()).await), "{when}");
         assert!(is_unavailable(&store.keys(None).await), "{when}");
         assert!(is_unavailable(&store.module(&alice, &name("m")).await), "{when}");
@@ -419,14 +419,24 @@ async fn a_store_that_was_lost_is_unavailable_and_not_empty() {
 #[test]
 fn a_gateway_that_knows_its_store_begins_no_other() {
     let redis = Redis::start();
-    let id = open(&redis).store_id().to_owned();
-    let again = || RedisSettings { store_id: Some(id.clone()), ..settings(&Server::Single(redis.url()), "test") };
+    let file = redis.dir.path().join("store.id");
+    let again = || RedisSettings { id_file: Some(file.clone()), ..settings(&Server::Single(redis.url()), "test") };
+    let id = RedisStore::open(again()).unwrap().store_id().to_owned();
     assert_eq!(RedisStore::open(again()).unwrap().store_id(), id);
     redis.cli(&["flushall"]);
-    assert!(open_error(again()).to_string().contains("lost"));
+    let remedy = format!("delete `{}` on every gateway", file.display());
+    let refused = |what: &str| {
+        let told = open_error(again());
+        let StoreError::Lost(why) = &told else { panic!("{told:?}") };
+        assert!(why.contains(what) && why.contains(&remedy), "{why}");
+    };
+    refused("lost");
     assert_eq!(redis.cli(&["dbsize"]).trim(), "0");
     assert_ne!(open(&redis).store_id(), id);
-    assert!(open_error(again()).to_string().contains("lost"));
+    refused("another store");
+    std::fs::remove_file(&file).unwrap();
+    let anew = RedisStore::open(again()).unwrap();
+    assert_eq!(RedisStore::open(again()).unwrap().store_id(), anew.store_id());
 }
 
 #[tokio::test]
