@@ -49,7 +49,8 @@ pub struct Metrics {
     rate_limit_violations: IntCounterVec,
     auth: [IntCounter; AuthResult::NAMES.len()],
     key_cache: IntGaugeVec,
-    pub store_up: IntGauge,
+    store_up: IntGauge,
+    store_state: IntGaugeVec,
     pub store_link_up: IntGauge,
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
@@ -189,7 +190,8 @@ impl Metrics {
             rate_limit_violations: counter("rate_limit_violations_total", "requests over a limit", &["tier", "policy"]),
             auth: AuthResult::NAMES.map(|result| auth.with_label_values(&[result])),
             key_cache: gauges("key_cache", "key cache look-ups by result", &["result"]),
-            store_up: gauge("store_up", "1 while the store answers"),
+            store_up: gauge("store_up", "1 while the store can be used"),
+            store_state: gauges("store_state", "1 for the state that the store is in, as health names it", &["state"]),
             store_link_up: gauge(
                 "store_link_up",
                 "1 while a shared store tells of what others change; always 1 with the embedded one",
@@ -301,6 +303,13 @@ impl Metrics {
             [("hit", stats.hit), ("miss", stats.miss), ("stale", stats.stale), ("negative", stats.negative)]
         {
             self.key_cache.with_label_values(&[result]).set(signed(n));
+        }
+    }
+
+    pub fn set_store(&self, states: impl IntoIterator<Item = (&'static str, bool)>, is_up: bool) {
+        self.store_up.set(i64::from(is_up));
+        for (state, is_in) in states {
+            self.store_state.with_label_values(&[state]).set(i64::from(is_in));
         }
     }
 

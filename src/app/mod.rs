@@ -123,7 +123,6 @@ impl Opened {
     pub async fn start(self, config_file: Option<PathBuf>, logs: LogControl) -> Result<Arc<App>, AppError> {
         let Opened { config, store, auth, engine, limiter, forgets, bootstrap_token } = self;
         let metrics = Metrics::new();
-        metrics.store_up.set(1);
         // A shared store says otherwise until it is followed.
         metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();

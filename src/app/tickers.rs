@@ -109,9 +109,9 @@ impl App {
             failed = Some(e);
         }
         self.shared.metrics.store_operation("flush", began.elapsed());
-        self.shared.metrics.store_up.set(i64::from(failed.is_none()));
-        if let Some(e) = failed {
+        if let Some(e) = &failed {
             tracing::error!(error = %e, "usage and counters could not be written; they are kept and tried again");
         }
+        self.shared.set_written(failed);
     }
 }

@@ -144,6 +144,11 @@ pub trait Store: Send + Sync + 'static {
     /// Has `changes` told of what others change. A store that has no others does nothing.
     fn follow(&self, _changes: Arc<dyn Changes>) {}
 
+    /// What is known at this moment of why it can't be used, without asking it.
+    fn fault(&self) -> Option<StoreError> {
+        None
+    }
+
     /// Asks it whether it can be used.
     async fn check(&self) -> Result<()> {
         self.tiers().await.map(drop)

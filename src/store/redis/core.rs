@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Value};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -38,6 +39,8 @@ pub struct Core {
     runtime: Handle,
     settings: RedisSettings,
     known: OnceLock<Known>,
+    /// Why the store can't be used, as it was found last.
+    trouble: Mutex<Option<StoreError>>,
     /// Held by who looks whether the store can be used.
     opening: tokio::sync::Mutex<()>,
     script: String,
@@ -81,6 +84,7 @@ impl Core {
             runtime,
             settings,
             known: OnceLock::new(),
+            trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             script,
             name: random()?,
@@ -142,9 +146,40 @@ impl Core {
         if !met_absence {
             return Ok(());
         }
-        let known = self.known().await?;
-        let found = self.sentinel().await?;
-        if found.as_ref() == Some(&known.sentinel) { Ok(()) } else { Err(self.misfit(found.as_deref())) }
+        self.known().await?;
+        match self.sentinel().await {
+            Ok(found) => self.saw(found.as_deref()),
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
+    /// What is in the place of the sentinel, as it was just read.
+    pub fn saw(&self, found: Option<&[u8]>) -> Result<()> {
+        let Some(known) = self.known.get() else { return Ok(()) };
+        self.note(if found == Some(&known.sentinel) { Ok(()) } else { Err(self.misfit(found)) })
+    }
+
+    /// Keeps whether the store can be used, and tells of it when that changes.
+    fn note<T>(&self, found: Result<T>) -> Result<T> {
+        let mut trouble = self.trouble.lock();
+        let before = std::mem::replace(&mut *trouble, found.as_ref().err().cloned());
+        match (before, &*trouble) {
+            (before, Some(error)) if before.as_ref() != Some(error) && !matches!(error, StoreError::Unavailable(_)) => {
+                tracing::error!(%error, "the store can't be used");
+            }
+            (Some(before), None) if !matches!(before, StoreError::Unavailable(_)) => {
+                tracing::info!("the store can be used again");
+            }
+            _ => {}
+        }
+        found
+    }
+
+    /// What is known at this moment of why the store can't be used.
+    pub fn fault(&self) -> Option<StoreError> {
+        let unseen = || StoreError::Unavailable("redis: it has not answered yet".into());
+        let trouble = self.link.outage().or_else(|| self.trouble.lock().clone());
+        trouble.or_else(|| self.known.get().is_none().then(unseen))
     }
 
     /// What is wrong with what is in the place of the sentinel that was there.
@@ -192,7 +227,7 @@ impl Core {
         if let Some(known) = self.known.get() {
             return Ok(known);
         }
-        let known = self.recognise().await?;
+        let known = self.note(self.recognise().await)?;
         self.advice().await.iter().for_each(|advice| tracing::warn!("{advice}"));
         Ok(self.known.get_or_init(|| known))
     }

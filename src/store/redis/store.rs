@@ -13,7 +13,7 @@ use crate::domain::{
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
     AdminToken, AuditEntry, Changes, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation,
-    Store, Stored, UsageRow, new_module_id,
+    Store, StoreError, Stored, UsageRow, new_module_id,
 };
 
 /// Audit lines read at once.
@@ -23,6 +23,10 @@ const LINES: u64 = 1_000;
 impl Store for RedisStore {
     fn follow(&self, changes: Arc<dyn Changes>) {
         self.begin_following(changes);
+    }
+
+    fn fault(&self) -> Option<StoreError> {
+        self.core.fault()
     }
 
     async fn check(&self) -> Result<()> {

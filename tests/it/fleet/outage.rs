@@ -1,8 +1,9 @@
 //! What a gateway does while its Redis is away, frozen, emptied or another one, and how it finds back.
 
 use super::{Fleet, ask, followed, keyed, tagging};
-use crate::support::toml::{route, upstream};
-use crate::support::{Gateway, Upstream, eventually, try_serve};
+use crate::cli::{ok, verb};
+use crate::support::toml::route;
+use crate::support::{Gateway, Request, Upstream, eventually, try_serve};
 
 /// What needs no store, a handler, and the rest with a key.
 fn mixed(up: &Upstream) -> String {
@@ -63,4 +64,84 @@ fn a_store_that_turns_out_to_be_anothers_is_not_used() {
     assert_eq!(status(&node, "/open"), 200);
     node.get("/").key(&key).send().problem(503, "store-unavailable");
     node.admin("GET", "/api/auth/keys").send().problem(503, "store-unavailable");
+}
+
+/// What `/health/ready` says: always that the gateway is fit for traffic.
+fn reasons(node: &Gateway) -> Vec<String> {
+    let ready = Request::new(node.admin, "GET", "/health/ready").send().expect(200).json();
+    let reasons: Vec<String> =
+        ready["reasons"].as_array().into_iter().flatten().map(|r| r.as_str().expect("text").to_owned()).collect();
+    assert_eq!(ready["status"], if reasons.is_empty() { "ready" } else { "degraded" }, "{ready}");
+    reasons
+}
+
+fn is_in(node: &Gateway, state: &str) -> bool {
+    let is_up = node.metric("store_up", &[]) == 1.0;
+    node.metric("store_state", &[&format!("state=\"{state}\"")]) == 1.0 && is_up == (state == "up")
+}
+
+#[test]
+fn a_gateway_without_redis_is_degraded_and_ready() {
+    let (mut fleet, up) = (Fleet::new(), Upstream::echo());
+    let health = "match.path_prefix = \"/health\"\ntarget.health = true\nauth = \"none\"";
+    let node = Gateway::start(&fleet.config(&(keyed(&up) + &route("health", health))));
+    let key = node.key();
+    assert_eq!(ask(&node, &key), 200);
+    followed(&node);
+    eventually("it is whole", || reasons(&node).is_empty() && is_in(&node, "up"));
+    assert!(ok(verb(&node, &["health"])).starts_with("ready "));
+    // Killed, and then cut off: seen without any request.
+    for kill in [true, false] {
+        if kill {
+            fleet.redis.kill()
+        } else {
+            fleet.redis.freeze()
+        }
+        eventually("it is known", || is_in(&node, "unreachable"));
+        eventually("and why", || reasons(&node).iter().any(|reason| reason == "store-unreachable"));
+        assert_eq!(ask(&node, &key), 200);
+        assert_eq!(node.get("/health/ready").send().expect(200).text(), "{\"status\":\"degraded\"}");
+        let details = node.admin("GET", "/health").send().expect(200).json();
+        assert_eq!((&details["store"], &details["status"]), (&"unreachable".into(), &"degraded".into()), "{details}");
+        let text = ok(verb(&node, &["health"]));
+        assert!(text.starts_with("degraded ") && text.contains("store-unreachable: "), "{text}");
+        eventually("keys are served as stale", || {
+            assert_eq!(ask(&node, &key), 200);
+            node.metric("key_cache", &["stale"]) > 0.0
+        });
+        if kill {
+            fleet.redis.restart()
+        } else {
+            fleet.redis.thaw()
+        }
+        eventually("it is whole again", || reasons(&node).is_empty() && is_in(&node, "up"));
+    }
+}
+
+#[test]
+fn a_flushed_store_is_told_without_being_asked() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let node = Gateway::start(&fleet.config(&keyed(&up)));
+    followed(&node);
+    fleet.redis.cli(&["flushall"]);
+    eventually("it is known", || is_in(&node, "lost"));
+    assert_eq!(reasons(&node), ["store-lost"]);
+    let remedy = format!("delete `{}` on every gateway", node.dir.path().join("data/store.id").display());
+    let details = node.admin("GET", "/health").send().expect(200).json();
+    assert!(details["degraded"][0]["detail"].as_str().is_some_and(|detail| detail.contains(&remedy)), "{details}");
+    assert!(node.log().contains(&remedy), "{}", node.log());
+}
+
+#[test]
+fn a_link_that_is_cut_alone_is_told_as_that() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let node = Gateway::start(&fleet.config(&keyed(&up)));
+    followed(&node);
+    fleet.redis.cli(&["acl", "setuser", "default", "-client|tracking"]);
+    fleet.redis.cli(&["client", "kill", "type", "normal"]);
+    eventually("it is known", || reasons(&node) == ["store-link-down"]);
+    assert!(is_in(&node, "up"));
+    assert_eq!(ask(&node, &node.key()), 200);
+    fleet.redis.cli(&["acl", "setuser", "default", "+client|tracking"]);
+    eventually("it is whole again", || reasons(&node).is_empty());
 }
