@@ -51,6 +51,8 @@ pub struct Metrics {
     key_cache: IntGaugeVec,
     store_up: IntGauge,
     store_state: IntGaugeVec,
+    /// Set, by one at a time.
+    store_forged: Mutex<IntCounter>,
     pub store_link_up: IntGauge,
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
@@ -165,6 +167,12 @@ impl Metrics {
             .expect("the process collector is registered once");
         let wasm_fuel = IntCounter::new("wasm_fuel_total", "fuel units used by guests").expect(VALID);
         registry.register(Box::new(wasm_fuel.clone())).expect(VALID);
+        let store_forged = IntCounter::new(
+            "store_forged_records_total",
+            "records of a shared store that nobody with its record key has written; they count as absent",
+        )
+        .expect(VALID);
+        registry.register(Box::new(store_forged.clone())).expect(VALID);
         let auth = counter("auth_total", "authentications by result", &["result"]);
         Arc::new(Self {
             http_requests: counter("http_requests_total", "requests answered", &["route", "method", "status_class"]),
@@ -196,6 +204,7 @@ impl Metrics {
                 "store_link_up",
                 "1 while a shared store tells of what others change; always 1 with the embedded one",
             ),
+            store_forged: Mutex::new(store_forged),
             store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
             upstream_requests: counter(
                 "upstream_requests_total",
@@ -306,7 +315,9 @@ impl Metrics {
         }
     }
 
-    pub fn set_store(&self, states: impl IntoIterator<Item = (&'static str, bool)>, is_up: bool) {
+    pub fn set_store(&self, states: impl IntoIterator<Item = (&'static str, bool)>, is_up: bool, forged: u64) {
+        let counter = self.store_forged.lock();
+        counter.inc_by(forged.saturating_sub(counter.get()));
         self.store_up.set(i64::from(is_up));
         for (state, is_in) in states {
             self.store_state.with_label_values(&[state]).set(i64::from(is_in));

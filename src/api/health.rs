@@ -159,7 +159,8 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, actor: Actor) -> Result
     shared.metrics.set_engine(&shared.engine.stats());
     shared.metrics.set_key_cache(&shared.auth.stats());
     let store = shared.store_state();
-    shared.metrics.set_store(StoreState::ALL.map(|state| (state.as_str(), state == store)), store == StoreState::Up);
+    let states = StoreState::ALL.map(|state| (state.as_str(), state == store));
+    shared.metrics.set_store(states, store == StoreState::Up, api.app.store.forged_records());
     let text = shared.metrics.render(shared.engine.guest_metrics()).map_err(|error| {
         tracing::error!(%error, "metrics can't be written");
         Rejection::Internal

@@ -149,6 +149,11 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
+    /// Records found so far that were forged, altered or moved.
+    fn forged_records(&self) -> u64 {
+        0
+    }
+
     /// Asks it whether it can be used.
     async fn check(&self) -> Result<()> {
         self.tiers().await.map(drop)

@@ -163,11 +163,6 @@ impl RedisStore {
         self.core.link.is_up()
     }
 
-    /// Records found so far that were forged, altered or moved.
-    pub fn forged_records(&self) -> u64 {
-        self.core.forged()
-    }
-
     /// Tells `changes` of what others change, from now on.
     fn begin_following(&self, changes: Arc<dyn Changes>) {
         self.core.spawn(follow::follow(Arc::downgrade(&self.core), changes));

@@ -222,3 +222,20 @@ fn a_gateway_with_another_record_key_does_not_start() {
     assert!(other.status.code() == Some(2) && said.contains("record key"), "{said}");
     assert_eq!(ask(&node, &node.key()), 200);
 }
+
+#[test]
+fn forged_records_are_counted_and_told() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let node = Gateway::start(&fleet.config(&keyed(&up)));
+    let keys: Vec<_> = (0..5).map(|_| node.key()).collect();
+    assert_eq!(node.metric("store_forged_records_total", &[]), 0.0);
+    for record in fleet.redis.cli(&["--scan", "--pattern", "wasmgate:{r}:kh:*"]).lines() {
+        fleet.redis.set(record, b"{\"tier\":\"enterprise\"}");
+    }
+    for key in &keys {
+        assert_eq!(ask(&node, key), 401);
+    }
+    assert!(node.metric("store_forged_records_total", &[]) >= 5.0);
+    let told = node.log().matches("was altered or forged").count();
+    assert!(told == 1, "one line in ten seconds, not {told}");
+}

@@ -29,6 +29,10 @@ impl Store for RedisStore {
         self.core.fault()
     }
 
+    fn forged_records(&self) -> u64 {
+        self.core.forged()
+    }
+
     async fn check(&self) -> Result<()> {
         self.core.confirm(true).await
     }
