@@ -89,8 +89,8 @@ impl Opened {
         let data_dir = &config.data_dir;
         secrets::private_dir(data_dir)
             .map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", data_dir.display())))?;
-        let store = open::open(&config).await?;
         let peppers = secrets::peppers(&config.auth.pepper, data_dir)?;
+        let store = open::open(&config, &peppers).await?;
         let auth = Authenticator::new(
             store.clone(),
             peppers,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{AppError, secrets};
+use crate::auth::pepper::Peppers;
 use crate::auth::secret_file;
 use crate::config::Config;
 use crate::config::store::{OnStart, Redis};
@@ -18,13 +19,14 @@ use crate::store::{Store, StoreError};
 /// Between two attempts to reach it.
 const AGAIN: Duration = Duration::from_millis(500);
 
-pub async fn open(config: &Config) -> Result<Arc<dyn Store>, AppError> {
+pub async fn open(config: &Config, peppers: &Peppers) -> Result<Arc<dyn Store>, AppError> {
     let Some(redis) = &config.store.redis else {
         return Ok(Arc::new(EmbeddedStore::open(&config.data_dir.join("wasmgate.redb"))?));
     };
     // Deleted by an operator who wants a new beginning.
     let id_file = Some(config.data_dir.join("store.id"));
-    let store = RedisStore::new(RedisSettings { id_file, ..settings(redis, &config.data_dir)? });
+    let peppers = peppers.fingerprints();
+    let store = RedisStore::new(RedisSettings { id_file, peppers, ..settings(redis, &config.data_dir)? });
     let store = store.map_err(|e| AppError::setting("store.redis", e))?;
     let mut is_told = false;
     loop {

@@ -14,6 +14,7 @@ mod id_file;
 mod keys;
 mod link;
 mod modules;
+mod pepper;
 mod records;
 mod seal;
 mod servers;
@@ -74,6 +75,9 @@ pub struct RedisSettings {
     pub prefix: String,
     /// The fleet's: who does not have it can write no record that counts.
     pub record_key: [u8; 32],
+    /// Fingerprints of the peppers that this gateway knows, newest first; the fleet's newest has to be among them. Without
+    /// any, nothing is compared.
+    pub peppers: Vec<String>,
     /// Where this gateway keeps the number of the store that it uses: where another one is, or none, that one was lost.
     /// Without the file it takes what is there, and begins a store where none is.
     pub id_file: Option<PathBuf>,
@@ -95,6 +99,7 @@ impl RedisSettings {
             tls: None,
             prefix: "wasmgate".into(),
             record_key,
+            peppers: Vec::new(),
             id_file: None,
             replicas: 0,
             connect: Duration::from_secs(1),

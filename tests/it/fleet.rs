@@ -239,3 +239,32 @@ fn forged_records_are_counted_and_told() {
     let told = node.log().matches("was altered or forged").count();
     assert!(told == 1, "one line in ten seconds, not {told}");
 }
+
+#[test]
+fn gateways_have_the_fleets_pepper_also_while_it_is_replaced() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let (old, new) = ("0123456789abcdef".repeat(4), "f0e1d2c3b4a59687".repeat(4));
+    let config = fleet.config(&keyed(&up));
+    let refused = |what: &str| {
+        let other = try_serve(tempfile::tempdir().expect("a folder").path(), &config);
+        let said = String::from_utf8_lossy(&other.stderr).into_owned();
+        assert!(other.status.code() == Some(2) && said.contains("auth.pepper_file"), "{what}: {said}");
+        assert!(!said.contains(&old) && !said.contains(&new), "{said}");
+    };
+    let first = Gateway::start(&config);
+    let key = first.key();
+    fleet.secret("pepper", &new);
+    refused("another pepper");
+    fleet.secret("pepper", &format!("1:{old}\n2:{new}\n"));
+    let second = Gateway::start(&config);
+    assert_eq!(ask(&second, &key), 200, "a key of the old one");
+    let newer = second.key();
+    fleet.secret("pepper", &old);
+    refused("it would not know the second one's keys");
+    fleet.secret("pepper", &format!("2:{new}\n1:{old}\n"));
+    let first = first.restart(&config);
+    assert_eq!(ask(&first, &newer), 200);
+    fleet.secret("pepper", &format!("2:{new}\n"));
+    let second = second.restart(&config);
+    assert_eq!((ask(&second, &newer), ask(&second, &key)), (200, 401), "the old one's time is over");
+}

@@ -18,7 +18,7 @@ use super::fault::Fault;
 use super::link::{Channel, Link};
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
-use super::{Names, RedisSettings, id_file};
+use super::{Names, RedisSettings, id_file, pepper};
 use crate::domain::Timestamp;
 use crate::store::rules::{decode, encode};
 use crate::store::{Result, StoreError, random_hex};
@@ -70,6 +70,8 @@ struct Sentinel {
 pub enum Committed {
     Done,
     Conflict,
+    /// The sentinel is not the one that was there.
+    Lost,
 }
 
 impl Core {
@@ -183,7 +185,7 @@ impl Core {
     }
 
     /// What is wrong with what is in the place of the sentinel that was there.
-    fn misfit(&self, found: Option<&[u8]>) -> StoreError {
+    pub fn misfit(&self, found: Option<&[u8]>) -> StoreError {
         match found.map(|found| self.read_sentinel(found)) {
             Some(Err(error)) => error,
             Some(Ok(_)) => self.lost("another store has taken the place of the one that this gateway has used"),
@@ -253,10 +255,12 @@ impl Core {
         }
         // A record of another store, or of this one before it was lost, is as good as forged.
         let seal = Seal::new(&self.settings.record_key, &format!("wasmgate records of {store}"));
+        let known = Known { sentinel, seal, id: store };
+        pepper::agree(self, &known, &self.settings.peppers).await?;
         if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none()) {
-            id_file::write(file, &store)?;
+            id_file::write(file, &known.id)?;
         }
-        Ok(Known { sentinel, seal, id: store })
+        Ok(known)
     }
 
     /// The store's number, once it was seen.
@@ -272,7 +276,14 @@ impl Core {
 
     /// Done once, however often it has to be sent: the transaction's nonce names the operation.
     pub async fn commit(&self, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
-        let known = self.known().await?;
+        match self.commit_to(self.known().await?, lane, tx, wants_turn).await? {
+            // What is there instead says more; unless it has come back meanwhile.
+            Committed::Lost => Err(self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None))),
+            committed => Ok(committed),
+        }
+    }
+
+    pub async fn commit_to(&self, known: &Known, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
         let commit = tx.commit();
         let names = &self.names;
         let keys = [names.sentinel(), names.of(&["op", tx.nonce()]), names.of(&["turn", lane])];
@@ -320,10 +331,7 @@ impl Core {
                 _ => Ok(Committed::Done),
             },
             Some(Value::BulkString(word)) if word == b"conflict" || word == b"wait" => Ok(Committed::Conflict),
-            Some(Value::BulkString(word)) if word == b"lost" => {
-                // What is there instead says more; unless it has come back meanwhile.
-                Err(self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None)))
-            }
+            Some(Value::BulkString(word)) if word == b"lost" => Ok(Committed::Lost),
             _ => Err(StoreError::Corrupt("redis answers a commit with something else".into())),
         }
     }

@@ -53,17 +53,22 @@ fn a_store_that_turns_out_to_be_anothers_is_not_used() {
     let first = Gateway::start(&fleet.config(&mixed(&up)));
     let key = first.key();
     drop(first);
-    fleet.secret("record.key", &"0123456789abcdef".repeat(4));
     let config = fleet.config(&format!("on_start = \"degraded\"\n{}", mixed(&up)));
-    let refused = try_serve(tempfile::tempdir().expect("a folder").path(), &config);
-    assert_eq!(refused.status.code(), Some(2), "it answers, so it is known at once");
-    fleet.redis.kill();
-    let node = Gateway::start(&config);
-    fleet.redis.restart();
-    eventually("it is told", || node.log().contains("another record key"));
-    assert_eq!(status(&node, "/open"), 200);
-    node.get("/").key(&key).send().problem(503, "store-unavailable");
-    node.admin("GET", "/api/auth/keys").send().problem(503, "store-unavailable");
+    for (secret, told) in [("pepper", "a pepper that this gateway does not have"), ("record.key", "another record key")]
+    {
+        fleet.secret(secret, &"00112233445566778899".repeat(4)[..64]);
+        let refused = try_serve(tempfile::tempdir().expect("a folder").path(), &config);
+        assert_eq!(refused.status.code(), Some(2), "it answers, so it is known at once");
+        fleet.redis.kill();
+        let node = Gateway::start(&config);
+        fleet.redis.restart();
+        eventually("it is told", || node.log().contains(told));
+        eventually("by its health", || is_in(&node, "unusable"));
+        assert_eq!(status(&node, "/open"), 200);
+        node.get("/").key(&key).send().problem(503, "store-unavailable");
+        node.admin("GET", "/api/auth/keys").send().problem(503, "store-unavailable");
+        assert!(!node.dir.path().join("data/store.id").exists());
+    }
 }
 
 /// What `/health/ready` says: always that the gateway is fit for traffic.
