@@ -137,6 +137,38 @@ fn a_flushed_store_is_told_without_being_asked() {
     assert!(node.log().contains(&remedy), "{}", node.log());
 }
 
+/// From the loss to the new beginning, on a gateway that is restarted and on one that only sees it.
+#[test]
+fn an_operator_begins_anew_after_a_loss() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let config = fleet.config(&keyed(&up));
+    let (node, other) = (Gateway::start(&config), Gateway::start(&config));
+    let key = node.key();
+    let id = |node: &Gateway| node.dir.path().join("data/store.id");
+    let remedy = |node: &Gateway| format!("delete `{}` on every gateway, and restart them", id(node).display());
+    let refused = |node: &Gateway, what: &str| {
+        let again = try_serve(node.dir.path(), &config);
+        let said = String::from_utf8_lossy(&again.stderr).into_owned();
+        assert_eq!(again.status.code(), Some(2), "{said}");
+        assert!(said.contains(what) && said.contains(&remedy(node)), "{said}");
+    };
+    fleet.redis.cli(&["flushall"]);
+    refused(&node, "lost");
+    std::fs::remove_file(id(&node)).expect("it is there");
+    let node = node.restart(&config);
+    assert_eq!(ask(&node, &key), 401, "it was lost");
+    let key = node.key();
+    assert_eq!(ask(&node, &key), 200);
+    // The other one takes no part in that before its operator says so.
+    eventually("it is told", || other.log().contains("another store has taken the place"));
+    assert!(other.log().contains(&remedy(&other)) && is_in(&other, "lost"), "{}", other.log());
+    assert_eq!(ask(&other, &key), 503);
+    refused(&other, "another store has taken the place");
+    std::fs::remove_file(id(&other)).expect("it is there");
+    let other = other.restart(&config);
+    assert_eq!(ask(&other, &key), 200);
+}
+
 #[test]
 fn a_link_that_is_cut_alone_is_told_as_that() {
     let (fleet, up) = (Fleet::new(), Upstream::echo());
