@@ -6,6 +6,7 @@ mod catalogue;
 pub mod files;
 mod follow;
 mod open;
+mod outbox;
 mod reload;
 pub mod secrets;
 pub mod tickers;
@@ -81,6 +82,7 @@ pub struct App {
     orphans: parking_lot::Mutex<HashSet<Digest>>,
     /// The counters that the store has were not read yet, so none are written over them.
     forgets: AtomicBool,
+    outboxes: tokio::sync::Mutex<tickers::Outboxes>,
 }
 
 impl Opened {
@@ -143,6 +145,7 @@ impl Opened {
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
             forgets: AtomicBool::new(forgets),
+            outboxes: tokio::sync::Mutex::new(tickers::Outboxes::new()?),
         });
         follow::begin(&app);
         Ok(app)

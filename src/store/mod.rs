@@ -200,10 +200,11 @@ pub trait Store: Send + Sync + 'static {
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
     /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
     async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion>;
-    /// Adds to `executions`, sets `last_executed`; unknown modules are skipped.
-    async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
+    /// Adds to `executions`, sets `last_executed`; unknown modules are skipped. Once for each batch.
+    async fn count_executions(&self, batch: &Batch, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
 
-    async fn add_usage(&self, deltas: &[UsageDelta]) -> Result<()>;
+    /// Once for each batch.
+    async fn add_usage(&self, batch: &Batch, deltas: &[UsageDelta]) -> Result<()>;
     /// Rows by (day, owner, key), both days included.
     async fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>>;
 
@@ -259,6 +260,26 @@ pub struct Retention {
     pub usage_from_day: i64,
     /// Values of guests whose time is not over by then.
     pub now: Timestamp,
+}
+
+/// Which write of one sender this is. An error may hide that it was done: it is then sent again, the same under the same
+/// number and nothing else before, until it is answered, and counts once.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub sender: String,
+    pub number: u64,
+}
+
+impl Batch {
+    /// The first one of a new sender.
+    pub fn first() -> Result<Self> {
+        Ok(Self { sender: random_hex::<16>()?, number: 1 })
+    }
+
+    /// After an answer.
+    pub fn next(&mut self) {
+        self.number += 1;
+    }
 }
 
 /// A value that a guest keeps.

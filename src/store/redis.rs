@@ -6,6 +6,7 @@
 //! All records are in one hash slot, since they change together; one ACL rule, `~<prefix>:*`, covers them.
 
 mod advice;
+mod batches;
 mod blobs;
 mod core;
 mod fault;

@@ -4,13 +4,14 @@ mod outage;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use wasmgate::store::redis::COMMANDS;
 
 use crate::support::admin::NewKey;
-use crate::support::redis::Redis;
+use crate::support::redis::{Redis, Wire};
 use crate::support::toml::{route, upstream};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually, try_serve, wat};
 
@@ -221,6 +222,42 @@ fn a_gateway_with_another_record_key_does_not_start() {
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(other.status.code() == Some(2) && said.contains("record key"), "{said}");
     assert_eq!(ask(&node, &node.key()), 200);
+}
+
+/// Redis does what it is asked to and the gateway is not told, several times in a row.
+#[test]
+fn usage_counts_once_when_answers_are_lost() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let wire = Wire::to(&fleet.redis);
+    let routes = keyed(&up).replace("target.", "handlers = [{ module = \"acme/tag\" }]\ntarget.");
+    let node = Gateway::start(&fleet.config(&routes).replace(&fleet.redis.url(), &wire.url));
+    node.upload("acme/tag", "http-wasm", &tagging("one"));
+    let key = node.key();
+    let other = Gateway::start(&fleet.config(&routes));
+    let sums = || {
+        let usage = other.admin("GET", "/api/usage?owner=acme").send().expect(200).json();
+        let module = other.admin("GET", "/api/wasm/modules/tag?owner=acme").send().expect(200).json();
+        (usage["total"]["requests"].as_u64().unwrap_or(0), module["execution_count"].as_u64().unwrap_or(0))
+    };
+    let mut sent = 0;
+    let mut ask_some = |n| {
+        (0..n).for_each(|_| assert_eq!(ask(&node, &key), 200));
+        sent += n;
+        sent
+    };
+    for round in 1..=2 {
+        ask_some(20);
+        wire.cuts.store(u32::MAX, Ordering::SeqCst);
+        let failures = || node.log().matches("could not be written").count();
+        let before = failures();
+        eventually("it is not told what became of them", || failures() > before + 1);
+        // Meanwhile there is more.
+        let sent = ask_some(10);
+        wire.cuts.store(0, Ordering::SeqCst);
+        eventually("all are there", || sums().0 >= sent);
+        eventually("all runs are there", || sums().1 >= sent);
+        assert_eq!(sums(), (sent, sent), "round {round}");
+    }
 }
 
 #[test]
