@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::App;
-use crate::store::{LiveNode, Node, NodeState, StoreError};
+use crate::store::{LiveNode, Node, NodeState, RoutesInUse, StoreError};
 
 /// Several of them may be lost before a gateway counts as dead.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -17,7 +17,10 @@ pub async fn run(app: Arc<App>) {
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut is_told = false;
     loop {
-        beat.tick().await;
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = app.told.notified() => {}
+        }
         match app.beat().await {
             Ok(_) => is_told = false,
             Err(error) if !std::mem::replace(&mut is_told, true) => {
@@ -66,6 +69,8 @@ impl App {
             state: self.state(),
             generation: snapshot.generation,
             config: snapshot.config.digest,
+            routes: snapshot.config.pushed.as_ref().map(|p| RoutesInUse { version: p.version, digest: p.digest }),
+            refused: self.refused.lock().clone(),
         }
     }
 }

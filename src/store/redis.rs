@@ -15,6 +15,7 @@ mod link;
 mod modules;
 mod nodes;
 mod records;
+mod routes;
 mod seal;
 mod servers;
 mod store;

@@ -1,6 +1,7 @@
 //! Gateways that share a Redis: each a process of its own, before a real redis-server.
 
 mod nodes;
+mod routes;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

@@ -214,6 +214,8 @@ fn node(id: &str) -> Node {
         state: NodeState::Ready,
         generation: 1,
         config: Digest::of(b"a file"),
+        routes: None,
+        refused: None,
     }
 }
 
