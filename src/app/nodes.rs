@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::App;
+use crate::config::RoutesFrom;
 use crate::store::{LiveNode, Node, NodeState, RoutesInUse, StoreError};
 
 /// Several of them may be lost before a gateway counts as dead.
@@ -69,6 +70,7 @@ impl App {
             state: self.state(),
             generation: snapshot.generation,
             config: snapshot.config.digest,
+            follows_routes: snapshot.config.store.routes == RoutesFrom::Store,
             routes: snapshot.config.pushed.as_ref().map(|p| RoutesInUse { version: p.version, digest: p.digest }),
             refused: self.refused.lock().clone(),
         }

@@ -79,6 +79,8 @@ impl App {
             None => StoreError::Conflict("there is no version before the newest one: push another one".into()),
         })?;
         let text = fetch(&*self.store, version).await?.text.to_string();
+        // What is rolled back is what was looked at.
+        let expect = expect.or(versions.first().map(|newest| newest.version));
         self.push_routes(by, Push { text, expect, again: Some(version.version) }).await
     }
 
@@ -177,9 +179,15 @@ impl App {
         }
     }
 
-    /// Whether the newest version waits for something that this gateway lacks.
-    pub fn refuses_routes(&self) -> bool {
-        self.refused.lock().is_some()
+    /// Tries the newest version again, if it was refused: what it lacked may have come without a change in the store.
+    pub(super) async fn retry_routes(&self) {
+        if self.refused.lock().is_none() {
+            return;
+        }
+        let _turn = self.swapping.lock().await;
+        if let Err(error) = self.follow_routes().await {
+            tracing::warn!(%error, "newer routes are not taken up yet");
+        }
     }
 
     fn routes_in_use(&self) -> u64 {
@@ -220,7 +228,7 @@ impl App {
         let mut refused = self.refused.lock();
         if *refused != routes {
             if let Some(RefusedRoutes { version, reason }) = &routes {
-                tracing::error!(version, "pushed routes are not taken up, nothing was changed:\n{reason}");
+                tracing::error!(version, reason, "pushed routes are not taken up, nothing was changed");
             }
             *refused = routes;
             self.told.notify_one();
@@ -259,7 +267,8 @@ pub(super) async fn at_start(
 }
 
 pub(super) fn refused(version: u64, error: &AppError) -> RefusedRoutes {
-    RefusedRoutes { version, reason: error.to_string().chars().take(MAX_REASON).collect() }
+    let reason = error.to_string().lines().collect::<Vec<_>>().join("; ");
+    RefusedRoutes { version, reason: reason.chars().take(MAX_REASON).collect() }
 }
 
 async fn newest(store: &dyn Store) -> Result<Option<Pushed>, AppError> {

@@ -14,8 +14,6 @@ use crate::store::Retention;
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
 const EVICT_EVERY: Duration = Duration::from_secs(30);
-/// Routes that were not taken up are tried again: what they lack may come without a change in the store.
-const RETRY_EVERY: Duration = Duration::from_secs(10);
 /// The first time at start.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 const TEND_EVERY: Duration = Duration::from_secs(3600);
@@ -28,7 +26,6 @@ pub async fn run(app: Arc<App>) {
     let mut evict = tokio::time::interval(EVICT_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut tend = tokio::time::interval(TEND_EVERY);
-    let mut retry = tokio::time::interval(RETRY_EVERY);
     flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     evict.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -37,9 +34,6 @@ pub async fn run(app: Arc<App>) {
                 app.flush().await;
                 app.prune().await;
             }
-            _ = retry.tick() => if app.refuses_routes() && let Err(error) = app.refresh().await {
-                tracing::warn!(%error, "newer routes are not taken up yet");
-            },
             _ = sweep.tick() => app.sweep().await,
             _ = tend.tick() => app.shared.engine.tend_artifacts().await,
             _ = evict.tick() => {

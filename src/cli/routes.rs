@@ -146,8 +146,10 @@ fn told(client: &Client, pushed: &Value, how: &How, as_json: bool) -> Outcome {
     loop {
         let list = client.get("/api/nodes", &[])?;
         let nodes = list["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let missing: Vec<&Value> =
-            nodes.iter().filter(|node| node["routes_version"].as_u64().is_none_or(|n| n < version)).collect();
+        // Who has its routes elsewhere, or stops, takes up nothing.
+        let follows = |node: &&Value| node["routes_from"] == "store" && node["state"] != "draining";
+        let lacks = |node: &&Value| node["routes_version"].as_u64().is_none_or(|n| n < version);
+        let missing: Vec<&Value> = nodes.iter().filter(follows).filter(lacks).collect();
         let is_told = |node: &&Value| node["routes_refused"]["version"].as_u64().is_some_and(|n| n >= version);
         if missing.is_empty() {
             return Ok(ExitCode::SUCCESS);

@@ -92,13 +92,13 @@ pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors
 
 /// `file` is only for messages; relative paths in the text are taken from `base`.
 pub fn check(text: &str, file: &str, base: &Path, look: Look) -> Result<Config, ConfigErrors> {
-    let (config, warnings) = read_whole(text, file, look, |t| read(t, base))?;
+    let (config, warnings) = read_whole(Doc::new(text), text, file, look, |t| read(t, base))?;
     Ok(Config { warnings, digest: Digest::of(text.as_bytes()), ..config })
 }
 
 /// As [`check`], of a text that is pushed: what a fleet has in common, and nothing of one gateway's own.
 pub fn pushed_part(text: &str, file: &str, base: &Path, look: Look) -> Result<PushedPart, ConfigErrors> {
-    let (part, warnings) = read_whole(text, file, look, |t| {
+    let (part, warnings) = read_whole(Doc::pushed(text), text, file, look, |t| {
         for key in OWN {
             t.refuse(key, "is each gateway's own: keep it in the gateway's configuration file");
         }
@@ -114,12 +114,12 @@ pub fn pushed_part(text: &str, file: &str, base: &Path, look: Look) -> Result<Pu
 
 /// What `read` makes of the text, and the warnings.
 fn read_whole<T>(
+    doc: Doc,
     text: &str,
     file: &str,
     look: Look,
     read: impl FnOnce(&Table<'_>) -> T,
 ) -> Result<(T, Vec<ConfigError>), ConfigErrors> {
-    let doc = Doc::new(text);
     let (tree, syntax) = DeTable::parse_recoverable(text);
     let (config, (mut errors, warnings)) = if syntax.is_empty() {
         let root = At { key: String::new(), line: 0 };

@@ -23,6 +23,9 @@ pub struct Node {
     pub generation: u64,
     /// Of the configuration file.
     pub config: Digest,
+    /// Whether it takes up routes that are pushed.
+    #[serde(default)]
+    pub follows_routes: bool,
     /// That were pushed, and are in use. `None`: they are in the file, or there are none yet.
     #[serde(default)]
     pub routes: Option<RoutesInUse>,

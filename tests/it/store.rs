@@ -839,7 +839,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 4 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 5 });
 }
 
 /// As of the release before: no sums, and tiers without a bound of storage.

@@ -35,6 +35,8 @@ pub(in crate::api) struct NodeView {
     /// Of the configuration file in use.
     #[schema(value_type = String)]
     config_digest: Digest,
+    /// `file` or `store`.
+    routes_from: &'static str,
     /// Of the pushed routes that it has in use; `null`: they are in its file, or it has none.
     routes_version: Option<u64>,
     #[schema(value_type = Option<String>)]
@@ -47,7 +49,7 @@ pub(in crate::api) struct NodeView {
 
 impl NodeView {
     fn new(LiveNode { node, silent }: LiveNode, this: &str) -> Self {
-        let Node { id, name, version, started_at, state, generation, config, routes, refused } = node;
+        let Node { id, name, version, started_at, state, generation, config, follows_routes, routes, refused } = node;
         let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
         Self {
             this: id == this,
@@ -58,6 +60,7 @@ impl NodeView {
             started_at,
             generation,
             config_digest: config,
+            routes_from: if follows_routes { "store" } else { "file" },
             routes_version: routes.map(|routes| routes.version),
             routes_digest: routes.map(|routes| routes.digest),
             routes_refused: refused,

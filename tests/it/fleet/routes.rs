@@ -122,6 +122,10 @@ fn a_text_with_errors_changes_nothing_and_all_are_listed() {
     };
     let detail = push(&nodes[0], &(modules("one") + &modules("two"))).problem(400, "bad-request")["detail"].to_string();
     assert!(detail.contains("acme/one") && detail.contains("acme/two") && detail.contains("module push"), "{detail}");
+    // Whoever may push gets at no files.
+    let handler = "match.path = \"/\"\ntarget.handler = { module = \"acme/one\", config_file = \"data/pepper\" }";
+    let detail = push(&nodes[0], &route("spy", handler)).problem(400, "bad-request")["detail"].to_string();
+    assert!(detail.contains("config_file: files of a gateway"), "{detail}");
     // What a machine lacks is found out where it is pushed.
     let unresolved = "[[upstreams]]\nname = \"up\"\nendpoints = [\"host.invalid:1\"]\n".to_owned() + &says("/", "bad");
     push(&nodes[0], &unresolved).problem(400, "bad-request");
@@ -162,6 +166,7 @@ fn a_gateway_that_lacks_something_stays_with_what_it_has_and_says_so() {
     let told = nodes[0].admin("GET", "/api/nodes").send().expect(200).text();
     assert!(told.contains("ca.pem"), "{told}");
     assert_eq!((said(&nodes[1]), own(&nodes[1])["routes_version"].clone()), ("one".into(), json!(1)));
+    assert_eq!(own(&nodes[1])["routes_from"], "store");
     assert!(is_ready(&nodes[1]) && nodes[1].log().contains("not taken up"));
     assert_eq!((nodes[1].metric("routes_refused", &[]), nodes[1].metric("routes_version", &[])), (1.0, 1.0));
     assert!(own(&nodes[0])["routes_refused"].is_null());
@@ -255,6 +260,7 @@ fn routes_are_in_one_place() {
     let fleet = Fleet::new();
     let (file, store) = (fleet.config(&says("/", "file")), in_store(&fleet));
     let node = Gateway::start(&file);
+    assert_eq!(own(&node)["routes_from"], "file");
     let problem = push(&node, &says("/", "pushed")).problem(409, "conflict");
     assert!(problem["detail"].to_string().contains("store.routes"), "{problem}");
     let both = store.clone() + &tier("gold", "") + &says("/", "file");
