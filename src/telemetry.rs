@@ -18,6 +18,7 @@ use prometheus::{
 use crate::config;
 use crate::domain::{Abi, GuestFailure, Meter, Phase};
 use crate::engine::guest_metrics::GuestMetrics;
+use crate::limit::limiter::FleetFigures;
 
 /// Modules with a label of their own; the rest are counted as `other`.
 pub const MAX_MODULE_LABELS: usize = 200;
@@ -47,6 +48,9 @@ pub struct Metrics {
     wasm_instances: IntGaugeVec,
     rate_limit_hits: IntCounterVec,
     rate_limit_violations: IntCounterVec,
+    rate_limit_alone: IntCounterVec,
+    lease_requests: IntCounterVec,
+    lease_link_up: IntGauge,
     auth: [IntCounter; AuthResult::NAMES.len()],
     key_cache: IntGaugeVec,
     pub store_up: IntGauge,
@@ -190,6 +194,16 @@ impl Metrics {
             wasm_instances: gauges("wasm_instances", "instances by state", &["module", "state"]),
             rate_limit_hits: counter("rate_limit_hits_total", "requests checked against limits", &["tier"]),
             rate_limit_violations: counter("rate_limit_violations_total", "requests over a limit", &["tier", "policy"]),
+            rate_limit_alone: counter(
+                "rate_limit_alone_total",
+                "requests admitted without the fleet's shared limits, which could not be reached",
+                &["mode"],
+            ),
+            lease_requests: counter("lease_requests_total", "calls for shares of the fleet's limits", &["outcome"]),
+            lease_link_up: gauge(
+                "lease_link_up",
+                "1 while the fleet's limits can be reached; always 1 with the embedded store",
+            ),
             auth: AuthResult::NAMES.map(|result| auth.with_label_values(&[result])),
             key_cache: gauges("key_cache", "key cache look-ups by result", &["result"]),
             store_up: gauge("store_up", "1 while the store answers"),
@@ -318,6 +332,22 @@ impl Metrics {
             [("hit", stats.hit), ("miss", stats.miss), ("stale", stats.stale), ("negative", stats.negative)]
         {
             self.key_cache.with_label_values(&[result]).set(signed(n));
+        }
+    }
+
+    /// `None`: the gateway counts by itself.
+    pub fn set_fleet(&self, figures: Option<FleetFigures>) {
+        self.lease_link_up.set(i64::from(figures.is_none_or(|figures| figures.is_linked)));
+        let Some(figures) = figures else { return };
+        let set = |family: &IntCounterVec, label: &str, n: u64| {
+            let counter = family.with_label_values(&[label]);
+            counter.inc_by(n.saturating_sub(counter.get()));
+        };
+        for (outcome, n) in [("answered", figures.answered), ("failed", figures.failed), ("late", figures.late)] {
+            set(&self.lease_requests, outcome, n);
+        }
+        for (mode, n) in [("share", figures.share), ("open", figures.open)] {
+            set(&self.rate_limit_alone, mode, n);
         }
     }
 

@@ -81,7 +81,7 @@ pub(super) async fn batch(
 
     if let Some(principal) = actor.principal() {
         // The first execution was counted when the request was admitted.
-        api.app.shared.limiter.charge(principal, requests.len() as u64 - 1, Now::read())?;
+        api.app.shared.limiter.charge(principal, requests.len() as u64 - 1, Now::read()).await?;
     }
 
     let mut limits = tier.limits.clone();

@@ -133,6 +133,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, actor: Actor) -> Result
     let shared = &api.app.shared;
     shared.metrics.set_engine(&shared.engine.stats());
     shared.metrics.set_key_cache(&shared.auth.stats());
+    shared.metrics.set_fleet(shared.limiter.fleet_figures());
     let text = shared.metrics.render(shared.engine.guest_metrics()).map_err(|error| {
         tracing::error!(%error, "metrics can't be written");
         Rejection::Internal

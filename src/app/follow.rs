@@ -13,6 +13,7 @@ use super::App;
 use crate::auth::cache::Authenticator;
 use crate::domain::{Digest, KeyHash};
 use crate::engine::Origin;
+use crate::limit::limiter::Limiter;
 use crate::store::{Changes, Store};
 use crate::telemetry::Metrics;
 
@@ -25,6 +26,7 @@ const RETRY: Duration = Duration::from_secs(10);
 
 struct Follower {
     auth: Arc<Authenticator>,
+    limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
     refresh: Arc<Notify>,
 }
@@ -40,6 +42,7 @@ impl Changes for Follower {
 
     fn lost(&self) {
         self.auth.link_lost();
+        self.limiter.doubt();
         self.metrics.store_link_up.set(0);
     }
 
@@ -62,9 +65,9 @@ impl Origin for Blobs {
 /// From now until the gateway ends.
 pub fn begin(app: &Arc<App>) {
     let refresh = Arc::new(Notify::new());
-    let (auth, metrics) = (app.shared.auth.clone(), app.shared.metrics.clone());
+    let (auth, limiter, metrics) = (app.shared.auth.clone(), app.shared.limiter.clone(), app.shared.metrics.clone());
     app.shared.engine.set_origin(Arc::new(Blobs(app.store.clone())));
-    app.store.follow(Arc::new(Follower { auth, metrics, refresh: refresh.clone() }));
+    app.store.follow(Arc::new(Follower { auth, limiter, metrics, refresh: refresh.clone() }));
     tokio::spawn(take_up(Arc::downgrade(app), refresh));
 }
 

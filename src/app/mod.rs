@@ -114,7 +114,10 @@ impl Opened {
             config: config.engine.clone(),
         })
         .map_err(|e| AppError::setting("engine", e))?;
-        let limiter = Limiter::new(MAX_SUBJECTS);
+        let limiter = match store.buckets() {
+            Some(buckets) => Limiter::in_fleet(MAX_SUBJECTS, buckets),
+            None => Limiter::new(MAX_SUBJECTS),
+        };
         limiter.restore(store.load_counters().await?, Now::read());
         Ok(Opened { config: Arc::new(config), store, auth, engine, limiter, bootstrap_token })
     }

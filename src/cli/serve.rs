@@ -205,6 +205,7 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     let clean = running.drain().await;
     ticking.abort();
     beating.abort();
+    app.shared.limiter.close().await;
     app.flush().await;
     app.leave().await;
     app.shared.engine.shutdown();

@@ -40,7 +40,7 @@ pub trait Outside: Send + Sync {
     /// One operation on a value that the owner's guests keep. A write is durable when it is answered.
     fn keep(&self, owner: OwnerId, key: Vec<u8>, operation: Keep) -> Later<Result<Kept, NotKept>>;
     /// Charges a quota of the caller's tier.
-    fn charge(&self, principal: &Principal, quota: &str, cost: u64) -> Charged;
+    fn charge(&self, principal: Principal, quota: String, cost: u64) -> Later<Charged>;
 }
 
 /// What to do with a kept value. `ttl`: how long a new one lives, for ever without.
@@ -266,13 +266,8 @@ impl HostState {
         }
         let Some((reach, outside)) = self.outside() else { return Ok(Err(Refusal::Denied)) };
         self.fuel.spend(LOOK_UP)?;
-        let mut work = outside.keep(reach.owner.clone(), key, operation);
-        // A read is over at once.
-        let done = match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(done) => Some(done),
-            Poll::Pending => self.wait(&reach, work, MAX_CALL)?,
-        };
-        Ok(match done {
+        let work = outside.keep(reach.owner.clone(), key, operation);
+        Ok(match self.wait_unless_done(&reach, work)? {
             Some(Ok(Kept::Nothing)) => Err(Refusal::NotFound),
             Some(Ok(kept)) => Ok(kept),
             Some(Err(NotKept::Conflict)) => Err(Refusal::Conflict),
@@ -307,16 +302,28 @@ impl HostState {
     }
 
     /// Charges a quota of the caller's tier; how long to wait where that is over.
-    pub fn charge(&mut self, quota: &[u8], cost: u64) -> Result<Option<Duration>, Refusal> {
+    pub fn charge(&mut self, quota: &[u8], cost: u64) -> Asked<Option<Duration>> {
         let outside = self.outside().filter(|_| self.reaching.of_handler());
-        let (_, outside) = outside.ok_or(Refusal::Denied)?;
-        let quota = std::str::from_utf8(quota).map_err(|_| Refusal::NotFound)?;
-        let principal = self.info().and_then(|info| info.principal.as_ref()).ok_or(Refusal::NotFound)?;
-        match outside.charge(principal, quota, cost) {
-            Charged::Allowed => Ok(None),
-            Charged::Limited(wait) => Ok(Some(wait)),
-            Charged::Never => Err(Refusal::BadArgument),
-            Charged::Unknown => Err(Refusal::NotFound),
+        let Some((reach, outside)) = outside else { return Ok(Err(Refusal::Denied)) };
+        let principal = self.info().and_then(|info| info.principal.clone());
+        let (Some(principal), Ok(quota)) = (principal, std::str::from_utf8(quota)) else {
+            return Ok(Err(Refusal::NotFound));
+        };
+        let work = outside.charge(principal, quota.to_owned(), cost);
+        Ok(match self.wait_unless_done(&reach, work)? {
+            Some(Charged::Allowed) => Ok(None),
+            Some(Charged::Limited(wait)) => Ok(Some(wait)),
+            Some(Charged::Never) => Err(Refusal::BadArgument),
+            Some(Charged::Unknown) => Err(Refusal::NotFound),
+            None => Err(Refusal::Timeout),
+        })
+    }
+
+    /// As [`Self::wait`], of what is mostly over at once.
+    fn wait_unless_done<T: Send + 'static>(&mut self, reach: &Reach, mut work: Later<T>) -> Result<Option<T>, Halt> {
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => Ok(Some(done)),
+            Poll::Pending => self.wait(reach, work, MAX_CALL),
         }
     }
 

@@ -82,14 +82,17 @@ impl Outside for GuestCalls {
         })
     }
 
-    fn charge(&self, principal: &Principal, quota: &str, cost: u64) -> Charged {
-        let Some(shared) = self.shared.upgrade() else { return Charged::Unknown };
-        match shared.limiter.spend(principal, quota, cost, Now::read()) {
-            None => Charged::Unknown,
-            Some(Ok(())) => Charged::Allowed,
-            Some(Err(Refused(Some(wait)))) => Charged::Limited(wait),
-            Some(Err(Refused(None))) => Charged::Never,
-        }
+    fn charge(&self, principal: Principal, quota: String, cost: u64) -> Later<Charged> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            let Some(shared) = shared.upgrade() else { return Charged::Unknown };
+            match shared.limiter.spend(&principal, &quota, cost, Now::read()).await {
+                None => Charged::Unknown,
+                Some(Ok(())) => Charged::Allowed,
+                Some(Err(Refused(Some(wait)))) => Charged::Limited(wait),
+                Some(Err(Refused(None))) => Charged::Never,
+            }
+        })
     }
 }
 

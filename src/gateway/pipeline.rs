@@ -91,7 +91,7 @@ pub async fn run(gateway: &Gateway, session: &mut Session, ctx: &mut Context) ->
     let snapshot = ctx.snapshot.clone();
     let route = &snapshot.config.routes[state.index];
     authorise(gateway, session, ctx, route, &state).await?;
-    admit(gateway, ctx, route)?;
+    admit(gateway, ctx, route).await?;
     // From here on the session knows the body's framing by itself; the head may change.
     let bodyless = session.downstream_session.is_body_empty();
     let length = body::declared(session);
@@ -349,13 +349,18 @@ fn anonymous(ctx: &Context) -> Result<Principal, Rejection> {
 }
 
 /// Quotas and concurrency.
-fn admit(gateway: &Gateway, ctx: &mut Context, route: &Route) -> Result<(), Rejection> {
+async fn admit(gateway: &Gateway, ctx: &mut Context, route: &Route) -> Result<(), Rejection> {
     let Some(principal) = ctx.principal.as_ref().filter(|_| route.limited) else { return Ok(()) };
     let tier = principal.tier.name.as_str();
     if let Some(metrics) = ctx.snapshot.tier_metrics(&principal.tier) {
         metrics.checked();
     }
-    match gateway.shared.limiter.admit(principal, 1, ctx.start) {
+    let limiter = &gateway.shared.limiter;
+    let decision = match limiter.admit(principal, 1, ctx.start) {
+        Ok(decision) => decision,
+        Err(waiting) => Box::pin(limiter.admit_later(principal, 1, waiting)).await,
+    };
+    match decision {
         Decision::Allowed { states, in_flight } => {
             ctx.rate = limiter::headers(&states);
             ctx.in_flight = Some(in_flight);

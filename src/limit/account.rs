@@ -6,16 +6,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::fuel::Fuel;
 use super::headers::Policy;
-use super::quota::{Calendar, Cell, Tick, bounds};
+use super::lease::link::Link;
+use super::leased::{Holder, Leases, Outgoing};
+use super::quota::{Cell, Tick, bounds};
 use crate::domain::{Quota, Tier, Window};
-
-pub const FUEL_WINDOW: Window = Window::Day;
 
 /// The state of one tier's policies. `cells` and `policies` are in the order of `tier.quotas`.
 pub struct Bucket {
     pub tier: Arc<Tier>,
+    /// In a fleet, what this gateway admits by itself while nobody can be asked.
     pub cells: Vec<Cell>,
+    /// In a fleet, where the tier has quotas.
+    pub leases: Option<Leases>,
     pub policies: Vec<Arc<Policy>>,
     /// Shared with the guards, which give back without the shard's lock.
     pub in_flight: Arc<AtomicU32>,
@@ -23,10 +27,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    fn new(tier: &Arc<Tier>, factor: u64, now: Tick) -> Self {
+    fn new(tier: &Arc<Tier>, factor: u64, holder: Option<&Holder>, now: Tick) -> Self {
         let cells: Vec<Cell> = tier.quotas.iter().map(|q| Cell::new(q, factor, now)).collect();
         let policies = tier.quotas.iter().zip(&cells).map(|(quota, cell)| Arc::new(policy(quota, cell))).collect();
-        Self { tier: tier.clone(), cells, policies, in_flight: Arc::default(), factor }
+        let leases = holder.and_then(|holder| Leases::new(holder, tier, factor, now.mono));
+        Self { tier: tier.clone(), cells, leases, policies, in_flight: Arc::default(), factor }
     }
 
     pub fn concurrent(&self) -> u32 {
@@ -37,10 +42,11 @@ impl Bucket {
         self.in_flight.load(Ordering::Acquire) < self.concurrent()
     }
 
-    /// The tier may have changed with a reload; what was used stays used.
-    fn adopt(&mut self, tier: &Arc<Tier>, now: Tick) {
+    /// The tier may have changed with a reload; what was used stays used. The leases that are not used any more.
+    fn adopt(&mut self, tier: &Arc<Tier>, holder: Option<&Holder>, now: Tick) -> Option<Leases> {
+        let mut retired = None;
         if *self.tier != **tier {
-            let mut fresh = Self::new(tier, self.factor, now);
+            let mut fresh = Self::new(tier, self.factor, holder, now);
             for (quota, cell) in tier.quotas.iter().zip(&mut fresh.cells) {
                 let before = self.tier.quotas.iter().position(|q| q.name == quota.name && q.window == quota.window);
                 if let Some(at) = before {
@@ -48,12 +54,21 @@ impl Bucket {
                 }
             }
             (self.cells, self.policies) = (fresh.cells, fresh.policies);
+            retired = std::mem::replace(&mut self.leases, fresh.leases);
         }
         self.tier = tier.clone();
+        retired
     }
 
     fn is_idle(&self, now: Tick) -> bool {
-        self.in_flight.load(Ordering::Acquire) == 0 && self.cells.iter().all(|c| c.is_idle(now))
+        self.in_flight.load(Ordering::Acquire) == 0
+            && self.cells.iter().all(|c| c.is_idle(now))
+            && self.leases.as_ref().is_none_or(|leases| leases.is_idle(now.mono))
+    }
+
+    /// Whose loss would leave something behind.
+    fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0 || self.leases.as_ref().is_some_and(Leases::is_busy)
     }
 }
 
@@ -79,17 +94,23 @@ pub struct Restored {
 
 pub struct Account {
     pub buckets: Vec<Bucket>,
-    pub fuel: Calendar,
+    pub fuel: Fuel,
     pub restored: Vec<Restored>,
+    /// Leases of tiers that have changed since, to be closed.
+    retired: Vec<Leases>,
+    /// In a fleet.
+    pub holder: Option<Holder>,
     factor: u64,
 }
 
 impl Account {
-    pub fn new(factor: u64, now: Tick) -> Self {
+    pub fn new(factor: u64, holder: Option<Holder>, now: Tick) -> Self {
         Self {
             buckets: Vec::with_capacity(1),
-            fuel: Calendar::new(FUEL_WINDOW, now.seconds()),
+            fuel: Fuel::new(now.seconds()),
             restored: Vec::new(),
+            retired: Vec::new(),
+            holder,
             factor,
         }
     }
@@ -112,10 +133,10 @@ impl Account {
 
     fn find_or_add(&mut self, tier: &Arc<Tier>, now: Tick) -> usize {
         if let Some(at) = self.buckets.iter().position(|b| b.tier.name == tier.name) {
-            self.buckets[at].adopt(tier, now);
+            self.retired.extend(self.buckets[at].adopt(tier, self.holder.as_ref(), now));
             return at;
         }
-        let mut bucket = Bucket::new(tier, self.factor, now);
+        let mut bucket = Bucket::new(tier, self.factor, self.holder.as_ref(), now);
         let is_top = self.buckets.iter().all(|b| b.tier.rank < tier.rank);
         for (quota, cell) in tier.quotas.iter().zip(&mut bucket.cells) {
             let Cell::Calendar { window, count, .. } = cell else { continue };
@@ -141,15 +162,31 @@ impl Account {
         self.buckets.len() - 1
     }
 
+    /// The last calls of leases of tiers that have changed since. What can't be settled by them those of the tier as it is now owe.
+    pub fn close_retired(&mut self, now: Tick, link: &Link) -> Vec<Outgoing> {
+        let mut calls = Vec::new();
+        for mut leases in self.retired.drain(..) {
+            let last = leases.close(now.mono, link);
+            let heir = self.buckets.iter_mut().find(|bucket| bucket.tier.name == *leases.tier());
+            if let Some(heir) = heir.and_then(|bucket| bucket.leases.as_mut())
+                && last.is_empty()
+            {
+                heir.inherit(&leases, now.mono);
+            }
+            calls.extend(last);
+        }
+        calls
+    }
+
     pub fn is_busy(&self) -> bool {
-        self.buckets.iter().any(|b| b.in_flight.load(Ordering::Acquire) > 0)
+        self.buckets.iter().any(Bucket::is_busy) || (self.holder.is_some() && self.fuel.is_untold())
     }
 
     /// Forgets what is idle; whether anything is left that forgetting would give away.
     pub fn shrink(&mut self, now: Tick) -> bool {
         self.restored.retain(|r| bounds(r.window, r.start).1 > now.seconds());
         self.buckets.retain(|b| !b.is_idle(now));
-        let fuel = self.fuel.used > 0 && now.seconds() < self.fuel.end;
+        let fuel = self.fuel.count.used > 0 && now.seconds() < self.fuel.count.end;
         fuel || !self.restored.is_empty() || !self.buckets.is_empty()
     }
 }

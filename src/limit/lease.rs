@@ -7,7 +7,8 @@
 //!
 //! The shared side is `store/redis/lease.lua`. How a node uses a lease:
 //! - [`Lease::decide`] for a request. After [`Verdict::Wait`], [`Lease::ask`] says what to send at once, if nothing is
-//!   on its way for this key.
+//!   on its way for this key. Where a request needs tokens of several leases, the parts: [`Lease::arrive`], [`Lease::check`]
+//!   of each, then [`Lease::take`] of all, or [`Lease::wait`] of those that say so.
 //! - After [`Lease::on_reply`] or [`Lease::on_failure`], [`Lease::resume`] for each request that waits, in order of
 //!   arrival, then [`Lease::ask`] again.
 //! - [`Lease::tick`] at [`Lease::wake`], which may have changed after any of these, and when the link is back.
@@ -139,29 +140,60 @@ impl Lease {
 
     /// A request that costs `cost` tokens.
     pub fn decide(&mut self, now: u64, cost: u64, link: &Link) -> Verdict {
-        self.credit = (self.credit + 1).min(MOST_CREDIT);
-        self.rate.count(now, cost, self.memory());
+        self.arrive(now, cost);
         self.resume(now, cost, link)
     }
 
     /// A request that was told to wait, after what it waited for.
     pub fn resume(&mut self, now: u64, cost: u64, link: &Link) -> Verdict {
+        let verdict = self.check(now, cost, link);
+        match verdict {
+            Verdict::Spend => {
+                self.take(now, cost);
+            }
+            Verdict::Wait => self.wait(cost),
+            Verdict::Refuse { .. } | Verdict::Lost => {}
+        }
+        verdict
+    }
+
+    /// Counts a request, once however often it is decided.
+    pub fn arrive(&mut self, now: u64, cost: u64) {
+        self.credit = (self.credit + 1).min(MOST_CREDIT);
+        self.rate.count(now, cost, self.memory());
+    }
+
+    /// Charges nothing.
+    pub fn check(&mut self, now: u64, cost: u64, link: &Link) -> Verdict {
         if cost > self.plan.capacity {
             return Verdict::Refuse { until: None };
         }
         self.expire(now);
         if self.tokens >= cost {
-            self.tokens -= cost;
             return Verdict::Spend;
         }
         if now < self.blocked {
             return Verdict::Refuse { until: Some(self.blocked.saturating_add(self.time_of(cost))) };
         }
-        if let Some(since) = link.alone_since(now) {
-            return self.decide_alone(now, cost, since, link);
+        match link.alone_since(now) {
+            Some(since) => self.check_alone(now, cost, since, link),
+            None => Verdict::Wait,
         }
+    }
+
+    /// After a [`Self::check`] of the same cost at the same time that said [`Verdict::Spend`]. Whether they were granted.
+    pub fn take(&mut self, now: u64, cost: u64) -> bool {
+        let left = self.tokens.checked_sub(cost);
+        match left {
+            Some(left) => self.tokens = left,
+            None => self.owe(now, cost),
+        }
+        left.is_some()
+    }
+
+    /// A request waits for so many tokens.
+    pub fn wait(&mut self, cost: u64) {
         self.waiting = self.waiting.saturating_add(cost);
-        Verdict::Wait
     }
 
     /// A request that waited has left.
@@ -287,7 +319,17 @@ impl Lease {
     /// Forgetting it would lose nothing but an average.
     pub fn is_idle(&self, now: u64) -> bool {
         let held = self.tokens > 0 && now < self.expires;
-        self.in_flight.is_none() && self.waiting == 0 && !held && !self.in_debt() && now >= self.blocked
+        !self.is_busy() && !held && now >= self.blocked
+    }
+
+    /// Forgetting it would leave somebody waiting, or a debt unsettled.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.is_some() || self.waiting > 0 || self.in_debt()
+    }
+
+    /// Tokens spent without a grant that no reply has acknowledged.
+    pub fn debt(&self) -> u64 {
+        self.sides.iter().map(|side| side.debt).max().unwrap_or(0)
     }
 
     fn send(&mut self, now: u64, keep: u64, want: u64) -> Call {
@@ -314,7 +356,7 @@ impl Lease {
     }
 
     fn in_debt(&self) -> bool {
-        self.sides.iter().any(|side| side.debt > 0)
+        self.debt() > 0
     }
 
     /// Stock that is likely to be spent within an epoch; no more than there is while nothing may be drawn.

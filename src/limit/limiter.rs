@@ -6,24 +6,33 @@
 //! At the bound (`max_subjects` owners, as many addresses, as many /48 sites) the subject unused for longest makes room;
 //! never one with requests in flight. It then begins anew, which gives at most its quota again to one out of more
 //! subjects than the bound; when every place is busy, a new subject is refused with 503.
+//!
+//! In a fleet (`fleet.rs`) buckets are leased from the shared ones, and a request may have to wait for their answer; calendar
+//! counters are theirs as well.
 
-use std::cmp::Reverse;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+pub use super::fleet::{FleetFigures, PATIENCE};
 pub use super::headers::{Policy, headers};
+pub use super::leased::Waiting;
 
-use super::account::{Account, Bucket, FUEL_WINDOW, Restored};
+use super::account::{Account, Bucket, Restored};
+use super::decide::{InFleet, Left, Request, Stop};
+use super::fleet::{Due, Fleet, Out, Timers};
+use super::fuel;
+use super::lease::link::Link;
+use super::leased::Holder;
 use super::network::{self, SITE_FACTOR, Site};
 use super::quota::{Calendar, Cell, Refused, Tick};
 use super::spread;
 use super::table::Table;
 use crate::domain::{Name, OwnerId, Principal, Rejection, Subject, Timestamp, Window};
-use crate::store::Counter;
+use crate::store::{Buckets, Counter};
 
 const MAX_SHARDS: usize = 64;
 
@@ -85,71 +94,158 @@ impl Drop for InFlight {
     }
 }
 
-struct Shard {
-    owners: Table<OwnerId, Account>,
-    addresses: Table<IpAddr, Account>,
-    sites: Table<Site, Account>,
+/// What a caller is told, unless it has to wait for the fleet's answer.
+pub type Asked<T> = Result<T, Waiting>;
+
+pub(super) struct Shard {
+    pub owners: Table<OwnerId, Account>,
+    pub addresses: Table<IpAddr, Account>,
+    pub sites: Table<Site, Account>,
+    /// In a fleet, as of the last change.
+    pub link: Link,
+    pub timers: Timers,
 }
 
 pub struct Limiter {
     epoch: Instant,
-    shards: Box<[Mutex<Shard>]>,
+    pub(super) shards: Box<[Mutex<Shard>]>,
     fuel: Name,
-    /// Gateways of the fleet.
-    nodes: AtomicU32,
+    pub(super) fleet: Option<Arc<Fleet>>,
+    pub(super) this: Weak<Limiter>,
 }
 
 impl Limiter {
+    /// Of one gateway that counts by itself.
     pub fn new(max_subjects: usize) -> Arc<Self> {
+        Self::with(max_subjects, None)
+    }
+
+    /// Of one of several gateways that draw from the same buckets. Its calls run on this thread's runtime.
+    pub fn in_fleet(max_subjects: usize, buckets: Arc<dyn Buckets>) -> Arc<Self> {
+        let fleet = Arc::new(Fleet::new(buckets));
+        let limiter = Self::with(max_subjects, Some(fleet.clone()));
+        tokio::spawn(super::fleet::run(fleet, Arc::downgrade(&limiter)));
+        limiter
+    }
+
+    fn with(max_subjects: usize, fleet: Option<Arc<Fleet>>) -> Arc<Self> {
         // A small bound gets few shards, so that uneven spreading does not make it much smaller still.
         let shards = (max_subjects / 64).next_power_of_two().clamp(1, MAX_SHARDS);
         let cap = max_subjects.div_ceil(shards);
-        let shard = || Shard { owners: Table::new(cap), addresses: Table::new(cap), sites: Table::new(cap) };
-        Arc::new(Self {
+        let shard = || Shard {
+            owners: Table::new(cap),
+            addresses: Table::new(cap),
+            sites: Table::new(cap),
+            link: Link::new(1),
+            timers: Timers::default(),
+        };
+        Arc::new_cyclic(|this| Self {
             epoch: Instant::now(),
             shards: (0..shards).map(|_| Mutex::new(shard())).collect(),
             fuel: "fuel".parse().expect("`fuel` is a name"),
-            nodes: AtomicU32::new(1),
+            fleet,
+            this: this.clone(),
         })
-    }
-
-    /// How many gateways there are, this one included.
-    pub fn set_nodes(&self, n: u32) {
-        self.nodes.store(n, Ordering::Relaxed);
     }
 
     /// Checks concurrency and all policies of the caller's tier for `cost` requests, then charges all of them or none.
-    /// Quotas belong to the owner (all its keys together); anonymous callers to their address.
-    pub fn admit(&self, principal: &Principal, cost: u64, now: Now) -> Decision {
-        self.with_buckets(principal, now, |request| {
-            for bucket in request.buckets() {
-                if !bucket.has_place() {
-                    let rejection = Rejection::TooManyConcurrent { limit: bucket.concurrent() };
-                    return Decision::Limited { states: request.states(), rejection };
-                }
+    /// Quotas belong to the owner (all its keys together); anonymous callers to their address. Who is to wait calls
+    /// [`Self::admit_later`].
+    pub fn admit(&self, principal: &Principal, cost: u64, now: Now) -> Asked<Decision> {
+        self.decide(principal, now, Waiting::default(), |request| self.admit_one(request, cost)).map(Self::told)
+    }
+
+    pub async fn admit_later(&self, principal: &Principal, cost: u64, waiting: Waiting) -> Decision {
+        Self::told(self.decide_later(principal, waiting, |request| self.admit_one(request, cost)).await)
+    }
+
+    fn told(decided: Result<Decision, Rejection>) -> Decision {
+        decided.unwrap_or_else(|rejection| Decision::Limited { states: Vec::new(), rejection })
+    }
+
+    /// `None`: it has to wait.
+    fn admit_one(&self, request: &mut Request<'_>, cost: u64) -> Option<Decision> {
+        for bucket in request.buckets() {
+            if !bucket.has_place() {
+                let rejection = Rejection::TooManyConcurrent { limit: bucket.concurrent() };
+                return Some(Decision::Limited { states: request.states(), rejection });
             }
-            match request.charge(cost, &self.fuel) {
-                Ok(()) => {
-                    let in_flight = InFlight::take(request.own, request.wide.as_deref());
-                    Decision::Allowed { states: request.states(), in_flight }
-                }
-                Err((states, rejection)) => Decision::Limited { states, rejection },
+        }
+        Some(match self.charge_one(request, cost)? {
+            Ok(()) => {
+                let in_flight = InFlight::take(request.own, request.wide.as_deref());
+                Decision::Allowed { states: request.states(), in_flight }
             }
+            Err((states, rejection)) => Decision::Limited { states, rejection },
         })
-        .unwrap_or_else(|rejection| Decision::Limited { states: Vec::new(), rejection })
     }
 
     /// Charges `cost` further requests (batch executions) without a further place in flight.
-    pub fn charge(&self, principal: &Principal, cost: u64, now: Now) -> Result<(), Rejection> {
-        self.with_buckets(principal, now, |request| request.charge(cost, &self.fuel).map_err(|(_, r)| r))?
+    pub async fn charge(&self, principal: &Principal, cost: u64, now: Now) -> Result<(), Rejection> {
+        let charge = |request: &mut Request<'_>| Some(self.charge_one(request, cost)?.map_err(|(_, r)| r));
+        match self.decide(principal, now, Waiting::default(), charge) {
+            Ok(decided) => decided?,
+            Err(waiting) => self.decide_later(principal, waiting, charge).await?,
+        }
+    }
+
+    /// `None`: it has to wait.
+    fn charge_one(&self, request: &mut Request<'_>, cost: u64) -> Option<Result<(), (Vec<PolicyState>, Rejection)>> {
+        if request.fuel_refused().is_some() {
+            return Some(Err(request.refusal(&[], cost, &self.fuel)));
+        }
+        match request.charge(None, cost) {
+            Ok(()) => Some(Ok(())),
+            Err(Stop::Wait) => None,
+            Err(Stop::Lost) => Some(Err((request.states(), Rejection::StoreUnavailable))),
+            Err(Stop::Refused(violations)) => Some(Err(request.refusal(&violations, cost, &self.fuel))),
+        }
     }
 
     /// Charges one policy of the caller's tier, by its name, beside what the request itself was charged; `None`: the tier
     /// has no such policy.
-    pub fn spend(&self, principal: &Principal, policy: &str, cost: u64, now: Now) -> Option<Result<(), Refused>> {
-        let spent = self.with_buckets(principal, now, |request| request.spend(policy, cost));
-        // No place for the subject: it has to come again.
-        spent.unwrap_or(Some(Err(Refused(Some(Duration::from_secs(1))))))
+    pub async fn spend(&self, principal: &Principal, policy: &str, cost: u64, now: Now) -> Option<Result<(), Refused>> {
+        // No place for the subject, or nobody who could say: it has to come again.
+        let again = Refused(Some(Duration::from_secs(1)));
+        let spend = |request: &mut Request<'_>| {
+            if !request.buckets().any(|bucket| bucket.policies.iter().any(|known| known.name.as_str() == policy)) {
+                return Some(None);
+            }
+            match request.charge(Some(policy), cost) {
+                Ok(()) => Some(Some(Ok(()))),
+                Err(Stop::Wait) => None,
+                Err(Stop::Lost) => Some(Some(Err(again))),
+                Err(Stop::Refused(violations)) => {
+                    // Never is longest.
+                    let longest = violations.iter().map(|v| v.wait).max_by_key(|wait| wait.unwrap_or(Duration::MAX));
+                    Some(Some(Err(longest.map_or(again, Refused))))
+                }
+            }
+        };
+        let decided = match self.decide(principal, now, Waiting::default(), spend) {
+            Ok(decided) => decided,
+            Err(waiting) => self.decide_later(principal, waiting, spend).await,
+        };
+        decided.unwrap_or(Some(Err(again)))
+    }
+
+    /// After [`Self::decide`] told to wait.
+    async fn decide_later<T>(
+        &self,
+        principal: &Principal,
+        mut waiting: Waiting,
+        ask: impl Fn(&mut Request<'_>) -> Option<T>,
+    ) -> Result<T, Rejection> {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if tokio::time::timeout_at(end, waiting.woken()).await.is_err() {
+                return Err(Rejection::StoreUnavailable);
+            }
+            match self.decide(principal, Now::read(), waiting, &ask) {
+                Ok(decided) => return decided,
+                Err(still) => waiting = still,
+            }
+        }
     }
 
     /// Charges fuel after a run against the day's fuel quota; debt is allowed and blocks later requests until the day
@@ -157,24 +253,42 @@ impl Limiter {
     pub fn charge_fuel(&self, subject: &Subject, fuel: u64, now: Now) {
         let tick = self.tick(now);
         let mut shard = self.shard_of(subject).lock();
+        let Shard { owners, addresses, timers, .. } = &mut *shard;
         let account = match subject {
-            Subject::Key { owner, .. } => shard.owners.entry(owner, || Account::new(1, tick), Account::is_busy),
-            Subject::Address(a) => {
-                shard.addresses.entry(&network::caller(*a), || Account::new(1, tick), Account::is_busy)
+            Subject::Key { owner, .. } => {
+                owners.entry(owner, || self.account(1, Holder::Owner(owner.clone()), tick), Account::is_busy)
+            }
+            Subject::Address(address) => {
+                let caller = network::caller(*address);
+                addresses.entry(&caller, || self.account(1, Holder::Address(caller), tick), Account::is_busy)
             }
         };
         if let Some(account) = account {
-            account.fuel.roll(FUEL_WINDOW, tick.seconds());
-            account.fuel.used = account.fuel.used.saturating_add(fuel);
+            account.fuel.add(fuel, tick);
+            self.set_fuel_alarm(account, tick, false, timers);
         }
     }
 
-    /// Calendar counters to persist: all that are in use, with their whole sums, so that a save that failed is made good
+    /// In a fleet.
+    fn set_fuel_alarm(&self, account: &mut Account, tick: Tick, limited: bool, timers: &mut Timers) {
+        if let (Some(fleet), Some(holder)) = (&self.fleet, &account.holder)
+            && let Some(at) = account.fuel.new_alarm(tick, limited)
+        {
+            fleet.set(timers, at, Due::Fuel(holder.clone()));
+        }
+    }
+
+    fn account(&self, factor: u64, holder: Holder, tick: Tick) -> Account {
+        Account::new(factor, self.fleet.as_ref().map(|_| holder), tick)
+    }
+
+    /// Calendar counters to persist; a fleet's are not kept here. All that are in use, with their whole sums, so that a save that failed is made good
     /// by the next one.
     pub fn counters(&self, now: Now) -> Vec<Counter> {
         let tick = self.tick(now);
         let mut out = Vec::new();
-        for shard in &self.shards {
+        let here = if self.fleet.is_none() { &self.shards[..] } else { &[] };
+        for shard in here {
             let shard = shard.lock();
             for (owner, account) in shard.owners.iter() {
                 collect(account, format_args!("o/{owner}"), tick, &mut out);
@@ -203,15 +317,12 @@ impl Limiter {
                 },
                 _ => continue,
             };
-            let window = what.map_or(FUEL_WINDOW, |(_, _, window)| window);
+            let window = what.map_or(fuel::WINDOW, |(_, _, window)| window);
             if super::quota::bounds(window, tick.seconds()).0 != counter.window_start {
                 continue;
             }
             self.with_account(kind, name, tick, |account| match what {
-                None => {
-                    account.fuel.roll(FUEL_WINDOW, tick.seconds());
-                    account.fuel.used = account.fuel.used.saturating_add(counter.used);
-                }
+                None => account.fuel.add(counter.used, tick),
                 Some((tier, policy, window)) => account.restored.push(Restored {
                     tier: tier.to_owned(),
                     policy: policy.to_owned(),
@@ -227,12 +338,18 @@ impl Limiter {
     /// ticker.
     pub fn evict_idle(&self, now: Now) {
         let tick = self.tick(now);
+        let mut outgoing = Vec::new();
         for shard in &self.shards {
-            let mut shard = shard.lock();
-            shard.owners.retain(|a| a.shrink(tick));
-            shard.addresses.retain(|a| a.shrink(tick));
-            shard.sites.retain(|a| a.shrink(tick));
+            let Shard { owners, addresses, sites, link, .. } = &mut *shard.lock();
+            let mut keep = |account: &mut Account| {
+                outgoing.extend(account.close_retired(tick, link));
+                account.shrink(tick)
+            };
+            owners.retain(&mut keep);
+            addresses.retain(&mut keep);
+            sites.retain(&mut keep);
         }
+        outgoing.into_iter().for_each(|outgoing| self.send(Out::Lease(outgoing)));
     }
 
     /// Owners, addresses and sites held, for a gauge.
@@ -244,57 +361,86 @@ impl Limiter {
         self.shards.iter().map(count).sum()
     }
 
-    fn tick(&self, now: Now) -> Tick {
+    pub(super) fn tick(&self, now: Now) -> Tick {
         let mono = now.mono.saturating_duration_since(self.epoch).as_nanos();
         Tick { mono: u64::try_from(mono).unwrap_or(u64::MAX), wall: now.wall.unix_millis() }
     }
 
-    fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
+    fn place_of(&self, subject: &Subject) -> usize {
         let spread = match subject {
             Subject::Key { owner, .. } => spread(owner.as_str()),
             Subject::Address(a) => network::spread(network::caller(*a)),
         };
+        spread as usize & (self.shards.len() - 1)
+    }
+
+    fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
+        &self.shards[self.place_of(subject)]
+    }
+
+    /// Where a holder's account is.
+    pub(super) fn shard_of_holder(&self, holder: &Holder) -> &Mutex<Shard> {
+        let spread = match holder {
+            Holder::Owner(owner) => spread(owner.as_str()),
+            Holder::Address(address) => network::spread(*address),
+            Holder::Site(site) => network::spread(network::site_address(*site).into()),
+        };
         &self.shards[spread as usize & (self.shards.len() - 1)]
     }
 
-    fn with_buckets<T>(
+    /// `ask` says `None` where the request has to wait.
+    fn decide<T>(
         &self,
         principal: &Principal,
         now: Now,
-        decide: impl FnOnce(&mut Request<'_>) -> T,
-    ) -> Result<T, Rejection> {
+        mut waiting: Waiting,
+        ask: impl FnOnce(&mut Request<'_>) -> Option<T>,
+    ) -> Asked<Result<T, Rejection>> {
         let tick = self.tick(now);
-        let full = || Rejection::Busy { retry_after: Duration::from_secs(1) };
-        let mut shard = self.shard_of(&principal.subject).lock();
-        let shard = &mut *shard;
-        match &principal.subject {
+        let mut left = Left::default();
+        let mut guard = self.shard_of(&principal.subject).lock();
+        let Shard { owners, addresses, sites, link, timers } = &mut *guard;
+        let tier = &principal.tier;
+        let (account, site) = match &principal.subject {
             Subject::Key { owner, .. } => {
-                let account = shard.owners.entry(owner, || Account::new(1, tick), Account::is_busy).ok_or_else(full)?;
-                let fuel = account.fuel;
-                let (own, wide) = account.buckets(&principal.tier, tick);
-                Ok(decide(&mut Request { own, wide, fuel, tick }))
+                let fresh = || self.account(1, Holder::Owner(owner.clone()), tick);
+                (owners.entry(owner, fresh, Account::is_busy), None)
             }
             Subject::Address(address) => {
                 let caller = network::caller(*address);
-                let account =
-                    shard.addresses.entry(&caller, || Account::new(1, tick), Account::is_busy).ok_or_else(full)?;
-                let fuel = account.fuel;
-                let own = account.buckets(&principal.tier, tick).0;
-                let wide = match network::site(caller) {
-                    Some(site) => {
-                        let fresh = || Account::new(SITE_FACTOR, tick);
-                        let site = shard.sites.entry(&site, fresh, Account::is_busy).ok_or_else(full)?;
-                        Some(site.buckets(&principal.tier, tick).0)
-                    }
-                    None => None,
-                };
-                Ok(decide(&mut Request { own, wide, fuel, tick }))
+                let site = network::site(caller).map(|site| {
+                    let fresh = || self.account(SITE_FACTOR, Holder::Site(site), tick);
+                    sites.entry(&site, fresh, Account::is_busy)
+                });
+                let fresh = || self.account(1, Holder::Address(caller), tick);
+                (addresses.entry(&caller, fresh, Account::is_busy), site)
             }
+        };
+        let (Some(account), false) = (account, matches!(site, Some(None))) else {
+            return Ok(Err(Rejection::Busy { retry_after: Duration::from_secs(1) }));
+        };
+        if tier.fuel_per_day.is_some() {
+            self.set_fuel_alarm(account, tick, true, timers);
         }
+        left.outgoing = account.close_retired(tick, link);
+        let fuel = account.fuel;
+        let (own, highest) = account.buckets(tier, tick);
+        let wide = site.flatten().map(|site| site.buckets(tier, tick).0).or(highest);
+        let fleet = self.fleet.as_deref();
+        let in_fleet = fleet.map(|_| InFleet { link, waiting: &mut waiting, left: &mut left });
+        let told = ask(&mut Request { own, wide, fuel, tick, fleet: in_fleet });
+        if let Some(fleet) = fleet {
+            left.alarms.drain(..).for_each(|(at, id)| fleet.set(timers, at, Due::Lease(id)));
+            drop(guard);
+            fleet.count_alone(left.alone);
+            left.outgoing.into_iter().for_each(|outgoing| self.send(Out::Lease(outgoing)));
+        }
+        told.map(Ok).ok_or(waiting)
     }
 
+    /// Of a gateway that counts by itself.
     fn with_account(&self, kind: &str, name: &str, tick: Tick, change: impl FnOnce(&mut Account)) {
-        let account = |factor| move || Account::new(factor, tick);
+        let account = |factor| move || Account::new(factor, None, tick);
         match (kind, name.parse::<OwnerId>(), name.parse::<IpAddr>()) {
             ("o", Ok(owner), _) => {
                 let mut shard = self.shards[spread(owner.as_str()) as usize & (self.shards.len() - 1)].lock();
@@ -315,135 +461,13 @@ impl Limiter {
     }
 }
 
-/// What one request counts against.
-struct Request<'a> {
-    own: &'a mut Bucket,
-    /// The owner's highest tier, or the address's /48.
-    wide: Option<&'a mut Bucket>,
-    fuel: Calendar,
-    tick: Tick,
-}
-
-impl Request<'_> {
-    fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        std::iter::once(&*self.own).chain(self.wide.as_deref())
-    }
-
-    /// All policies, or none and why.
-    fn charge(&mut self, cost: u64, fuel: &Name) -> Result<(), (Vec<PolicyState>, Rejection)> {
-        let tick = self.tick;
-        let fits = |b: &mut Bucket| b.cells.iter_mut().all(|cell| cell.check(cost, tick).is_ok());
-        if self.fuel_refused().is_some() || !fits(self.own) || !self.wide.as_deref_mut().is_none_or(fits) {
-            return Err(self.refusal(cost, fuel));
-        }
-        for cell in &mut self.own.cells {
-            cell.charge(cost, tick);
-        }
-        for cell in self.wide.iter_mut().flat_map(|b| &mut b.cells) {
-            cell.charge(cost, tick);
-        }
-        Ok(())
-    }
-
-    /// One policy, where its cells have room for it in the caller's own bucket and in the wide one.
-    fn spend(&mut self, policy: &str, cost: u64) -> Option<Result<(), Refused>> {
-        let tick = self.tick;
-        let buckets = std::iter::once(&mut *self.own).chain(self.wide.as_deref_mut());
-        let named = |(policies, cell): (&Arc<Policy>, _)| (policies.name.as_str() == policy).then_some(cell);
-        let mut cells: Vec<&mut Cell> =
-            buckets.flat_map(|b| b.policies.iter().zip(&mut b.cells).filter_map(named)).collect();
-        let refused = cells.iter_mut().filter_map(|cell| cell.check(cost, tick).err());
-        // Never is longest.
-        let refused = refused.max_by_key(|Refused(wait)| wait.unwrap_or(Duration::MAX));
-        match refused {
-            _ if cells.is_empty() => None,
-            Some(refused) => Some(Err(refused)),
-            None => {
-                cells.iter_mut().for_each(|cell| cell.charge(cost, tick));
-                Some(Ok(()))
-            }
-        }
-    }
-
-    /// The limit and how long it refuses.
-    fn fuel_refused(&self) -> Option<(u64, Duration)> {
-        let limit = self.own.tier.fuel_per_day?;
-        let in_window = (self.fuel.start..self.fuel.end).contains(&self.tick.seconds());
-        (in_window && self.fuel.used >= limit).then(|| (limit, self.fuel.until_end(self.tick)))
-    }
-
-    fn refusal(&mut self, cost: u64, fuel: &Name) -> (Vec<PolicyState>, Rejection) {
-        let tick = self.tick;
-        let mut violated: Vec<PolicyState> = Vec::new();
-        let mut others = Vec::new();
-        if let Some((limit, reset)) = self.fuel_refused() {
-            let policy = Arc::new(Policy::new(fuel.clone(), limit, 86_400, None));
-            violated.push(PolicyState { policy, remaining: 0, reset });
-        }
-        let own = std::iter::once((true, &mut *self.own));
-        for (is_own, bucket) in own.chain(self.wide.as_deref_mut().map(|b| (false, b))) {
-            for (policy, cell) in bucket.policies.iter().zip(&mut bucket.cells) {
-                match cell.check(cost, tick) {
-                    Ok(()) if is_own => others.push(state(policy, cell, tick)),
-                    Ok(()) => {}
-                    Err(Refused(Some(wait))) => {
-                        violated.push(PolicyState { reset: wait, ..state(policy, cell, tick) });
-                    }
-                    Err(Refused(None)) => {
-                        let most = cell.capacity();
-                        let why = format!(
-                            "this counts as {cost} requests, and the policy `{}` never admits more than {most} at once",
-                            policy.name
-                        );
-                        return (self.states(), Rejection::BadRequest(why));
-                    }
-                }
-            }
-        }
-        violated.sort_by_key(|p| Reverse(p.reset));
-        sort(&mut others);
-        let retry_after = violated.first().map_or(Duration::ZERO, |p| p.reset);
-        let mut policies: Vec<Name> = Vec::new();
-        for state in &violated {
-            if !policies.contains(&state.policy.name) {
-                policies.push(state.policy.name.clone());
-            }
-        }
-        violated.append(&mut others);
-        (violated, Rejection::QuotaExceeded { policies, retry_after })
-    }
-
-    fn states(&self) -> Vec<PolicyState> {
-        let policies = self.own.policies.iter().zip(&self.own.cells);
-        let mut states: Vec<_> = policies.map(|(policy, cell)| state(policy, cell, self.tick)).collect();
-        sort(&mut states);
-        states
-    }
-}
-
-fn sort(states: &mut [PolicyState]) {
-    states.sort_unstable_by_key(|p| (p.remaining, Reverse(p.reset)));
-}
-
-fn state(policy: &Arc<Policy>, cell: &Cell, tick: Tick) -> PolicyState {
-    let (remaining, reset) = cell.left(tick);
-    let policy = match cell {
-        // Months differ in length.
-        Cell::Calendar { limit, count, .. } if policy.window_seconds != count.seconds() => {
-            Arc::new(Policy::new(policy.name.clone(), *limit, count.seconds(), None))
-        }
-        _ => policy.clone(),
-    };
-    PolicyState { policy, remaining, reset }
-}
-
 fn collect(account: &Account, subject: std::fmt::Arguments<'_>, now: Tick, out: &mut Vec<Counter>) {
     let mut push = |id: String, count: &Calendar| {
         if count.used > 0 && now.seconds() < count.end {
             out.push(Counter { id, window_start: count.start, used: count.used });
         }
     };
-    push(format!("{subject}/fuel"), &account.fuel);
+    push(format!("{subject}/fuel"), &account.fuel.count);
     for bucket in &account.buckets {
         for (quota, cell) in bucket.tier.quotas.iter().zip(&bucket.cells) {
             if let Cell::Calendar { window, count, .. } = cell {

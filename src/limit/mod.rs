@@ -3,9 +3,13 @@
 //! Invariant: all policies of a request are checked before any is charged; a refused request charges nothing.
 
 mod account;
+mod decide;
 pub mod failures;
+mod fleet;
+mod fuel;
 mod headers;
 pub mod lease;
+mod leased;
 pub mod limiter;
 pub mod network;
 pub mod quota;

@@ -63,6 +63,10 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
         self.slots.iter().flatten().map(|slot| (&slot.key, &slot.value))
     }
 
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.slots.iter_mut().flatten().map(|slot| &mut slot.value)
+    }
+
     pub fn retain(&mut self, mut keep: impl FnMut(&mut V) -> bool) {
         for place in 0..self.slots.len() {
             if let Some(slot) = &mut self.slots[place]

@@ -139,10 +139,26 @@ pub trait Changes: Send + Sync + 'static {
     fn restored(&self);
 }
 
+/// The buckets of a fleet's limits, which all gateways draw from.
+#[async_trait]
+pub trait Buckets: Send + Sync + 'static {
+    /// One call of a lease of this bucket: the arguments and the integers of `redis/lease.lua`. Never sent twice.
+    async fn lease(&self, bucket: &str, arguments: Vec<String>) -> Result<Vec<i64>>;
+    /// What other nodes have used of this sum, for as long as it lives, and says what this one has.
+    async fn add_up(&self, sum: &str, node: &str, used: u64, life: Duration) -> Result<u64>;
+    /// Whether they can be reached.
+    async fn probe(&self) -> Result<()>;
+}
+
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Has `changes` told of what others change. A store that has no others does nothing.
     fn follow(&self, _changes: Arc<dyn Changes>) {}
+
+    /// A store that has no others has none: whoever has it counts by itself.
+    fn buckets(&self) -> Option<Arc<dyn Buckets>> {
+        None
+    }
 
     /// Tells that this gateway lives, and gives all that do ([`ALIVE`], by the store's clock), by their names. A store that
     /// has no others knows of this one alone.
@@ -245,9 +261,14 @@ pub trait Store: Send + Sync + 'static {
     /// a batch of each; how many.
     async fn prune(&self, keep: Retention) -> Result<u64>;
 
-    /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds).
-    async fn save_counters(&self, counters: &[Counter], expire_before: i64) -> Result<()>;
-    async fn load_counters(&self) -> Result<Vec<Counter>>;
+    /// Replaces the counters named; drops those whose window began before `expire_before` (Unix seconds). A store that has
+    /// [buckets](Self::buckets) keeps none.
+    async fn save_counters(&self, _counters: &[Counter], _expire_before: i64) -> Result<()> {
+        Ok(())
+    }
+    async fn load_counters(&self) -> Result<Vec<Counter>> {
+        Ok(Vec::new())
+    }
 }
 
 /// What [`Store::prune`] leaves.

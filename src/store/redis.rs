@@ -11,6 +11,7 @@ mod core;
 mod fault;
 mod follow;
 mod keys;
+mod leases;
 mod link;
 mod modules;
 mod nodes;
@@ -216,6 +217,11 @@ impl Names {
     /// Each blob has a slot of its own, so that a cluster shares them out.
     fn blob(&self, digest: Digest, part: &str) -> String {
         format!("{}:b:{{{}}}:{part}", self.fleet, digest.hex())
+    }
+
+    /// What gateways draw from and add up; each has a slot of its own as well.
+    fn bucket(&self, name: &str) -> String {
+        format!("{}:l:{{{name}}}", self.fleet)
     }
 
     fn sentinel(&self) -> String {

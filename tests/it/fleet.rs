@@ -1,5 +1,6 @@
 //! Gateways that share a Redis: each a process of its own, before a real redis-server.
 
+mod limits;
 mod nodes;
 mod routes;
 
@@ -14,6 +15,9 @@ use crate::support::admin::NewKey;
 use crate::support::redis::Redis;
 use crate::support::toml::{route, upstream};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually, try_serve, wat};
+
+/// For tests in which Redis is there, however busy the machine is.
+const PATIENT: &str = "timeout = \"20s\"\n";
 
 /// A Redis, and what its gateways have in common.
 struct Fleet {

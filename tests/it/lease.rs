@@ -51,7 +51,7 @@ pub fn plan(policies: &[(u64, &str, Option<u64>)], overshoot_percent: u64) -> Ar
 }
 
 /// A call of a plan with one policy.
-fn call(need: u64, want: u64) -> Call {
+pub fn call(need: u64, want: u64) -> Call {
     Call { need, want, policies: [Claim::default()].into_iter().collect(), ..Call::default() }
 }
 

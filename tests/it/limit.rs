@@ -64,7 +64,7 @@ fn alice(tier: &Arc<Tier>) -> Principal {
 type Outcome = Result<(Vec<PolicyState>, InFlight), (Vec<PolicyState>, Rejection)>;
 
 fn admit(limiter: &Limiter, who: &Principal, cost: u64, clock: Clock) -> Outcome {
-    match limiter.admit(who, cost, clock.now()) {
+    match limiter.admit(who, cost, clock.now()).expect("there is nobody to wait for") {
         Decision::Allowed { states, in_flight } => Ok((states, in_flight)),
         Decision::Limited { states, rejection } => Err((states, rejection)),
     }
@@ -155,16 +155,17 @@ fn all_policies_are_charged_or_none() {
     assert_eq!((left("minute"), left("hour"), left("day")), (99, 4, 44));
 }
 
-#[test]
-fn a_batch_is_admitted_whole_or_not_at_all() {
+#[tokio::test]
+async fn a_batch_is_admitted_whole_or_not_at_all() {
     let tier = Arc::new(tier("t", 1, vec![quota("minute", 10, "1m", None)]));
     let limiter = Limiter::new(100);
     let mut clock = Clock::new();
     admit(&limiter, &alice(&tier), 7, clock).unwrap();
     let wait = wait_of(admit(&limiter, &alice(&tier), 4, clock));
     assert_eq!(wait, Duration::from_secs(6));
-    limiter.charge(&alice(&tier), 3, clock.now()).unwrap();
-    assert!(matches!(limiter.charge(&alice(&tier), 1, clock.now()), Err(Rejection::QuotaExceeded { .. })));
+    limiter.charge(&alice(&tier), 3, clock.now()).await.unwrap();
+    let over = limiter.charge(&alice(&tier), 1, clock.now()).await;
+    assert!(matches!(over, Err(Rejection::QuotaExceeded { .. })));
     clock.pass(Duration::from_secs(60));
     let (_, never) = admit(&limiter, &alice(&tier), 11, clock).map(drop).unwrap_err();
     assert!(matches!(&never, Rejection::BadRequest(d) if d.contains("`minute`")), "{never:?}");

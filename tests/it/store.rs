@@ -8,11 +8,14 @@ use std::path::Path;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmgate::domain::{
     Abi, ApiKey, Digest, KeyHash, KeyId, LimitsChange, ModuleShape, ModuleVersion, Name, Scope, Tier, Timestamp,
     TokenId, UsageDelta, UsageRecord,
 };
+use wasmgate::limit::lease::terms::OVERSHOOT_PERCENT;
+use wasmgate::limit::lease::wire::Reply;
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
     AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewRoutes, NewVersion, NoRoom,
@@ -135,7 +138,7 @@ const CASES: &[Case] = cases![
     the_audit_log_is_newest_first_and_whole,
     old_lines_and_rows_are_pruned_in_batches,
     a_tier_is_reset_by_name,
-    counters_are_replaced_and_expire,
+    limits_are_counted_here_or_shared,
     values_are_found_by_owner_and_key,
     values_change_only_under_their_number,
     numbers_add_up,
@@ -667,6 +670,23 @@ async fn a_tier_is_reset_by_name(store: Shared) {
     assert!(store.delete_tier(&tier.name).await.unwrap());
     assert!(!store.delete_tier(&tier.name).await.unwrap());
     assert_eq!(store.tiers().await.unwrap(), []);
+}
+
+async fn limits_are_counted_here_or_shared(store: Shared) {
+    let Some(buckets) = store.buckets() else { return counters_are_replaced_and_expire(store).await };
+    let plan = crate::lease::plan(&[(100, "1s", None)], OVERSHOOT_PERCENT);
+    let ask = |need| crate::lease::call(need, 0).arguments(&plan, 2);
+    let granted = |numbers: Vec<i64>| Reply::parse(&numbers, &plan).expect("it is an answer").grant;
+    assert_eq!(granted(buckets.lease("o/alice/pro", ask(90)).await.unwrap()), 90);
+    assert!((10..90).contains(&granted(buckets.lease("o/alice/pro", ask(90)).await.unwrap())), "what is left");
+    assert_eq!(granted(buckets.lease("o/bob/pro", ask(90)).await.unwrap()), 90);
+    let hour = Duration::from_secs(3600);
+    for (node, used, others) in [("one", 5, 0), ("two", 7, 5), ("one", 6, 7), ("one", 6, 7), ("two", 7, 6)] {
+        assert_eq!(buckets.add_up("o/alice/1", node, used, hour).await.unwrap(), others, "{node} says {used}");
+    }
+    assert_eq!(buckets.add_up("o/bob/1", "two", u64::from(u32::MAX), hour).await.unwrap(), 0);
+    assert_eq!(buckets.add_up("o/bob/1", "one", 0, hour).await.unwrap(), u64::from(u32::MAX));
+    buckets.probe().await.unwrap();
 }
 
 async fn counters_are_replaced_and_expire(store: Shared) {

@@ -214,7 +214,7 @@ pub fn rate_check(mut env: Env<'_>, quota: i32, quota_len: i32, cost: i32) -> Re
     let state = env.data_mut();
     let quota = given(state, quota, quota_len)?;
     let charged = match (quota, u64::try_from(cost)) {
-        (Some(quota), Ok(cost)) if cost > 0 => state.charge(&quota, cost),
+        (Some(quota), Ok(cost)) if cost > 0 => state.charge(&quota, cost)?,
         _ => Err(Refusal::BadArgument),
     };
     Ok(match charged {

@@ -106,7 +106,7 @@ impl Share {
 
 impl Lease {
     /// Without tokens, while each node has its shares alone.
-    pub(super) fn decide_alone(&mut self, now: u64, cost: u64, since: u64, link: &Link) -> Verdict {
+    pub(super) fn check_alone(&mut self, now: u64, cost: u64, since: u64, link: &Link) -> Verdict {
         if self.plan.fail != FailMode::Share {
             return Verdict::Lost;
         }
@@ -118,7 +118,6 @@ impl Lease {
         if until > now {
             return Verdict::Refuse { until: Some(until) };
         }
-        self.owe(now, cost);
         Verdict::Spend
     }
 

@@ -24,11 +24,12 @@ const PROBE: Duration = Duration::from_millis(250);
 
 type Answered<T> = std::result::Result<T, Fault>;
 
-/// What a call is for. Nothing large stands before a look-up of a key, and nothing stands behind a commit, which may have to wait
-/// for replicas.
+/// What a call is for. Nothing large stands before a look-up of a key or a call of a lease, and nothing stands behind a commit,
+/// which may have to wait for replicas.
 #[derive(Clone, Copy, Debug)]
 pub enum Channel {
     LookUps,
+    Leases,
     Commits,
     Rest,
 }
@@ -36,7 +37,7 @@ pub enum Channel {
 pub struct Link {
     client: Servers,
     runtime: Handle,
-    slots: [Slot; 3],
+    slots: [Slot; 4],
     connect: Duration,
     response: Duration,
     /// What the probe reads; any key that the store may read.
@@ -82,14 +83,23 @@ impl Link {
         !self.open.load(Ordering::Relaxed)
     }
 
-    /// The answers, in order. An error of one command is the error of all.
+    /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice.
     pub async fn send(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+        self.send_up_to(2, channel, commands).await
+    }
+
+    /// As [`Self::send`], of what is not to be done twice.
+    pub async fn send_once(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+        self.send_up_to(1, channel, commands).await
+    }
+
+    async fn send_up_to(&self, times: u32, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
         if !self.is_up() {
             return Err(Fault::unreached("it has not answered, and is asked again in the background"));
         }
         let mut sent = self.attempt(channel, commands).await;
-        // As after a restart of Redis that nobody has noticed. Nothing that is sent does more when it is done twice.
-        if matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
+        // As after a restart of Redis that nobody has noticed.
+        if times > 1 && matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
             sent = self.attempt(channel, commands).await;
         }
         match &sent {

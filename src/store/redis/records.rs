@@ -1,4 +1,4 @@
-//! Tier overrides, usage, admin tokens, the audit log and the limiter's counters.
+//! Tier overrides, usage, admin tokens, and the audit log.
 //!
 //! Invariant: an audit line is written once, behind all others, and never touched again; the oldest go first.
 
@@ -10,7 +10,7 @@ use super::seal::At;
 use super::tx::{NOTHING, Step, Tx, all};
 use crate::domain::{KeyHash, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
 use crate::store::rules::{self, PRUNE_BATCH, decode};
-use crate::store::{AdminToken, AuditEntry, Counter, Retention, StoreError, UsageRow};
+use crate::store::{AdminToken, AuditEntry, Retention, StoreError, UsageRow};
 
 impl Names {
     pub fn tiers(&self) -> String {
@@ -42,15 +42,6 @@ impl Names {
 
     pub fn audit(&self) -> String {
         self.of(&["audit"])
-    }
-
-    fn counters(&self) -> String {
-        self.of(&["counters"])
-    }
-
-    /// Ids of counters by the start of their window.
-    fn windows(&self) -> String {
-        self.of(&["windows"])
     }
 }
 
@@ -239,29 +230,4 @@ pub fn prune_audit(tx: &mut Tx, names: &Names, keep: &Retention) -> Step<u64> {
         tx.write("LTRIM", names.audit(), &[over.to_string(), "-1".to_owned()]);
     }
     Ok(over)
-}
-
-// ---- counters ----
-
-pub fn save_counters(tx: &mut Tx, names: &Names, counters: &[Counter], expire_before: i64) -> Step<()> {
-    let before = format!("({expire_before}");
-    let old: Vec<String> = tx.ask("ZRANGEBYSCORE", &names.windows(), &["-inf", &before])?;
-    // Looked at, so that one whose next window another gateway has begun meanwhile is not deleted.
-    let found = all(old.iter().map(|id| tx.get::<Counter>(At::field(names.counters(), id.as_str()))))?;
-    for (id, counter) in old.iter().zip(found) {
-        if counter.is_none_or(|counter| counter.window_start < expire_before) {
-            tx.delete(At::field(names.counters(), id.as_str()));
-            tx.write("ZREM", names.windows(), &[id]);
-        }
-    }
-    for counter in counters.iter().filter(|counter| counter.window_start >= expire_before) {
-        tx.put(At::field(names.counters(), counter.id.as_str()), counter)?;
-        tx.write("ZADD", names.windows(), &[counter.window_start.to_string().as_str(), &counter.id]);
-    }
-    Ok(())
-}
-
-pub fn counters(tx: &mut Tx, names: &Names) -> Step<Vec<Counter>> {
-    let fields = tx.fields(&names.counters())?;
-    Ok(fields.values().map(|counter| decode(counter, "counters")).collect::<Result<_, _>>()?)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::leases::SharedBuckets;
 use super::link::Channel;
 use super::{RedisStore, keys, modules, records, routes, values};
 use crate::domain::{
@@ -12,7 +13,7 @@ use crate::domain::{
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
-    AdminToken, AuditEntry, Changes, Counter, KvIncr, KvSet, KvValue, LiveNode, NewRoutes, NewVersion, Node, Page,
+    AdminToken, AuditEntry, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewRoutes, NewVersion, Node, Page,
     Result, Retention, Rotation, RoutesVersion, Store, Stored, UsageRow, new_module_id,
 };
 
@@ -23,6 +24,10 @@ const LINES: u64 = 1_000;
 impl Store for RedisStore {
     fn follow(&self, changes: Arc<dyn Changes>) {
         self.begin_following(changes);
+    }
+
+    fn buckets(&self) -> Option<Arc<dyn Buckets>> {
+        Some(Arc::new(SharedBuckets::new(self.core.clone())))
     }
 
     async fn beat(&self, node: &Node) -> Result<Vec<LiveNode>> {
@@ -255,14 +260,5 @@ impl Store for RedisStore {
             }
         }
         Ok(lines + rows + swept)
-    }
-
-    async fn save_counters(&self, counters: &[Counter], expire_before: i64) -> Result<()> {
-        let counters = counters.to_vec();
-        self.write(&["counters"], move |tx, names| records::save_counters(tx, names, &counters, expire_before)).await
-    }
-
-    async fn load_counters(&self) -> Result<Vec<Counter>> {
-        self.look(records::counters).await
     }
 }

@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{Fleet, followed};
+use super::{Fleet, PATIENT, followed};
 use crate::support::tls::Certificate;
 use crate::support::toml::{route, tier, upstream};
 use crate::support::{Gateway, Response, Upstream, eventually, try_serve};
 
 /// Routes of a gateway of this fleet are those that are pushed.
 fn in_store(fleet: &Fleet) -> String {
-    fleet.config("").replace("[store]\n", "[store]\nroutes = \"store\"\n")
+    fleet.config(PATIENT).replace("[store]\n", "[store]\nroutes = \"store\"\n")
 }
 
 /// A route that answers by itself.
@@ -258,7 +258,7 @@ fn a_reload_and_an_outage_keep_what_was_pushed() {
 #[test]
 fn routes_are_in_one_place() {
     let fleet = Fleet::new();
-    let (file, store) = (fleet.config(&says("/", "file")), in_store(&fleet));
+    let (file, store) = (fleet.config(&format!("{PATIENT}{}", says("/", "file"))), in_store(&fleet));
     let node = Gateway::start(&file);
     assert_eq!(own(&node)["routes_from"], "file");
     let problem = push(&node, &says("/", "pushed")).problem(409, "conflict");

@@ -691,7 +691,7 @@ async fn one_rule_of_the_acl_is_enough_and_secrets_are_told_to_nobody() {
     let table = super::CASES.iter().find(|(case, _)| *case == "values_expire").unwrap();
     table.1(store.clone()).await;
     for (case, run) in super::CASES.iter().filter(|(case, _)| {
-        ["rotation_changes_both_keys_or_none", "a_deleted_module_is_gone", "counters_are_replaced_and_expire"]
+        ["rotation_changes_both_keys_or_none", "a_deleted_module_is_gone", "limits_are_counted_here_or_shared"]
             .contains(case)
     }) {
         println!("case {case}");
