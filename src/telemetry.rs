@@ -59,6 +59,8 @@ pub struct Metrics {
     store_forged: Mutex<IntCounter>,
     pub store_link_up: IntGauge,
     pub fleet_nodes: IntGauge,
+    routes_version: IntGauge,
+    routes_refused: IntGauge,
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
@@ -224,6 +226,11 @@ impl Metrics {
                 "gateways that share the store, this one included, when it was last asked",
             ),
             store_forged: Mutex::new(store_forged),
+            routes_version: gauge(
+                "routes_version",
+                "version of the pushed routes in use; 0: they are in the file, or there are none",
+            ),
+            routes_refused: gauge("routes_refused", "1 while the newest pushed routes can't be taken up here"),
             store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
             upstream_requests: counter(
                 "upstream_requests_total",
@@ -308,6 +315,11 @@ impl Metrics {
     pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
         let counter = |class: &str| self.upstream_requests.with_label_values(&[upstream, class]);
         UpstreamMetrics { classes: STATUS_CLASSES.map(counter), unanswered: counter("none") }
+    }
+
+    pub fn set_routes(&self, version: u64, is_refused: bool) {
+        self.routes_version.set(signed(version));
+        self.routes_refused.set(is_refused.into());
     }
 
     /// Copies the figures that other layers keep themselves; called before a scrape.

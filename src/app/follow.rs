@@ -21,6 +21,8 @@ use crate::telemetry::Metrics;
 const TOGETHER: Duration = Duration::from_millis(100);
 /// Until a refresh that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Until pushed routes are looked at again that were refused.
+const RETRY: Duration = Duration::from_secs(10);
 
 struct Follower {
     auth: Arc<Authenticator>,
@@ -72,7 +74,14 @@ pub fn begin(app: &Arc<App>) {
 async fn take_up(app: Weak<App>, refresh: Arc<Notify>) {
     let mut told = String::new();
     loop {
-        refresh.notified().await;
+        tokio::select! {
+            () = refresh.notified() => {}
+            () = tokio::time::sleep(RETRY) => {
+                let Some(app) = app.upgrade() else { return };
+                app.retry_routes().await;
+                continue;
+            }
+        }
         tokio::time::sleep(TOGETHER).await;
         let Some(app) = app.upgrade() else { return };
         let Err(error) = app.refresh().await else {

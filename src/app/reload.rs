@@ -30,7 +30,9 @@ pub struct Reloaded {
 pub struct ModuleCheck {
     /// Why a reload would refuse it.
     pub errors: Vec<ConfigError>,
-    /// Modules that are not stored, and settings without effect.
+    /// Modules that are not stored.
+    pub missing: Vec<ConfigError>,
+    /// Settings without effect.
     pub warnings: Vec<ConfigError>,
 }
 
@@ -61,17 +63,15 @@ impl App {
         };
         let shown = file.display().to_string();
         let config = tokio::task::spawn_blocking(move || files::load(&file)).await;
-        let config = Arc::new(config.map_err(|e| AppError::setting("config", e))??);
+        let config = config.map_err(|e| AppError::setting("config", e))??;
         let _turn = self.swapping.lock().await;
+        let config = Arc::new(self.keep_routes(config).await?);
         let certificates = self.shared.read_certificates(&config);
         let certificates = certificates.map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
         let before = self.snapshot();
         let built = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
         let Built { snapshot: next, warnings: of_modules } = built;
-        if let Some(cold) = warm(&next, Some(&before), &self.shared.engine).await.into_iter().next() {
-            let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
-            return Err(AppError::setting("routes", message));
-        }
+        start_all(&next, &before, &self.shared.engine).await?;
         // Nothing fails from here on. An operator's own level stays, unless the file now has another one.
         if config.log.level != before.config.log.level
             && let Err(error) = self.logs.set(&config.log.level)
@@ -84,6 +84,10 @@ impl App {
             tracing::warn!("{}", warning.in_file(&shown));
         }
         let warnings = config.warnings.iter().cloned().chain(of_modules).collect();
+        // What a newer version of pushed routes lacked may be there now.
+        if let Err(error) = self.follow_routes().await {
+            tracing::warn!(%error, "newer routes, if there are some, are not taken up yet");
+        }
         Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config), warnings })
     }
 
@@ -101,9 +105,13 @@ impl App {
         Ok(check)
     }
 
-    /// Builds the snapshot anew from the same configuration: after a module was activated or a tier changed.
+    /// Builds the snapshot anew: from newer routes if some were pushed, else from the same configuration, after a module was
+    /// activated or a tier changed.
     pub async fn refresh(&self) -> Result<(), AppError> {
         let _turn = self.swapping.lock().await;
+        if self.follow_routes().await? {
+            return Ok(());
+        }
         let before = self.snapshot();
         let next = build_snapshot(self.config(), &*self.store, Some(&before), &self.shared.metrics).await?.snapshot;
         self.shared.snapshot.store(next.clone());
@@ -140,7 +148,7 @@ impl App {
 }
 
 /// The first of the errors, and how many there are.
-fn first_line(error: &AppError) -> String {
+pub(super) fn first_line(error: &AppError) -> String {
     match error {
         AppError::Config(errors) => {
             let more = errors.errors.len().saturating_sub(1);
@@ -224,6 +232,17 @@ fn unusable(error: ConfigError) -> AppError {
     AppError::Setting { key: error.key, message: error.message }
 }
 
+/// Starts the new handlers, all of which have to.
+pub(super) async fn start_all(next: &Snapshot, before: &Snapshot, engine: &Arc<Engine>) -> Result<(), AppError> {
+    match warm(next, Some(before), engine).await.into_iter().next() {
+        None => Ok(()),
+        Some(cold) => {
+            let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
+            Err(AppError::setting("routes", message))
+        }
+    }
+}
+
 /// Starts the new handlers ahead of their first request. A guest can't keep the gateway from starting by failing to
 /// start itself, so that is only told.
 pub(super) fn warm_later(shared: &Arc<Shared>, next: Arc<Snapshot>, before: Option<Arc<Snapshot>>) {
@@ -267,7 +286,8 @@ pub(super) async fn build_snapshot(
         }
         tiers.insert(tier.name.clone(), Arc::new(tier));
     }
-    let (modules, ModuleCheck { errors, warnings }) = resolve(&config, store).await?;
+    let (modules, ModuleCheck { errors, missing, warnings }) = resolve(&config, store).await?;
+    let warnings = [missing, warnings].concat();
     if let Some(error) = errors.into_iter().next() {
         return Err(unusable(error));
     }
@@ -298,7 +318,7 @@ async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules,
                 check.errors.extend(used.check(&resolved.version).err());
                 check.warnings.extend(used.idle(resolved.version.abi));
             }
-            None => check.warnings.push(used.missing()),
+            None => check.missing.push(used.missing()),
         }
         modules.insert(key, module);
     }

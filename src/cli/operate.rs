@@ -1,4 +1,4 @@
-//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `routes`, `nodes`, `logs`.
+//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `nodes`, `logs`.
 
 use std::process::ExitCode;
 
@@ -70,32 +70,6 @@ pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
-    print(&args.connect.client()?.get("/api/routes", &[])?, as_json, |list| {
-        let columns = [
-            ("NAME", "/name"),
-            ("HOSTS", "/hosts"),
-            ("PATH", "/path"),
-            ("METHODS", "/methods"),
-            ("TARGET", "/target"),
-            ("AUTH", "/auth"),
-            ("HANDLERS", "/handlers"),
-        ];
-        output::objects(&list["routes"], &columns)?;
-        let routes = list["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        for route in routes.iter().filter(|route| route["not_stored"].as_array().is_some_and(|m| !m.is_empty())) {
-            let (name, modules) = (output::cell(route, "/name"), output::cell(route, "/not_stored"));
-            // Not on standard output, whose lines are the rows.
-            if route["not_stored_fails"] == json!(false) {
-                eprintln!("requests of the route {name} go on without what is not stored: {modules}");
-            } else {
-                eprintln!("the route {name} fails: not stored: {modules}");
-            }
-        }
-        Ok(())
-    })
-}
-
 pub(super) fn nodes(args: &ConnectArgs, as_json: bool) -> Outcome {
     print(&args.connect.client()?.get("/api/nodes", &[])?, as_json, |list| {
         let columns = [
@@ -107,9 +81,17 @@ pub(super) fn nodes(args: &ConnectArgs, as_json: bool) -> Outcome {
             ("STARTED", "/started_at"),
             ("GENERATION", "/generation"),
             ("CONFIG", "/config_digest"),
+            ("ROUTES", "/routes_version"),
             ("SILENT_MS", "/silent_ms"),
         ];
-        output::objects(&list["nodes"], &columns)
+        output::objects(&list["nodes"], &columns)?;
+        for node in list["nodes"].as_array().into_iter().flatten().filter(|node| !node["routes_refused"].is_null()) {
+            let at = |at: &str| output::cell(node, at);
+            let (name, version, reason) = (at("/name"), at("/routes_refused/version"), at("/routes_refused/reason"));
+            // Not on standard output, whose lines are the rows.
+            eprintln!("{name} can't use version {version} of the routes: {reason}");
+        }
+        Ok(())
     })
 }
 

@@ -112,7 +112,7 @@ impl Shared {
     }
 
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && !self.is_draining()
+        self.ready.load(Ordering::Acquire) && !self.is_draining() && !self.snapshot.load().config.lacks_routes()
     }
 
     pub fn set_ready(&self) {

@@ -18,7 +18,8 @@ use crate::domain::{
     TokenId, UsageDelta, UsageRecord,
 };
 
-pub use fleet::{ALIVE, LiveNode, Node, NodeState};
+pub use fleet::{ALIVE, LiveNode, NewRoutes, Node, NodeState, ROUTES_KEPT, RefusedRoutes, RoutesInUse, RoutesVersion};
+pub use rules::routes::conflict as routes_conflict;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -135,7 +136,7 @@ pub struct Page<T> {
 /// Who is told of changes that others make to a shared store, on a thread of the store's: nothing here may wait.
 pub trait Changes: Send + Sync + 'static {
     fn key(&self, hash: &KeyHash);
-    /// Modules or tiers.
+    /// Modules, tiers or routes.
     fn records(&self);
     /// Nobody tells any more.
     fn lost(&self);
@@ -236,6 +237,13 @@ pub trait Store: Send + Sync + 'static {
     async fn add_usage(&self, batch: &Batch, deltas: &[UsageDelta]) -> Result<()>;
     /// Rows by (day, owner, key), both days included.
     async fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>>;
+
+    /// Adds a version of the routes, and lets go of those that are too many ([`ROUTES_KEPT`]). `Conflict` unless the newest is
+    /// `expect` (0: there is none).
+    async fn push_routes(&self, new: NewRoutes, expect: u64) -> Result<RoutesVersion>;
+    /// Newest first.
+    async fn routes_versions(&self) -> Result<Vec<RoutesVersion>>;
+    async fn routes_text(&self, version: u64) -> Result<Option<String>>;
 
     async fn put_token(&self, hash: KeyHash, token: &AdminToken) -> Result<()>;
     async fn token_by_hash(&self, hash: &KeyHash) -> Result<Option<AdminToken>>;

@@ -19,6 +19,7 @@ mod modules;
 mod nodes;
 mod pepper;
 mod records;
+mod routes;
 mod seal;
 mod servers;
 mod store;

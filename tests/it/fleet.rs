@@ -3,6 +3,7 @@
 mod limits;
 mod nodes;
 mod outage;
+mod routes;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,9 @@ use crate::support::gateway::binary;
 use crate::support::redis::{Redis, Wire};
 use crate::support::toml::{route, upstream};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually, try_serve, wat};
+
+/// For tests in which Redis is there, however busy the machine is.
+const PATIENT: &str = "timeout = \"20s\"\n";
 
 /// A Redis, and what its gateways have in common.
 struct Fleet {

@@ -6,15 +6,15 @@ use async_trait::async_trait;
 
 use super::leases::SharedBuckets;
 use super::link::Channel;
-use super::{RedisStore, batches, keys, modules, records, values};
+use super::{RedisStore, batches, keys, modules, records, routes, values};
 use crate::domain::{
     ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId,
     UsageDelta,
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
-    AdminToken, AuditEntry, Batch, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewVersion, Node, Page, Result,
-    Retention, Rotation, Store, StoreError, Stored, UsageRow, new_module_id,
+    AdminToken, AuditEntry, Batch, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewRoutes, NewVersion, Node,
+    Page, Result, Retention, Rotation, RoutesVersion, Store, StoreError, Stored, UsageRow, new_module_id,
 };
 
 /// Audit lines read at once.
@@ -180,6 +180,18 @@ impl Store for RedisStore {
         let mut rows = self.look(|tx, names| records::usage(tx, names, owner, from_day, to_day)).await?;
         rows.sort_by(|a, b| (a.day, &a.owner, &a.key).cmp(&(b.day, &b.owner, &b.key)));
         Ok(rows)
+    }
+
+    async fn push_routes(&self, new: NewRoutes, expect: u64) -> Result<RoutesVersion> {
+        self.write(&["routes"], move |tx, names| routes::push(tx, names, &new, expect)).await
+    }
+
+    async fn routes_versions(&self) -> Result<Vec<RoutesVersion>> {
+        self.look(routes::versions).await
+    }
+
+    async fn routes_text(&self, version: u64) -> Result<Option<String>> {
+        self.look(|tx, names| routes::text(tx, names, version)).await
     }
 
     async fn put_token(&self, hash: KeyHash, token: &AdminToken) -> Result<()> {

@@ -9,9 +9,11 @@ use parking_lot::Mutex;
 use sha2::Sha256;
 use wasmgate::domain::{ApiKey, Digest, UsageDelta, UsageRecord};
 use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
-use wasmgate::store::{ALIVE, AdminToken, Batch, KvIncr, NoRoom, Node, NodeState, Role, Store, StoreError};
+use wasmgate::store::{ALIVE, AdminToken, Batch, KvIncr, NewRoutes, NoRoom, Node, NodeState, Role, Store, StoreError};
 
-use super::{Case, at, check_acknowledged, entry, hash, key, kv, name, room, together, version, write_all_kinds};
+use super::{
+    Case, at, check_acknowledged, entry, hash, key, kv, name, room, routes, together, version, write_all_kinds,
+};
 use crate::support::redis::{Redis, Wire};
 use crate::support::tls::{self, Certificate};
 use crate::support::{DEADLINE, eventually, eventually_async};
@@ -214,7 +216,26 @@ fn node(id: &str) -> Node {
         state: NodeState::Ready,
         generation: 1,
         config: Digest::of(b"a file"),
+        follows_routes: false,
+        routes: None,
+        refused: None,
     }
+}
+
+#[tokio::test]
+async fn routes_that_were_altered_or_moved_are_none() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    store.push_routes(routes("one"), 0).await.unwrap();
+    store.push_routes(routes("two"), 1).await.unwrap();
+    redis.cli(&["copy", "test:{r}:rt:1", "test:{r}:rt:2", "replace"]);
+    assert_eq!(store.routes_text(2).await.unwrap(), None);
+    assert_eq!((store.routes_text(1).await.unwrap().as_deref(), store.forged_records()), (Some("one"), 1));
+    redis.cli(&["setrange", "test:{r}:routes", "40", "x"]);
+    assert!(store.routes_versions().await.unwrap().is_empty());
+    // It is in nobody's way, and no number comes again that was in use.
+    let above = NewRoutes { above: 2, ..routes("three") };
+    assert_eq!(store.push_routes(above, 0).await.unwrap().version, 3);
 }
 
 async fn beat(store: &RedisStore, id: &str) -> Vec<String> {
