@@ -42,6 +42,17 @@ def route(name, lines):
     return f'[[routes]]\nname = "{name}"\nmatch.path_prefix = "/{name}"\n{lines}\n'
 
 
+def cpu_us(pid):
+    """Processor time of a process, all threads."""
+    total = 0
+    for file in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+        try:
+            total += int(Path(file).read_text().split()[0])
+        except OSError:
+            pass
+    return total / 1000
+
+
 def is_flat(samples, per, may):
     """Whether nothing grows. Samples begin with how many `per` there were; `may`: what follows there, and by how much it
     may rise in the whole run. The first quarter is for getting warm."""
@@ -176,15 +187,6 @@ class Bench:
         return text
 
     # --- measuring
-
-    def cpu_us(self, child):
-        total = 0
-        for file in glob.glob(f"/proc/{child.pid}/task/*/schedstat"):
-            try:
-                total += int(Path(file).read_text().split()[0])
-            except OSError:
-                pass
-        return total / 1000
 
     def memory(self):
         status = Path(f"/proc/{self.gateway.pid}/status").read_text()

@@ -72,6 +72,7 @@ pub fn begin(app: &Arc<App>) {
 }
 
 async fn take_up(app: Weak<App>, refresh: Arc<Notify>) {
+    let mut told = String::new();
     loop {
         tokio::select! {
             () = refresh.notified() => {}
@@ -83,10 +84,16 @@ async fn take_up(app: Weak<App>, refresh: Arc<Notify>) {
         }
         tokio::time::sleep(TOGETHER).await;
         let Some(app) = app.upgrade() else { return };
-        if let Err(error) = app.refresh().await {
-            tracing::warn!(%error, "what others changed is not taken up yet");
-            tokio::time::sleep(AGAIN).await;
-            refresh.notify_one();
+        let Err(error) = app.refresh().await else {
+            told.clear();
+            continue;
+        };
+        // Once, however often it is tried.
+        if told != error.to_string() {
+            told = error.to_string();
+            tracing::warn!(error = told, "what others changed is not taken up yet");
         }
+        tokio::time::sleep(AGAIN).await;
+        refresh.notify_one();
     }
 }

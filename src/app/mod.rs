@@ -7,6 +7,7 @@ pub mod files;
 mod follow;
 pub mod nodes;
 mod open;
+mod outbox;
 mod pushed;
 mod reload;
 pub mod secrets;
@@ -86,6 +87,7 @@ pub struct App {
     pub catalogue: tokio::sync::RwLock<()>,
     /// Blobs of a shared store that nothing referred to at the last sweep.
     orphans: parking_lot::Mutex<HashSet<Digest>>,
+    outboxes: tokio::sync::Mutex<tickers::Outboxes>,
 }
 
 impl Opened {
@@ -94,8 +96,8 @@ impl Opened {
         let data_dir = &config.data_dir;
         secrets::private_dir(data_dir)
             .map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", data_dir.display())))?;
-        let store = open::open(&config).await?;
         let peppers = secrets::peppers(&config.auth.pepper, data_dir)?;
+        let store = open::open(&config, &peppers).await?;
         let auth = Authenticator::new(
             store.clone(),
             peppers,
@@ -126,7 +128,6 @@ impl Opened {
     pub async fn start(self, config_file: Option<PathBuf>, logs: LogControl) -> Result<Arc<App>, AppError> {
         let Opened { config, store, auth, engine, limiter, bootstrap_token } = self;
         let metrics = Metrics::new();
-        metrics.store_up.set(1);
         // A shared store says otherwise until it is followed.
         metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();
@@ -150,6 +151,7 @@ impl Opened {
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
+            outboxes: tokio::sync::Mutex::new(tickers::Outboxes::new()?),
         });
         app.refuse(refused);
         follow::begin(&app);

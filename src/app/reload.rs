@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::open::does_without;
 use super::{App, AppError, files};
 use crate::config::{Config, ConfigError, Handler, HandlerFail, Route, restart};
 use crate::domain::{Abi, ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::{Engine, abi};
-use crate::gateway::snapshot::{self, Parts, Resolved, ResolvedModules};
+use crate::gateway::snapshot::{self, Module, Parts, Resolved, ResolvedModules};
 use crate::gateway::{Shared, Snapshot, try_out, warm};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -95,7 +96,8 @@ impl App {
         let (modules, mut check) = resolve(config, &*self.store).await?;
         if check.errors.is_empty() {
             for used in uses(config) {
-                if let Some(resolved) = modules.get(&snapshot::module_key(used.handler)).cloned().flatten() {
+                let module = modules.get(&snapshot::module_key(used.handler));
+                if let Some(resolved) = module.and_then(Module::stored).cloned() {
                     check.errors.extend(used.start(resolved, &self.shared.engine).await.err());
                 }
             }
@@ -268,7 +270,17 @@ pub(super) async fn build_snapshot(
 ) -> Result<Built, AppError> {
     let mut tiers: HashMap<Name, Arc<Tier>> =
         config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
-    for tier in store.tiers().await? {
+    let overrides = match store.tiers().await {
+        // At start alone: from then on, what there was is better.
+        Err(error) if before.is_none() && does_without(&config, &error) => {
+            let without =
+                ResolvedModules::from_iter(uses(&config).map(|u| (snapshot::module_key(u.handler), Module::Unread)));
+            let parts = Parts { config, tiers, modules: &without, previous: None, metrics };
+            return finish(parts, Vec::new()).await;
+        }
+        read => read?,
+    };
+    for tier in overrides {
         if tiers.get(&tier.name).is_some_and(|configured| **configured != tier) {
             tracing::warn!(tier = %tier.name, "the tier is as it was set through the admin API, not as configured");
         }
@@ -282,7 +294,10 @@ pub(super) async fn build_snapshot(
     for ConfigError { key, message, .. } in &warnings {
         tracing::warn!("{key}: {message}");
     }
-    let parts = Parts { config, tiers, modules: &modules, previous: before, metrics };
+    finish(Parts { config, tiers, modules: &modules, previous: before, metrics }, warnings).await
+}
+
+async fn finish(parts: Parts<'_>, warnings: Vec<ConfigError>) -> Result<Built, AppError> {
     let built = Snapshot::build(parts).await;
     let snapshot = built.map_err(|e| AppError::Setting { key: e.key, message: e.message })?;
     Ok(Built { snapshot, warnings })
@@ -297,14 +312,15 @@ async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules,
             let version = m.select(used.handler.module.selector)?.clone();
             Some(Resolved { version, limits: m.limits.clone() })
         });
-        match &resolved {
+        let module = resolved.map_or(Module::Missing, Module::Stored);
+        match module.stored() {
             Some(resolved) => {
                 check.errors.extend(used.check(&resolved.version).err());
                 check.warnings.extend(used.idle(resolved.version.abi));
             }
             None => check.missing.push(used.missing()),
         }
-        modules.insert(key, resolved);
+        modules.insert(key, module);
     }
     Ok((modules, check))
 }

@@ -35,7 +35,7 @@ pub(super) fn audit(args: &AuditArgs, as_json: bool) -> Outcome {
     })
 }
 
-/// Exit code 1 when the gateway is not ready.
+/// Exit code 1 when the gateway is not ready; one that is degraded is, and the text says so.
 pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
     let (status, health) = args.connect.client()?.send(Method::GET, "/health", &[], Body::None)?;
     if health.get("store").is_none() {
@@ -44,7 +44,11 @@ pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
     print(&health, as_json, |health| {
         let at = |at: &str| output::cell(health, at);
         output::line(&format!("{} (wasmgate {}, since {})", at("/status"), at("/version"), at("/started_at")))?;
+        for lack in health["degraded"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            output::line(&format!("  {}: {}", output::cell(lack, "/reason"), output::cell(lack, "/detail")))?;
+        }
         output::line(&format!("store {}", at("/store")))?;
+        output::line(&format!("store link {}", at("/store_link")))?;
         for upstream in health["upstreams"].as_array().map(Vec::as_slice).unwrap_or_default() {
             for endpoint in upstream["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default() {
                 let state = match (&endpoint["healthy"], &endpoint["ejected"]) {

@@ -59,6 +59,8 @@ pub struct Redis {
 pub enum OnStart {
     /// Listens once it is there.
     Wait,
+    /// Listens at once, and does without it what can be done.
+    Degraded,
     Fail,
 }
 
@@ -107,7 +109,7 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
             t.error("ca_file", "is for TLS; use URLs that begin with `rediss://`, or remove it");
         }
     }
-    let start = [("wait", OnStart::Wait), ("fail", OnStart::Fail)];
+    let start = [("wait", OnStart::Wait), ("degraded", OnStart::Degraded), ("fail", OnStart::Fail)];
     let redis = Redis {
         cluster,
         primary,

@@ -25,8 +25,8 @@ use tokio::sync::Semaphore;
 
 use super::rules::PRUNE_BATCH;
 use super::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewRoutes, NewVersion, Page, Result, Retention, Rotation,
-    RoutesVersion, Store, StoreError, Stored, UsageRow,
+    AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, KvValue, NewRoutes, NewVersion, Page, Result, Retention,
+    Rotation, RoutesVersion, Store, StoreError, Stored, UsageRow,
 };
 use crate::domain::{
     ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
@@ -160,12 +160,13 @@ impl Store for EmbeddedStore {
         self.write(move |tx| modules::delete_version(tx, &owner, &name, version)).await
     }
 
-    async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
+    // Its errors hide nothing: what was not answered with `Ok` was not written.
+    async fn count_executions(&self, _: &Batch, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
         let counts = counts.to_vec();
         self.write(move |tx| modules::count_executions(tx, &counts)).await
     }
 
-    async fn add_usage(&self, deltas: &[UsageDelta]) -> Result<()> {
+    async fn add_usage(&self, _: &Batch, deltas: &[UsageDelta]) -> Result<()> {
         let deltas = deltas.to_vec();
         self.write(move |tx| records::add_usage(tx, &deltas)).await
     }

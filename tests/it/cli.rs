@@ -19,7 +19,7 @@ fn wasmgate(args: &[&str]) -> Output {
 }
 
 /// A verb against a running gateway.
-fn verb(gw: &Gateway, args: &[&str]) -> Output {
+pub fn verb(gw: &Gateway, args: &[&str]) -> Output {
     run_to_end(command(gw, args))
 }
 
@@ -32,7 +32,7 @@ fn command(gw: &Gateway, args: &[&str]) -> Command {
 }
 
 #[track_caller]
-fn ok(output: Output) -> String {
+pub fn ok(output: Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{errors}{}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stdout).into_owned()

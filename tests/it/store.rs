@@ -18,7 +18,7 @@ use wasmgate::limit::lease::terms::OVERSHOOT_PERCENT;
 use wasmgate::limit::lease::wire::Reply;
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewRoutes, NewVersion, NoRoom,
+    AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewRoutes, NewVersion, NoRoom,
     ROUTES_KEPT, Retention, Role, Rotation, Store, StoreError, Stored,
 };
 
@@ -553,9 +553,14 @@ async fn executions_add_up(store: Shared) {
         (name("alice"), name("gone"), 9, at(100)),
         (name("alice"), name("m"), 4, at(50)),
     ];
-    store.count_executions(&counts).await.unwrap();
+    store.count_executions(&batch(), &counts).await.unwrap();
     let module = store.module(&name("alice"), &name("m")).await.unwrap().unwrap();
     assert_eq!((module.executions, module.last_executed), (7, Some(at(100))));
+}
+
+/// Of a sender of its own.
+fn batch() -> Batch {
+    Batch::first().unwrap()
 }
 
 fn used(requests: u64, error: &str) -> UsageRecord {
@@ -569,14 +574,17 @@ async fn usage_rows_merge(store: Shared) {
         day,
         add: used(requests, error),
     };
-    store.add_usage(&[delta("alice", "key_1", 5, 1, "busy"), delta("alice", "key_1", 5, 2, "busy")]).await.unwrap();
+    store
+        .add_usage(&batch(), &[delta("alice", "key_1", 5, 1, "busy"), delta("alice", "key_1", 5, 2, "busy")])
+        .await
+        .unwrap();
     let more = [
         delta("alice", "key_1", 5, 4, "internal"),
         delta("bob", "key_2", 5, 1, "busy"),
         delta("alice", "key_1", 4, 1, "busy"),
         delta("alice", "key_3", 7, 1, "busy"),
     ];
-    store.add_usage(&more).await.unwrap();
+    store.add_usage(&batch(), &more).await.unwrap();
     let rows = store.usage(Some(&name("alice")), 4, 5).await.unwrap();
     assert_eq!(
         rows.iter().map(|r| (r.day, r.key.to_string())).collect::<Vec<_>>(),
@@ -640,7 +648,7 @@ async fn old_lines_and_rows_are_pruned_in_batches(store: Shared) {
         add: UsageRecord { requests: 1, ..UsageRecord::default() },
     };
     // Two batches and a part of one are over.
-    store.add_usage(&(0..2_500).map(row).collect::<Vec<_>>()).await.unwrap();
+    store.add_usage(&batch(), &(0..2_500).map(row).collect::<Vec<_>>()).await.unwrap();
     let keep = |audit_from, audit_entries, usage_from_day| Retention {
         audit_from: at(audit_from),
         audit_entries,
