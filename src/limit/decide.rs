@@ -103,7 +103,7 @@ impl Request<'_> {
                 None => None,
             };
             let look = Look { is_own: n == 0, place, cost, tick, first };
-            let way = look.at(bucket, self.fleet.as_ref(), &mut violations);
+            let way = look.at(bucket, self.fleet.as_mut(), &mut violations);
             ways.push((bucket, place, way));
         }
         if !violations.is_empty() {
@@ -201,7 +201,12 @@ struct Look {
 }
 
 impl Look {
-    fn at(&self, bucket: &mut Bucket, fleet: Option<&InFleet<'_>>, violations: &mut SmallVec<[Violation; 2]>) -> Way {
+    fn at(
+        &self,
+        bucket: &mut Bucket,
+        fleet: Option<&mut InFleet<'_>>,
+        violations: &mut SmallVec<[Violation; 2]>,
+    ) -> Way {
         let now = self.tick.mono;
         let (Some(fleet), Some(leases)) = (fleet, &mut bucket.leases) else {
             return self.at_cells(bucket, Way::Cells, violations);
@@ -211,7 +216,11 @@ impl Look {
             held.lease.arrive(now, self.cost);
         }
         if held.is_awaited_by(fleet.waiting) {
-            return Way::Wait;
+            // Woken for another lease's answer, or because its own is late.
+            if fleet.link.alone_since(now).is_none() {
+                return Way::Wait;
+            }
+            held.leave(self.cost, fleet.waiting);
         }
         match held.lease.check(now, self.cost, fleet.link) {
             Verdict::Spend => Way::Lease,

@@ -1,7 +1,7 @@
 //! The limiter as one of a fleet: calls of leases on their way, alarms, and what is told of fuel.
 //!
-//! Invariant: no lock is held while anything is awaited, and every call ends: with its answer, its failure, or when the answer is
-//! late, whereupon the lease goes on without it.
+//! Invariant: no lock is held while anything is awaited. A call whose answer is late is still under way: what it is granted was taken
+//! from the shared bucket, and counts here when it comes. Only who waits does not wait for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,18 +18,19 @@ use super::decide::Alone;
 use super::fuel::Told;
 use super::lease::link::Link;
 use super::lease::wire::Reply;
-use super::leased::{Holder, LeaseId, Outgoing};
+use super::leased::{Held, Holder, LeaseId, Outgoing};
 use super::limiter::{Limiter, Now, Shard};
 use super::quota::Tick;
 use crate::store::{Buckets, StoreError};
 
 /// How long a request waits in all. Long before, three calls have failed, and each gateway decides alone.
 pub const PATIENCE: Duration = Duration::from_millis(500);
-/// How long a call may take, between these three round trips.
+/// How long an answer may take before it is late: what it takes usually and four times what that varies (RFC 6298 section 2),
+/// between these.
 const SOONEST: Duration = Duration::from_millis(5);
-const LATEST: Duration = Duration::from_millis(100);
-/// Until one was measured.
-const ROUND_TRIP: f64 = 0.01;
+const LATEST: Duration = Duration::from_millis(250);
+/// Seconds, until one was measured.
+const ROUND_TRIP: RoundTrip = RoundTrip { mean: 0.01, deviation: 0.005 };
 /// Calls that no request waits for, begun at once; the next as many follow a moment later.
 const AT_ONCE: usize = 256;
 const MOMENT: u64 = 10_000_000;
@@ -42,14 +43,20 @@ pub struct Fleet {
     node: String,
     runtime: Handle,
     link: Mutex<Link>,
-    /// Seconds, smoothed; late answers count.
-    round_trip: Mutex<f64>,
+    round_trip: Mutex<RoundTrip>,
     /// When the first alarm goes off.
     next: AtomicU64,
     alarm: Notify,
     /// The store has been lost sight of: nobody may have asked since.
     doubted: AtomicBool,
     figures: Figures,
+}
+
+/// Seconds, smoothed.
+#[derive(Clone, Copy)]
+struct RoundTrip {
+    mean: f64,
+    deviation: f64,
 }
 
 #[derive(Default)]
@@ -64,7 +71,7 @@ struct Figures {
 /// Since the start.
 #[derive(Clone, Copy, Debug)]
 pub struct FleetFigures {
-    /// Calls of leases and of sums: answered in time, failed, and answered too late or not at all.
+    /// Calls of leases and of sums: answered in time, failed, and answered late.
     pub answered: u64,
     pub failed: u64,
     pub late: u64,
@@ -128,30 +135,38 @@ impl Fleet {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs_f64(*self.round_trip.lock() * 3.0).clamp(SOONEST, LATEST)
+        let RoundTrip { mean, deviation } = *self.round_trip.lock();
+        Duration::from_secs_f64(mean + 4.0 * deviation).clamp(SOONEST, LATEST)
     }
 
     fn took(&self, time: Duration) {
-        let mut known = self.round_trip.lock();
-        *known += 0.2 * (time.as_secs_f64() - *known);
+        let known = &mut *self.round_trip.lock();
+        let difference = time.as_secs_f64() - known.mean;
+        known.deviation += 0.25 * (difference.abs() - known.deviation);
+        known.mean += 0.125 * difference;
     }
 
-    /// The answer in time.
-    async fn ask<T>(self: &Arc<Self>, call: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
+    /// The answer, however late; `is_late` is called as often as one could have come meanwhile.
+    async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>, is_late: impl Fn()) -> Option<T> {
         let (sent, mut call) = (Instant::now(), std::pin::pin!(call));
-        match tokio::time::timeout(self.patience(), &mut call).await {
-            Ok(Ok(answer)) => {
+        let mut in_time = true;
+        let answer = loop {
+            match tokio::time::timeout(self.patience(), &mut call).await {
+                Ok(answer) => break answer,
+                Err(_) => is_late(),
+            }
+            in_time = false;
+        };
+        let figures = &self.figures;
+        match answer {
+            Ok(answer) => {
                 self.took(sent.elapsed());
-                self.figures.answered.fetch_add(1, Ordering::Relaxed);
+                if in_time { &figures.answered } else { &figures.late }.fetch_add(1, Ordering::Relaxed);
                 Some(answer)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::debug!(%error, "a call for limits failed");
-                self.figures.failed.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-            Err(_) => {
-                self.figures.late.fetch_add(1, Ordering::Relaxed);
+                figures.failed.fetch_add(1, Ordering::Relaxed);
                 None
             }
         }
@@ -178,7 +193,7 @@ pub async fn run(fleet: Arc<Fleet>, limiter: Weak<Limiter>) {
         let probe = fleet.link.lock().probe_at();
         let is_doubted = probe.is_none() && fleet.doubted.swap(false, Ordering::AcqRel);
         if is_doubted || probe.is_some_and(|at| at <= now.mono) {
-            let answered = fleet.ask(fleet.buckets.probe()).await.is_some();
+            let answered = fleet.ask(fleet.buckets.probe(), || limiter.heard(&fleet, false)).await.is_some();
             fleet.doubted.fetch_or(!answered, Ordering::AcqRel);
             limiter.heard(&fleet, answered);
             continue;
@@ -251,14 +266,19 @@ impl Limiter {
             Out::Lease(Outgoing { id, plan, call }) => {
                 let arguments = call.arguments(&plan, fleet.link.lock().nodes);
                 let bucket = format!("{}/{}", id.holder, id.tier);
-                let answer = fleet.ask(fleet.buckets.lease(&bucket, arguments)).await;
+                let is_late = || {
+                    self.heard(fleet, false);
+                    self.wake(&id);
+                };
+                let answer = fleet.ask(fleet.buckets.lease(&bucket, arguments), is_late).await;
                 let reply = answer.and_then(|numbers| Reply::parse(&numbers, &plan));
                 self.heard(fleet, reply.is_some());
                 self.replied(fleet, &id, reply.as_ref());
             }
             Out::Fuel(holder, told) => {
                 let sum = format!("{holder}/{}", told.day);
-                let others = fleet.ask(fleet.buckets.add_up(&sum, &fleet.node, told.used, told.life)).await;
+                let telling = fleet.buckets.add_up(&sum, &fleet.node, told.used, told.life);
+                let others = fleet.ask(telling, || self.heard(fleet, false)).await;
                 self.heard(fleet, others.is_some());
                 let tick = self.tick(Now::read());
                 let mut guard = self.shard_of_holder(&holder).lock();
@@ -294,6 +314,12 @@ impl Limiter {
                 self.publish(&link);
             }
         }
+    }
+
+    /// Whoever waits for a late answer looks whether to wait on.
+    fn wake(&self, id: &LeaseId) {
+        let waiters = lease(&mut self.shard_of_holder(&id.holder).lock(), id).map(Held::waiters);
+        waiters.into_iter().flatten().for_each(|waiter| waiter.notify_one());
     }
 
     fn replied(&self, fleet: &Fleet, id: &LeaseId, reply: Option<&Reply>) {
@@ -421,7 +447,7 @@ fn account<'a>(shard: &'a mut Shard, holder: &Holder) -> Option<&'a mut Account>
     }
 }
 
-fn lease<'a>(shard: &'a mut Shard, id: &LeaseId) -> Option<&'a mut super::leased::Held> {
+fn lease<'a>(shard: &'a mut Shard, id: &LeaseId) -> Option<&'a mut Held> {
     let buckets = &mut account(shard, &id.holder)?.buckets;
     let bucket = buckets.iter_mut().find(|bucket| bucket.tier.name == id.tier)?;
     bucket.leases.as_mut()?.find(id.serial)

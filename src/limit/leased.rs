@@ -106,6 +106,17 @@ impl Held {
         waiting.on.push((self.serial, self.answers));
     }
 
+    /// A request that waits does so no longer.
+    pub fn leave(&mut self, cost: u64, waiting: &mut Waiting) {
+        self.lease.leave(cost);
+        waiting.on.retain(|(serial, _)| *serial != self.serial);
+    }
+
+    /// Who waits; they do so still.
+    pub fn waiters(&mut self) -> Vec<Arc<Notify>> {
+        self.waiters.clone()
+    }
+
     /// The call that waiting requests need now.
     pub fn ask(&mut self, now: u64, link: &Link) -> Option<(Arc<Plan>, Call)> {
         self.lease.ask(now, link).map(|call| (self.plan.clone(), call))

@@ -74,7 +74,7 @@ impl Link {
     }
 
     /// Since when each node has had its shares alone; `None`: they ask.
-    pub(super) fn alone_since(&self, now: u64) -> Option<u64> {
+    pub fn alone_since(&self, now: u64) -> Option<u64> {
         match self.state {
             State::Lost { since, .. } => Some(since),
             State::Settling { since, until } if now < until => Some(since),

@@ -139,7 +139,7 @@ fn joined(fleet: &mut Fleet, nodes: &[Gateway]) {
     eventually("they know", || nodes.iter().all(|node| node.metric("lease_link_up", &[]) == 1.0));
 }
 
-/// Half of what was left is each one's; what was spent meanwhile counts when Redis is back.
+/// Half of what each knew to be left is its own; what was spent meanwhile counts when Redis is back.
 #[test]
 fn shares_add_up_to_the_limit_and_are_settled() {
     let (mut fleet, up) = (Fleet::new(), Upstream::text("ok"));
@@ -150,14 +150,14 @@ fn shares_add_up_to_the_limit_and_are_settled() {
     cut_off(&mut fleet, &nodes);
     // Tokens taken ahead are spent first, and are part of the limit.
     let alone = storm(&nodes, &key, 4, 60);
-    assert!((20..=80).contains(&alone[&200]) && alone[&200] + alone[&429] == 240, "{alone:?}");
+    assert!((20..=100).contains(&alone[&200]) && alone[&200] + alone[&429] == 240, "{alone:?}");
     assert!(nodes.iter().any(|node| node.metric("rate_limit_alone_total", &["mode=\"share\""]) > 0.0));
     joined(&mut fleet, &nodes);
     eventually("it is settled", || {
         storm(&nodes, &key, 2, 4);
         nodes.iter().all(|node| node.get("/").key(&key).send().status == 429)
     });
-    assert_eq!(up.seen().len(), 100, "all that the day has, and no more");
+    assert!((100..=120).contains(&up.seen().len()), "all that the day has, and no more but what nobody could know of");
 }
 
 #[test]
