@@ -53,9 +53,14 @@ pub struct Metrics {
     lease_link_up: IntGauge,
     auth: [IntCounter; AuthResult::NAMES.len()],
     key_cache: IntGaugeVec,
-    pub store_up: IntGauge,
+    store_up: IntGauge,
+    store_state: IntGaugeVec,
+    /// Set, by one at a time.
+    store_forged: Mutex<IntCounter>,
     pub store_link_up: IntGauge,
     pub fleet_nodes: IntGauge,
+    routes_version: IntGauge,
+    routes_refused: IntGauge,
     store_latency: HistogramVec,
     upstream_requests: IntCounterVec,
     artifacts_rejected: IntGauge,
@@ -169,6 +174,12 @@ impl Metrics {
             .expect("the process collector is registered once");
         let wasm_fuel = IntCounter::new("wasm_fuel_total", "fuel units used by guests").expect(VALID);
         registry.register(Box::new(wasm_fuel.clone())).expect(VALID);
+        let store_forged = IntCounter::new(
+            "store_forged_records_total",
+            "records of a shared store that nobody with its record key has written; they count as absent",
+        )
+        .expect(VALID);
+        registry.register(Box::new(store_forged.clone())).expect(VALID);
         let auth = counter("auth_total", "authentications by result", &["result"]);
         Arc::new(Self {
             http_requests: counter("http_requests_total", "requests answered", &["route", "method", "status_class"]),
@@ -204,7 +215,8 @@ impl Metrics {
             ),
             auth: AuthResult::NAMES.map(|result| auth.with_label_values(&[result])),
             key_cache: gauges("key_cache", "key cache look-ups by result", &["result"]),
-            store_up: gauge("store_up", "1 while the store answers"),
+            store_up: gauge("store_up", "1 while the store can be used"),
+            store_state: gauges("store_state", "1 for the state that the store is in, as health names it", &["state"]),
             store_link_up: gauge(
                 "store_link_up",
                 "1 while a shared store tells of what others change; always 1 with the embedded one",
@@ -213,6 +225,12 @@ impl Metrics {
                 "fleet_nodes",
                 "gateways that share the store, this one included, when it was last asked",
             ),
+            store_forged: Mutex::new(store_forged),
+            routes_version: gauge(
+                "routes_version",
+                "version of the pushed routes in use; 0: they are in the file, or there are none",
+            ),
+            routes_refused: gauge("routes_refused", "1 while the newest pushed routes can't be taken up here"),
             store_latency: histogram("store_latency_seconds", "time of a store operation", &["operation"]),
             upstream_requests: counter(
                 "upstream_requests_total",
@@ -299,6 +317,11 @@ impl Metrics {
         UpstreamMetrics { classes: STATUS_CLASSES.map(counter), unanswered: counter("none") }
     }
 
+    pub fn set_routes(&self, version: u64, is_refused: bool) {
+        self.routes_version.set(signed(version));
+        self.routes_refused.set(is_refused.into());
+    }
+
     /// Copies the figures that other layers keep themselves; called before a scrape.
     pub fn set_engine(&self, stats: &crate::engine::Stats) {
         self.wasm_memory.set(signed(stats.memory_bytes));
@@ -336,6 +359,15 @@ impl Metrics {
         }
         for (mode, n) in [("share", figures.share), ("open", figures.open)] {
             set(&self.rate_limit_alone, mode, n);
+        }
+    }
+
+    pub fn set_store(&self, states: impl IntoIterator<Item = (&'static str, bool)>, is_up: bool, forged: u64) {
+        let counter = self.store_forged.lock();
+        counter.inc_by(forged.saturating_sub(counter.get()));
+        self.store_up.set(i64::from(is_up));
+        for (state, is_in) in states {
+            self.store_state.with_label_values(&[state]).set(i64::from(is_in));
         }
     }
 

@@ -270,6 +270,7 @@ pub(super) async fn run(
         // It did not run.
         Err(RunError::BadCall(detail)) => return Err(Rejection::BadRequest(detail.clone()).into()),
         Err(RunError::Busy { retry_after }) => return Err(Rejection::Busy { retry_after: *retry_after }.into()),
+        Err(RunError::Unread) => return Err(Rejection::StoreUnavailable.into()),
         Ok(_) => None,
     };
     let metrics = &api.app.shared.metrics;
@@ -359,6 +360,7 @@ async fn stored(
             tracing::error!(module = %label, %failure, "a stored module can't be loaded");
             Rejection::Guest(failure)
         }
+        RunError::Unread => Rejection::StoreUnavailable,
         RunError::BadCall(_) => Rejection::Internal,
     })?;
     let stored = Some((owner.clone(), module.name.clone()));

@@ -14,8 +14,8 @@ use super::Api;
 use super::access::Actor;
 use super::openapi::json;
 use crate::domain::{Rejection, Timestamp};
-use crate::gateway::{EndpointState, Snapshot};
-use crate::store::Role;
+use crate::gateway::{EndpointState, Lack, Snapshot, StoreState};
+use crate::store::{NodeState, Role};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new().routes(routes!(health)).routes(routes!(live)).routes(routes!(ready)).routes(routes!(metrics))
@@ -68,17 +68,32 @@ pub(super) fn upstream_health(snapshot: &Snapshot) -> Vec<UpstreamHealth> {
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct Status {
+    /// `alive`; or `ready`, `degraded`, `starting` or `draining`.
     status: &'static str,
+    /// What a degraded gateway does without.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<&'static str>,
+}
+
+/// Something that a degraded gateway does without.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Degraded {
+    reason: &'static str,
+    detail: String,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct Health {
-    /// `ready`, `starting` or `draining`.
+    /// `ready`, `degraded`, `starting` or `draining`.
     status: &'static str,
+    degraded: Vec<Degraded>,
     version: &'static str,
     #[schema(value_type = String)]
     started_at: Timestamp,
+    /// `up`, `unreachable`, `lost`, `unusable` or `unwritable`.
     store: &'static str,
+    /// Whether it tells of what other gateways change: `up` or `down`.
+    store_link: &'static str,
     upstreams: Vec<UpstreamHealth>,
 }
 
@@ -86,40 +101,45 @@ pub(super) struct Health {
 #[utoipa::path(get, path = "/health/live", tag = "health", security(()),
     responses((status = 200, description = "alive", body = Status)))]
 pub(super) async fn live() -> Response {
-    json(StatusCode::OK, Status { status: "alive" })
+    json(StatusCode::OK, Status { status: "alive", reasons: Vec::new() })
 }
 
-/// Answers 200 once routes, store and engine are ready, and 503 while draining.
+/// Answers 200 once routes and engine are ready, and 503 while draining. A degraded gateway, as one that does not reach its
+/// store, serves on, so it is ready and says why.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
-    responses((status = 200, description = "ready", body = Status), (status = 503, description = "not ready", body = Status)))]
+    responses((status = 200, description = "ready or degraded", body = Status), (status = 503, description = "not ready", body = Status)))]
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
-    let code = if api.app.shared.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(code, Status { status: state(&api) })
+    let lacks = api.app.shared.lacks();
+    let (code, status) = state(&api, &lacks);
+    let reasons = lacks.iter().filter(|_| status == DEGRADED).map(|lack| lack.reason).collect();
+    json(code, Status { status, reasons })
 }
 
-fn state(api: &Api) -> &'static str {
-    api.app.state().as_str()
+const DEGRADED: &str = "degraded";
+
+fn state(api: &Api, lacks: &[Lack]) -> (StatusCode, &'static str) {
+    match api.app.state() {
+        NodeState::Ready if lacks.is_empty() => (StatusCode::OK, NodeState::Ready.as_str()),
+        NodeState::Ready => (StatusCode::OK, DEGRADED),
+        other => (StatusCode::SERVICE_UNAVAILABLE, other.as_str()),
+    }
 }
 
 /// The state of the gateway and of what it depends on; 503 when it isn't ready.
 #[utoipa::path(get, path = "/health", tag = "health",
-    responses((status = 200, description = "ready", body = Health), (status = 503, description = "not ready", body = Health)))]
+    responses((status = 200, description = "ready or degraded", body = Health), (status = 503, description = "not ready", body = Health)))]
 pub(super) async fn health(State(api): State<Arc<Api>>, actor: Actor) -> Result<Response, Rejection> {
     actor.need_role(Role::Viewer)?;
-    let store = match api.app.store.tiers().await {
-        Ok(_) => "up",
-        Err(error) => {
-            tracing::warn!(%error, "the store failed a health check");
-            "down"
-        }
-    };
-    let ready = api.app.shared.is_ready() && store == "up";
-    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let shared = &api.app.shared;
+    let (store, lacks) = shared.ask().await;
+    let (code, status) = state(&api, &lacks);
     let health = Health {
-        status: state(&api),
+        status,
+        degraded: lacks.into_iter().map(|Lack { reason, detail }| Degraded { reason, detail }).collect(),
         version: env!("CARGO_PKG_VERSION"),
         started_at: api.app.started_at,
-        store,
+        store: store.as_str(),
+        store_link: if shared.metrics.store_link_up.get() == 0 { "down" } else { "up" },
         upstreams: upstream_health(&api.app.snapshot()),
     };
     Ok(json(code, health))
@@ -134,6 +154,9 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, actor: Actor) -> Result
     shared.metrics.set_engine(&shared.engine.stats());
     shared.metrics.set_key_cache(&shared.auth.stats());
     shared.metrics.set_fleet(shared.limiter.fleet_figures());
+    let store = shared.store_state();
+    let states = StoreState::ALL.map(|state| (state.as_str(), state == store));
+    shared.metrics.set_store(states, store == StoreState::Up, api.app.store.forged_records());
     let text = shared.metrics.render(shared.engine.guest_metrics()).map_err(|error| {
         tracing::error!(%error, "metrics can't be written");
         Rejection::Internal

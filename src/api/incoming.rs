@@ -127,6 +127,7 @@ pub(super) fn not_installed(error: InstallError) -> Rejection {
         InstallError::NotLoadable(why) => Rejection::NotLoadable(why),
         InstallError::Busy => Rejection::CompilerBusy { retry_after: INSPECTION_WAIT },
         InstallError::StorageFull => Rejection::StorageFull,
+        InstallError::Unread => Rejection::StoreUnavailable,
         InstallError::Io(reason) => {
             tracing::error!(reason, "a module could not be stored");
             Rejection::Internal

@@ -21,6 +21,8 @@ use crate::telemetry::Metrics;
 const TOGETHER: Duration = Duration::from_millis(100);
 /// Until a refresh that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Until pushed routes are looked at again that were refused.
+const RETRY: Duration = Duration::from_secs(10);
 
 struct Follower {
     auth: Arc<Authenticator>,
@@ -70,14 +72,28 @@ pub fn begin(app: &Arc<App>) {
 }
 
 async fn take_up(app: Weak<App>, refresh: Arc<Notify>) {
+    let mut told = String::new();
     loop {
-        refresh.notified().await;
+        tokio::select! {
+            () = refresh.notified() => {}
+            () = tokio::time::sleep(RETRY) => {
+                let Some(app) = app.upgrade() else { return };
+                app.retry_routes().await;
+                continue;
+            }
+        }
         tokio::time::sleep(TOGETHER).await;
         let Some(app) = app.upgrade() else { return };
-        if let Err(error) = app.refresh().await {
-            tracing::warn!(%error, "what others changed is not taken up yet");
-            tokio::time::sleep(AGAIN).await;
-            refresh.notify_one();
+        let Err(error) = app.refresh().await else {
+            told.clear();
+            continue;
+        };
+        // Once, however often it is tried.
+        if told != error.to_string() {
+            told = error.to_string();
+            tracing::warn!(error = told, "what others changed is not taken up yet");
         }
+        tokio::time::sleep(AGAIN).await;
+        refresh.notify_one();
     }
 }

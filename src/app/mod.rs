@@ -7,12 +7,14 @@ pub mod files;
 mod follow;
 pub mod nodes;
 mod open;
+mod outbox;
+mod pushed;
 mod reload;
 pub mod secrets;
 pub mod tickers;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::auth::cache::{self, Authenticator};
@@ -22,11 +24,12 @@ use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
-use crate::store::{AuditEntry, Node, Store, StoreError};
+use crate::store::{AuditEntry, Node, RefusedRoutes, Store, StoreError};
 use crate::telemetry::{LogControl, Metrics};
 use reload::{build_snapshot, warm_later};
 use secrets::BootstrapToken;
 
+pub use pushed::{Done, MAX_ROUTES_BYTES, Push};
 pub use reload::{ModuleCheck, Reloaded};
 
 /// Callers whose limit state is kept at once; the longest idle go first.
@@ -75,11 +78,16 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
+    /// The newest of the routes that were pushed, if they can't be used here.
+    refused: parking_lot::Mutex<Option<RefusedRoutes>>,
+    /// What the fleet knows of this gateway has changed.
+    told: tokio::sync::Notify,
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
     /// those of an upload under way.
     pub catalogue: tokio::sync::RwLock<()>,
     /// Blobs of a shared store that nothing referred to at the last sweep.
     orphans: parking_lot::Mutex<HashSet<Digest>>,
+    outboxes: tokio::sync::Mutex<tickers::Outboxes>,
 }
 
 impl Opened {
@@ -88,8 +96,8 @@ impl Opened {
         let data_dir = &config.data_dir;
         secrets::private_dir(data_dir)
             .map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", data_dir.display())))?;
-        let store = open::open(&config).await?;
         let peppers = secrets::peppers(&config.auth.pepper, data_dir)?;
+        let store = open::open(&config, &peppers).await?;
         let auth = Authenticator::new(
             store.clone(),
             peppers,
@@ -120,12 +128,11 @@ impl Opened {
     pub async fn start(self, config_file: Option<PathBuf>, logs: LogControl) -> Result<Arc<App>, AppError> {
         let Opened { config, store, auth, engine, limiter, bootstrap_token } = self;
         let metrics = Metrics::new();
-        metrics.store_up.set(1);
         // A shared store says otherwise until it is followed.
         metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
-        let snapshot = build_snapshot(config.clone(), &*store, None, &metrics).await?.snapshot;
+        let (snapshot, refused) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
         let usage = Arc::new(UsageRecorder::default());
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
         warm_later(&shared, snapshot, None);
@@ -140,12 +147,35 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
+            refused: parking_lot::Mutex::default(),
+            told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
+            outboxes: tokio::sync::Mutex::new(tickers::Outboxes::new()?),
         });
+        app.refuse(refused);
         follow::begin(&app);
         Ok(app)
     }
+}
+
+/// With the routes of the file; or with those that were pushed, if they can be used here, and with none otherwise.
+async fn first_snapshot(
+    own: &Arc<Config>,
+    store: &dyn Store,
+    file: Option<&Path>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Snapshot>, Option<RefusedRoutes>), AppError> {
+    let (config, mut refused) = pushed::at_start((**own).clone(), store, file).await?;
+    let config = Arc::new(config);
+    let built = match build_snapshot(config.clone(), store, None, metrics).await {
+        Err(error @ (AppError::Setting { .. } | AppError::Config(_))) if config.pushed.is_some() => {
+            refused = config.pushed.as_ref().map(|pushed| pushed::refused(pushed.version, &error));
+            build_snapshot(own.clone(), store, None, metrics).await?
+        }
+        built => built?,
+    };
+    Ok((built.snapshot, refused))
 }
 
 impl App {

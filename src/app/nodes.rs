@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::App;
-use crate::store::{LiveNode, Node, NodeState, StoreError};
+use crate::config::RoutesFrom;
+use crate::store::{LiveNode, Node, NodeState, RoutesInUse, StoreError};
 
 /// Several of them may be lost before a gateway counts as dead.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -17,7 +18,10 @@ pub async fn run(app: Arc<App>) {
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut is_told = false;
     loop {
-        beat.tick().await;
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = app.told.notified() => {}
+        }
         match app.beat().await {
             Ok(_) => is_told = false,
             Err(error) if !std::mem::replace(&mut is_told, true) => {
@@ -66,6 +70,9 @@ impl App {
             state: self.state(),
             generation: snapshot.generation,
             config: snapshot.config.digest,
+            follows_routes: snapshot.config.store.routes == RoutesFrom::Store,
+            routes: snapshot.config.pushed.as_ref().map(|p| RoutesInUse { version: p.version, digest: p.digest }),
+            refused: self.refused.lock().clone(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{AppError, secrets};
+use crate::auth::pepper::Peppers;
 use crate::auth::secret_file;
 use crate::config::Config;
 use crate::config::store::{OnStart, Redis};
@@ -18,33 +19,38 @@ use crate::store::{Store, StoreError};
 /// Between two attempts to reach it.
 const AGAIN: Duration = Duration::from_millis(500);
 
-pub async fn open(config: &Config) -> Result<Arc<dyn Store>, AppError> {
+pub async fn open(config: &Config, peppers: &Peppers) -> Result<Arc<dyn Store>, AppError> {
     let Some(redis) = &config.store.redis else {
         return Ok(Arc::new(EmbeddedStore::open(&config.data_dir.join("wasmgate.redb"))?));
     };
     // Deleted by an operator who wants a new beginning.
-    let id_file = config.data_dir.join("store.id");
-    let store_id = std::fs::read_to_string(&id_file).ok().map(|id| id.trim().to_owned());
-    let settings = RedisSettings { store_id, ..settings(redis, &config.data_dir)? };
+    let id_file = Some(config.data_dir.join("store.id"));
+    let peppers = peppers.fingerprints();
+    let store = RedisStore::new(RedisSettings { id_file, peppers, ..settings(redis, &config.data_dir)? });
+    let store = store.map_err(|e| AppError::setting("store.redis", e))?;
     let mut is_told = false;
     loop {
-        let settings = settings.clone();
-        let opened = tokio::task::spawn_blocking(move || RedisStore::open(settings)).await;
-        match opened.map_err(|e| AppError::setting("store.redis", e))? {
-            Ok(store) => {
-                let kept = std::fs::write(&id_file, format!("{}\n", store.store_id()));
-                kept.map_err(|e| AppError::setting("data_dir", format!("`{}`: {e}", id_file.display())))?;
-                return Ok(store);
-            }
-            Err(StoreError::Unavailable(why)) if redis.on_start == OnStart::Wait => {
+        match (store.check().await, redis.on_start) {
+            (Ok(()), _) => return Ok(store),
+            (Err(StoreError::Unavailable(why)), OnStart::Wait) => {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::warn!(error = why, "waiting for the store, as `store.redis.on_start` says");
                 }
                 tokio::time::sleep(AGAIN).await;
             }
-            Err(error) => return Err(AppError::setting("store.redis", error)),
+            (Err(StoreError::Unavailable(why)), OnStart::Degraded) => {
+                tracing::warn!(error = why, "starting without the store, as `store.redis.on_start` says");
+                return Ok(store);
+            }
+            (Err(error), _) => return Err(AppError::setting("store.redis", error)),
         }
     }
+}
+
+/// Whether a gateway with this configuration does without what its store does not answer, at start.
+pub fn does_without(config: &Config, error: &StoreError) -> bool {
+    let may = config.store.redis.as_ref().is_some_and(|redis| redis.on_start == OnStart::Degraded);
+    may && matches!(error, StoreError::Unavailable(_))
 }
 
 fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {

@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::open::does_without;
 use super::{App, AppError, files};
 use crate::config::{Config, ConfigError, Handler, HandlerFail, Route, restart};
 use crate::domain::{Abi, ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::{Engine, abi};
-use crate::gateway::snapshot::{self, Parts, Resolved, ResolvedModules};
+use crate::gateway::snapshot::{self, Module, Parts, Resolved, ResolvedModules};
 use crate::gateway::{Shared, Snapshot, try_out, warm};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -29,7 +30,9 @@ pub struct Reloaded {
 pub struct ModuleCheck {
     /// Why a reload would refuse it.
     pub errors: Vec<ConfigError>,
-    /// Modules that are not stored, and settings without effect.
+    /// Modules that are not stored.
+    pub missing: Vec<ConfigError>,
+    /// Settings without effect.
     pub warnings: Vec<ConfigError>,
 }
 
@@ -60,17 +63,15 @@ impl App {
         };
         let shown = file.display().to_string();
         let config = tokio::task::spawn_blocking(move || files::load(&file)).await;
-        let config = Arc::new(config.map_err(|e| AppError::setting("config", e))??);
+        let config = config.map_err(|e| AppError::setting("config", e))??;
         let _turn = self.swapping.lock().await;
+        let config = Arc::new(self.keep_routes(config).await?);
         let certificates = self.shared.read_certificates(&config);
         let certificates = certificates.map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
         let before = self.snapshot();
         let built = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
         let Built { snapshot: next, warnings: of_modules } = built;
-        if let Some(cold) = warm(&next, Some(&before), &self.shared.engine).await.into_iter().next() {
-            let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
-            return Err(AppError::setting("routes", message));
-        }
+        start_all(&next, &before, &self.shared.engine).await?;
         // Nothing fails from here on. An operator's own level stays, unless the file now has another one.
         if config.log.level != before.config.log.level
             && let Err(error) = self.logs.set(&config.log.level)
@@ -83,6 +84,10 @@ impl App {
             tracing::warn!("{}", warning.in_file(&shown));
         }
         let warnings = config.warnings.iter().cloned().chain(of_modules).collect();
+        // What a newer version of pushed routes lacked may be there now.
+        if let Err(error) = self.follow_routes().await {
+            tracing::warn!(%error, "newer routes, if there are some, are not taken up yet");
+        }
         Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config), warnings })
     }
 
@@ -91,7 +96,8 @@ impl App {
         let (modules, mut check) = resolve(config, &*self.store).await?;
         if check.errors.is_empty() {
             for used in uses(config) {
-                if let Some(resolved) = modules.get(&snapshot::module_key(used.handler)).cloned().flatten() {
+                let module = modules.get(&snapshot::module_key(used.handler));
+                if let Some(resolved) = module.and_then(Module::stored).cloned() {
                     check.errors.extend(used.start(resolved, &self.shared.engine).await.err());
                 }
             }
@@ -99,9 +105,13 @@ impl App {
         Ok(check)
     }
 
-    /// Builds the snapshot anew from the same configuration: after a module was activated or a tier changed.
+    /// Builds the snapshot anew: from newer routes if some were pushed, else from the same configuration, after a module was
+    /// activated or a tier changed.
     pub async fn refresh(&self) -> Result<(), AppError> {
         let _turn = self.swapping.lock().await;
+        if self.follow_routes().await? {
+            return Ok(());
+        }
         let before = self.snapshot();
         let next = build_snapshot(self.config(), &*self.store, Some(&before), &self.shared.metrics).await?.snapshot;
         self.shared.snapshot.store(next.clone());
@@ -138,7 +148,7 @@ impl App {
 }
 
 /// The first of the errors, and how many there are.
-fn first_line(error: &AppError) -> String {
+pub(super) fn first_line(error: &AppError) -> String {
     match error {
         AppError::Config(errors) => {
             let more = errors.errors.len().saturating_sub(1);
@@ -222,6 +232,17 @@ fn unusable(error: ConfigError) -> AppError {
     AppError::Setting { key: error.key, message: error.message }
 }
 
+/// Starts the new handlers, all of which have to.
+pub(super) async fn start_all(next: &Snapshot, before: &Snapshot, engine: &Arc<Engine>) -> Result<(), AppError> {
+    match warm(next, Some(before), engine).await.into_iter().next() {
+        None => Ok(()),
+        Some(cold) => {
+            let message = format!("the route `{}` can't use `{}`: {}", cold.route, cold.module, cold.reason);
+            Err(AppError::setting("routes", message))
+        }
+    }
+}
+
 /// Starts the new handlers ahead of their first request. A guest can't keep the gateway from starting by failing to
 /// start itself, so that is only told.
 pub(super) fn warm_later(shared: &Arc<Shared>, next: Arc<Snapshot>, before: Option<Arc<Snapshot>>) {
@@ -249,20 +270,34 @@ pub(super) async fn build_snapshot(
 ) -> Result<Built, AppError> {
     let mut tiers: HashMap<Name, Arc<Tier>> =
         config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
-    for tier in store.tiers().await? {
+    let overrides = match store.tiers().await {
+        // At start alone: from then on, what there was is better.
+        Err(error) if before.is_none() && does_without(&config, &error) => {
+            let without =
+                ResolvedModules::from_iter(uses(&config).map(|u| (snapshot::module_key(u.handler), Module::Unread)));
+            let parts = Parts { config, tiers, modules: &without, previous: None, metrics };
+            return finish(parts, Vec::new()).await;
+        }
+        read => read?,
+    };
+    for tier in overrides {
         if tiers.get(&tier.name).is_some_and(|configured| **configured != tier) {
             tracing::warn!(tier = %tier.name, "the tier is as it was set through the admin API, not as configured");
         }
         tiers.insert(tier.name.clone(), Arc::new(tier));
     }
-    let (modules, ModuleCheck { errors, warnings }) = resolve(&config, store).await?;
+    let (modules, ModuleCheck { errors, missing, warnings }) = resolve(&config, store).await?;
+    let warnings = [missing, warnings].concat();
     if let Some(error) = errors.into_iter().next() {
         return Err(unusable(error));
     }
     for ConfigError { key, message, .. } in &warnings {
         tracing::warn!("{key}: {message}");
     }
-    let parts = Parts { config, tiers, modules: &modules, previous: before, metrics };
+    finish(Parts { config, tiers, modules: &modules, previous: before, metrics }, warnings).await
+}
+
+async fn finish(parts: Parts<'_>, warnings: Vec<ConfigError>) -> Result<Built, AppError> {
     let built = Snapshot::build(parts).await;
     let snapshot = built.map_err(|e| AppError::Setting { key: e.key, message: e.message })?;
     Ok(Built { snapshot, warnings })
@@ -277,14 +312,15 @@ async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules,
             let version = m.select(used.handler.module.selector)?.clone();
             Some(Resolved { version, limits: m.limits.clone() })
         });
-        match &resolved {
+        let module = resolved.map_or(Module::Missing, Module::Stored);
+        match module.stored() {
             Some(resolved) => {
                 check.errors.extend(used.check(&resolved.version).err());
                 check.warnings.extend(used.idle(resolved.version.abi));
             }
-            None => check.warnings.push(used.missing()),
+            None => check.missing.push(used.missing()),
         }
-        modules.insert(key, resolved);
+        modules.insert(key, module);
     }
     Ok((modules, check))
 }

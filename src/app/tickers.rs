@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::App;
-use crate::domain::{Timestamp, UsageDelta};
+use super::outbox::Outbox;
+use crate::domain::{Name, OwnerId, Timestamp, UsageDelta};
 use crate::limit::limiter::Now;
-use crate::store::Retention;
+use crate::store::{Retention, StoreError};
 
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -19,6 +20,21 @@ const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 const TEND_EVERY: Duration = Duration::from_secs(3600);
 /// Calendar windows end after 31 days at most.
 const COUNTER_LIFE_SECONDS: i64 = 32 * 86_400;
+
+/// An owner's module, how often it ran, and when that was written first.
+type Run = (OwnerId, Name, u64, Timestamp);
+
+/// What is to be added to sums in the store.
+pub struct Outboxes {
+    usage: Outbox<UsageDelta>,
+    runs: Outbox<Run>,
+}
+
+impl Outboxes {
+    pub fn new() -> Result<Self, StoreError> {
+        Ok(Self { usage: Outbox::new()?, runs: Outbox::new()? })
+    }
+}
 
 /// Runs until its task is dropped.
 pub async fn run(app: Arc<App>) {
@@ -71,41 +87,59 @@ impl App {
         }
     }
 
+    /// First what an earlier flush has left.
+    async fn write_usage(&self, usage: &mut Outbox<UsageDelta>) -> Result<(), StoreError> {
+        for is_new in [false, true] {
+            if is_new {
+                usage.fill(self.shared.usage.drain());
+            }
+            while let Some((batch, rows)) = usage.unanswered() {
+                self.store.add_usage(batch, rows).await?;
+                usage.answered();
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_runs(&self, runs: &mut Outbox<Run>) -> Result<(), StoreError> {
+        for is_new in [false, true] {
+            if is_new {
+                let (ran, at) = (self.shared.usage.drain_runs(), Timestamp::now());
+                runs.fill(ran.into_iter().map(|((owner, name), n)| (owner, name, n, at)));
+            }
+            while let Some((batch, rows)) = runs.unanswered() {
+                self.store.count_executions(batch, rows).await?;
+                runs.answered();
+            }
+        }
+        Ok(())
+    }
+
+    async fn save_counters(&self) -> Result<(), StoreError> {
+        let now = Now::read();
+        let counters = self.shared.limiter.counters(now);
+        if counters.is_empty() {
+            return Ok(());
+        }
+        self.store.save_counters(&counters, now.wall.unix_seconds() - COUNTER_LIFE_SECONDS).await
+    }
+
     /// Writes usage, execution counts and calendar counters.
     pub async fn flush(&self) {
         let began = Instant::now();
-        let usage = self.shared.usage.drain();
-        let mut failed = None;
-        if !usage.is_empty()
-            && let Err(e) = self.store.add_usage(&usage).await
-        {
-            for UsageDelta { owner, key, day, add } in &usage {
-                self.shared.usage.record(owner, key, *day, add);
-            }
+        let mut outboxes = self.outboxes.lock().await;
+        let mut failed = self.write_usage(&mut outboxes.usage).await.err();
+        if let Err(e) = self.write_runs(&mut outboxes.runs).await {
             failed = Some(e);
         }
-        let at = Timestamp::now();
-        let ran = self.shared.usage.drain_runs();
-        let counts: Vec<_> = ran.into_iter().map(|((owner, name), n)| (owner, name, n, at)).collect();
-        if !counts.is_empty()
-            && let Err(e) = self.store.count_executions(&counts).await
-        {
-            for (owner, name, n, _) in &counts {
-                self.shared.usage.record_runs(owner, name, *n);
-            }
-            failed = Some(e);
-        }
-        let now = Now::read();
-        let counters = self.shared.limiter.counters(now);
-        if !counters.is_empty()
-            && let Err(e) = self.store.save_counters(&counters, now.wall.unix_seconds() - COUNTER_LIFE_SECONDS).await
-        {
+        drop(outboxes);
+        if let Err(e) = self.save_counters().await {
             failed = Some(e);
         }
         self.shared.metrics.store_operation("flush", began.elapsed());
-        self.shared.metrics.store_up.set(i64::from(failed.is_none()));
-        if let Some(e) = failed {
+        if let Some(e) = &failed {
             tracing::error!(error = %e, "usage and counters could not be written; they are kept and tried again");
         }
+        self.shared.set_written(failed);
     }
 }

@@ -5,6 +5,9 @@
 
 use std::path::Path;
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
 use super::secret_file::{self, SecretError};
 use crate::config::SecretSource;
 
@@ -31,6 +34,18 @@ impl Peppers {
     pub fn load(source: &SecretSource, data_dir: &Path) -> Result<Self, PepperError> {
         let text = secret_file::load(source, data_dir, || Ok(format!("1:{}", secret_file::random_hex()?)))?;
         Self::parse(&text, &secret_file::place(source, data_dir))
+    }
+
+    /// What tells one pepper from another and nothing else of it, newest first.
+    pub fn fingerprints(&self) -> Vec<String> {
+        let mut peppers: Vec<_> = self.0.iter().collect();
+        peppers.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
+        let fingerprint = |(_, pepper): &(u32, Vec<u8>)| {
+            let mut mac = Hmac::<Sha256>::new_from_slice(pepper).expect("HMAC takes keys of any length");
+            mac.update(b"wasmgate fingerprint of the pepper");
+            mac.finalize().into_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        peppers.into_iter().map(fingerprint).collect()
     }
 
     fn parse(text: &str, source_name: &str) -> Result<Self, PepperError> {

@@ -44,6 +44,7 @@ pub(super) enum Body {
     None,
     Json(Value),
     Wasm(Vec<u8>),
+    Toml(Vec<u8>),
     /// Fields of a form.
     Form(Vec<(&'static str, Vec<u8>)>),
 }
@@ -153,6 +154,7 @@ impl Client {
                 self.agent.run(request?)
             }
             Body::Wasm(bytes) => self.agent.run(request.header("content-type", "application/wasm").body(bytes)?),
+            Body::Toml(bytes) => self.agent.run(request.header("content-type", "application/toml").body(bytes)?),
             Body::Form(fields) => {
                 let (kind, body) = form(fields)?;
                 self.agent.run(request.header("content-type", kind).body(body)?)

@@ -223,7 +223,7 @@ fn report(finished: Finished, as_json: bool) -> Outcome {
 fn code_of(error: &RunError) -> u8 {
     match error {
         RunError::BadCall(_) => 2,
-        RunError::Guest(_) | RunError::Busy { .. } => 1,
+        RunError::Guest(_) | RunError::Busy { .. } | RunError::Unread => 1,
     }
 }
 

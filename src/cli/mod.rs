@@ -12,6 +12,7 @@ mod modules;
 mod operate;
 mod output;
 mod quickstart;
+mod routes;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -52,8 +53,8 @@ enum Command {
     Tier(operate::TierArgs),
     /// Sum up usage by day or key.
     Usage(operate::UsageArgs),
-    /// List the routes in force.
-    Routes(operate::ConnectArgs),
+    /// List the routes in force; push, list and roll back those of a fleet.
+    Routes(routes::RoutesArgs),
     /// List the gateways of the fleet.
     Nodes(operate::ConnectArgs),
     /// Show or set the log level.
@@ -99,7 +100,7 @@ pub fn run() -> ExitCode {
         Some(Command::Health(args)) => operate::health(&args, json),
         Some(Command::Tier(args)) => operate::tier(args, json),
         Some(Command::Usage(args)) => operate::usage(&args, json),
-        Some(Command::Routes(args)) => operate::routes(&args, json),
+        Some(Command::Routes(args)) => routes::run(args, json),
         Some(Command::Nodes(args)) => operate::nodes(&args, json),
         Some(Command::Logs(args)) => operate::logs(args, json),
         Some(Command::Completions { shell }) => {

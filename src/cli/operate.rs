@@ -1,4 +1,4 @@
-//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `routes`, `nodes`, `logs`.
+//! Verbs that look at or steer a running gateway: `audit`, `health`, `tier`, `usage`, `nodes`, `logs`.
 
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ pub(super) fn audit(args: &AuditArgs, as_json: bool) -> Outcome {
     })
 }
 
-/// Exit code 1 when the gateway is not ready.
+/// Exit code 1 when the gateway is not ready; one that is degraded is, and the text says so.
 pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
     let (status, health) = args.connect.client()?.send(Method::GET, "/health", &[], Body::None)?;
     if health.get("store").is_none() {
@@ -44,7 +44,11 @@ pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
     print(&health, as_json, |health| {
         let at = |at: &str| output::cell(health, at);
         output::line(&format!("{} (wasmgate {}, since {})", at("/status"), at("/version"), at("/started_at")))?;
+        for lack in health["degraded"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            output::line(&format!("  {}: {}", output::cell(lack, "/reason"), output::cell(lack, "/detail")))?;
+        }
         output::line(&format!("store {}", at("/store")))?;
+        output::line(&format!("store link {}", at("/store_link")))?;
         for upstream in health["upstreams"].as_array().map(Vec::as_slice).unwrap_or_default() {
             for endpoint in upstream["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default() {
                 let state = match (&endpoint["healthy"], &endpoint["ejected"]) {
@@ -66,32 +70,6 @@ pub(super) fn health(args: &ConnectArgs, as_json: bool) -> Outcome {
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-pub(super) fn routes(args: &ConnectArgs, as_json: bool) -> Outcome {
-    print(&args.connect.client()?.get("/api/routes", &[])?, as_json, |list| {
-        let columns = [
-            ("NAME", "/name"),
-            ("HOSTS", "/hosts"),
-            ("PATH", "/path"),
-            ("METHODS", "/methods"),
-            ("TARGET", "/target"),
-            ("AUTH", "/auth"),
-            ("HANDLERS", "/handlers"),
-        ];
-        output::objects(&list["routes"], &columns)?;
-        let routes = list["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        for route in routes.iter().filter(|route| route["not_stored"].as_array().is_some_and(|m| !m.is_empty())) {
-            let (name, modules) = (output::cell(route, "/name"), output::cell(route, "/not_stored"));
-            // Not on standard output, whose lines are the rows.
-            if route["not_stored_fails"] == json!(false) {
-                eprintln!("requests of the route {name} go on without what is not stored: {modules}");
-            } else {
-                eprintln!("the route {name} fails: not stored: {modules}");
-            }
-        }
-        Ok(())
-    })
-}
-
 pub(super) fn nodes(args: &ConnectArgs, as_json: bool) -> Outcome {
     print(&args.connect.client()?.get("/api/nodes", &[])?, as_json, |list| {
         let columns = [
@@ -103,9 +81,17 @@ pub(super) fn nodes(args: &ConnectArgs, as_json: bool) -> Outcome {
             ("STARTED", "/started_at"),
             ("GENERATION", "/generation"),
             ("CONFIG", "/config_digest"),
+            ("ROUTES", "/routes_version"),
             ("SILENT_MS", "/silent_ms"),
         ];
-        output::objects(&list["nodes"], &columns)
+        output::objects(&list["nodes"], &columns)?;
+        for node in list["nodes"].as_array().into_iter().flatten().filter(|node| !node["routes_refused"].is_null()) {
+            let at = |at: &str| output::cell(node, at);
+            let (name, version, reason) = (at("/name"), at("/routes_refused/version"), at("/routes_refused/reason"));
+            // Not on standard output, whose lines are the rows.
+            eprintln!("{name} can't use version {version} of the routes: {reason}");
+        }
+        Ok(())
     })
 }
 

@@ -10,9 +10,12 @@ use toml::de::DeTable;
 
 use super::files::{Look, unseen};
 use super::raw::{At, Doc, Table};
-use super::{Config, routes, sections, store, upstreams};
-use crate::domain::Digest;
+use super::{Config, PushedPart, RoutesFrom, routes, sections, store, upstreams};
+use crate::domain::{Digest, Tier};
 
+/// What of a configuration is pushed, and what is not.
+const COMMON: [&str; 3] = ["tiers", "upstreams", "routes"];
+const OWN: [&str; 7] = ["data_dir", "server", "admin", "auth", "log", "store", "engine"];
 /// Bound of a configuration file.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -89,11 +92,38 @@ pub fn parse(text: &str, file: &str, base: &Path) -> Result<Config, ConfigErrors
 
 /// `file` is only for messages; relative paths in the text are taken from `base`.
 pub fn check(text: &str, file: &str, base: &Path, look: Look) -> Result<Config, ConfigErrors> {
-    let doc = Doc::new(text);
+    let (config, warnings) = read_whole(Doc::new(text), text, file, look, |t| read(t, base))?;
+    Ok(Config { warnings, digest: Digest::of(text.as_bytes()), ..config })
+}
+
+/// As [`check`], of a text that is pushed: what a fleet has in common, and nothing of one gateway's own.
+pub fn pushed_part(text: &str, file: &str, base: &Path, look: Look) -> Result<PushedPart, ConfigErrors> {
+    let (part, warnings) = read_whole(Doc::pushed(text), text, file, look, |t| {
+        for key in OWN {
+            t.refuse(key, "is each gateway's own: keep it in the gateway's configuration file");
+        }
+        PushedPart {
+            tiers: sections::tiers(t),
+            upstreams: upstreams::upstreams(t, base),
+            routes: routes::routes(t, base),
+            warnings: Vec::new(),
+        }
+    })?;
+    Ok(PushedPart { warnings, ..part })
+}
+
+/// What `read` makes of the text, and the warnings.
+fn read_whole<T>(
+    doc: Doc,
+    text: &str,
+    file: &str,
+    look: Look,
+    read: impl FnOnce(&Table<'_>) -> T,
+) -> Result<(T, Vec<ConfigError>), ConfigErrors> {
     let (tree, syntax) = DeTable::parse_recoverable(text);
     let (config, (mut errors, warnings)) = if syntax.is_empty() {
         let root = At { key: String::new(), line: 0 };
-        let config = Table::read(&doc, root, Some(tree.get_ref()), |t| read(t, base));
+        let config = Table::read(&doc, root, Some(tree.get_ref()), read);
         (Some(config), doc.finish(look))
     } else {
         // What a broken file seems to hold is not worth checking: most of it would be after-effects.
@@ -106,7 +136,7 @@ pub fn check(text: &str, file: &str, base: &Path, look: Look) -> Result<Config, 
         (None, doc.finish(look))
     };
     match config {
-        Some(config) if errors.is_empty() => Ok(Config { warnings, digest: Digest::of(text.as_bytes()), ..config }),
+        Some(config) if errors.is_empty() => Ok((config, warnings)),
         _ => {
             errors.extend(warnings);
             in_line_order(&mut errors);
@@ -120,19 +150,24 @@ fn read(t: &Table<'_>, base: &Path) -> Config {
     let server = t.section("server", |t| sections::server(t, base));
     let admin = t.section("admin", |t| sections::admin(t, base, &data_dir));
     let store = t.section("store", |t| store::store(t, base));
+    let is_pushed = store.routes == RoutesFrom::Store;
+    for key in COMMON.into_iter().filter(|_| is_pushed) {
+        t.refuse(key, "is in the store (`store.routes`): push it with `wasmgate routes push`, and remove it here");
+    }
     Config {
         auth: t.section("auth", |t| sections::auth(t, base)),
         log: t.section("log", sections::log),
         engine: t.section("engine", sections::engine),
-        tiers: sections::tiers(t),
-        upstreams: t.sections("upstreams", |t| upstreams::upstream(t, base)).unwrap_or_default(),
-        routes: routes::routes(t, base),
+        tiers: if is_pushed { Tier::defaults() } else { sections::tiers(t) },
+        upstreams: if is_pushed { Vec::new() } else { upstreams::upstreams(t, base) },
+        routes: if is_pushed { Vec::new() } else { routes::routes(t, base) },
         server,
         admin,
         store,
         data_dir,
         warnings: Vec::new(),
         digest: Digest::of(&[]),
+        pushed: None,
     }
 }
 

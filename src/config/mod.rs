@@ -18,6 +18,7 @@ mod upstreams;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
@@ -25,10 +26,10 @@ use ipnet::IpNet;
 
 use crate::domain::{Digest, Limits, ModuleRef, Name, OwnerId, ScopeSet, Tier};
 
-pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse};
+pub use check::{ConfigError, ConfigErrors, known_keys, load_file, parse, pushed_part};
 pub use files::{FileUse, Finding, Look};
 pub use sections::filter as log_filter;
-pub use store::Store;
+pub use store::{RoutesFrom, Store};
 
 /// Owner of the modules that a route names without an owner: the operator.
 pub const OPERATOR: &str = "wasmgate";
@@ -49,6 +50,38 @@ pub struct Config {
     pub warnings: Vec<ConfigError>,
     /// Of its text.
     pub digest: Digest,
+    /// What `tiers`, `upstreams` and `routes` are from, if not from the file.
+    pub pushed: Option<Pushed>,
+}
+
+/// A version of the routes that was pushed into the store.
+#[derive(Clone, Debug)]
+pub struct Pushed {
+    pub version: u64,
+    pub text: Arc<str>,
+    pub digest: Digest,
+}
+
+/// What a pushed text says, which is the same on all gateways of a fleet.
+#[derive(Clone, Debug)]
+pub struct PushedPart {
+    pub tiers: Vec<Tier>,
+    pub upstreams: Vec<Upstream>,
+    pub routes: Vec<Route>,
+    pub warnings: Vec<ConfigError>,
+}
+
+impl Config {
+    /// This gateway's own settings with these routes.
+    pub fn with_pushed(&self, pushed: Pushed, part: PushedPart) -> Self {
+        let PushedPart { tiers, upstreams, routes, warnings: _ } = part;
+        Self { tiers, upstreams, routes, pushed: Some(pushed), ..self.clone() }
+    }
+
+    /// Its routes are in the store, and none have been taken up.
+    pub fn lacks_routes(&self) -> bool {
+        self.store.routes == RoutesFrom::Store && self.pushed.is_none()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

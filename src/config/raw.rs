@@ -55,6 +55,8 @@ struct State {
 pub struct Doc {
     newlines: Vec<usize>,
     survey: bool,
+    /// Sent by somebody who may have no files here.
+    pub is_pushed: bool,
     state: RefCell<State>,
 }
 
@@ -63,8 +65,13 @@ impl Doc {
         Self {
             newlines: text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i).collect(),
             survey: false,
+            is_pushed: false,
             state: RefCell::default(),
         }
+    }
+
+    pub fn pushed(text: &str) -> Self {
+        Self { is_pushed: true, ..Self::new(text) }
     }
 
     pub fn survey() -> Self {

@@ -19,6 +19,7 @@ pub fn waiting(started: &Config, new: &Config) -> Vec<&'static str> {
         routes: _,
         warnings: _,
         digest: _,
+        pushed: _,
     } = started;
     let mut waiting = Vec::new();
     let mut once = |key, same: bool| waiting.extend((!same).then_some(key));

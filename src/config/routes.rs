@@ -218,7 +218,12 @@ fn respond(t: &Table<'_>) -> Option<Target> {
 fn handler(t: &Table<'_>, base: &Path) -> Option<Handler> {
     let module = t.need("module", from_str::<ModuleRef>);
     let inline = t.opt("config", guest_text).map(String::into_bytes);
-    let from_file = t.opt("config_file", text_with(|s| handler_config(&base.join(s))));
+    // Else whoever may push could have any file of the machine handed to a guest.
+    if t.doc.is_pushed {
+        t.refuse("config_file", "files of a gateway are not for what is pushed: write the text in `config`");
+    }
+    let from_file = (!t.doc.is_pushed).then(|| t.opt("config_file", text_with(|s| handler_config(&base.join(s)))));
+    let from_file = from_file.flatten();
     if inline.is_some() && from_file.is_some() {
         t.error("config_file", "`config` and `config_file` exclude each other; keep one");
     }

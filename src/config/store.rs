@@ -15,11 +15,21 @@ use super::units::{choice, duration, flag, int, millis, secs, text_with};
 pub struct Store {
     /// `None`: the embedded one, in the data directory.
     pub redis: Option<Redis>,
+    pub routes: RoutesFrom,
     /// Audit lines older than this go, and the oldest beyond so many.
     pub audit_keep: Duration,
     pub audit_entries: u64,
     /// Usage of whole days (UTC) older than this goes.
     pub usage_keep: Duration,
+}
+
+/// Where routes, upstreams and tiers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutesFrom {
+    /// In the configuration file.
+    File,
+    /// In the store, where they were pushed.
+    Store,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +59,8 @@ pub struct Redis {
 pub enum OnStart {
     /// Listens once it is there.
     Wait,
+    /// Listens at once, and does without it what can be done.
+    Degraded,
     Fail,
 }
 
@@ -63,8 +75,10 @@ pub fn store(t: &Table<'_>, base: &Path) -> Store {
         _ => {}
     }
     let keep = || duration(DAY..=3660 * DAY);
+    let from = [("file", RoutesFrom::File), ("store", RoutesFrom::Store)];
     Store {
         redis,
+        routes: t.get("routes", RoutesFrom::File, choice(&from)),
         audit_keep: t.get("audit_keep", 400 * DAY, keep()),
         audit_entries: t.get("audit_entries", 100_000, int(100..=100_000_000)),
         usage_keep: t.get("usage_keep", 400 * DAY, keep()),
@@ -95,7 +109,7 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
             t.error("ca_file", "is for TLS; use URLs that begin with `rediss://`, or remove it");
         }
     }
-    let start = [("wait", OnStart::Wait), ("fail", OnStart::Fail)];
+    let start = [("wait", OnStart::Wait), ("degraded", OnStart::Degraded), ("fail", OnStart::Fail)];
     let redis = Redis {
         cluster,
         primary,

@@ -18,7 +18,11 @@ use crate::domain::Name;
 
 const MAX_TIMEOUT: Duration = secs(86_400);
 
-pub fn upstream(t: &Table<'_>, base: &Path) -> Option<Upstream> {
+pub fn upstreams(t: &Table<'_>, base: &Path) -> Vec<Upstream> {
+    t.sections("upstreams", |t| upstream(t, base)).unwrap_or_default()
+}
+
+fn upstream(t: &Table<'_>, base: &Path) -> Option<Upstream> {
     let name = t.need("name", from_str::<Name>);
     if let Some(name) = &name {
         t.doc.define(Kind::Upstream, name.as_str(), &t.at("name"));

@@ -217,7 +217,7 @@ impl Rejection {
             Busy { .. } => "no capacity to run the module now".into(),
             CompilerBusy { .. } => "too many modules are being compiled now".into(),
             HandlerUnavailable { .. } => "the module failed again and again; it is tried anew in a while".into(),
-            StoreUnavailable => "the key store can't be reached".into(),
+            StoreUnavailable => "the store of the gateways can't be reached".into(),
             Draining => "the gateway is shutting down".into(),
             StorageFull => "the gateway's storage is full".into(),
         }

@@ -11,7 +11,7 @@ use crate::domain::{Bundle, Digest, GuestFailure};
 use super::artifacts::Upload;
 use super::files::assets::{Assets, Tree};
 use super::shared::OneOfEach;
-use super::{Engine, InstallError};
+use super::{Engine, InstallError, RunError};
 
 /// The trees may take this share of what the engine's cache of code may, on top of it.
 const SHARE: u64 = 4;
@@ -45,7 +45,7 @@ impl Engine {
     }
 
     /// The files of a stored version: from memory, else unpacked anew.
-    pub async fn assets(&self, bundle: &Bundle) -> Result<Assets, GuestFailure> {
+    pub async fn assets(&self, bundle: &Bundle) -> Result<Assets, RunError> {
         let Bundle { digest, bytes, .. } = *bundle;
         if let Some(assets) = self.bundles.get(digest) {
             return Ok(assets);
@@ -54,9 +54,12 @@ impl Engine {
         if let Some(assets) = self.bundles.get(digest) {
             return Ok(assets);
         }
-        let gone = |_| GuestFailure::NotLoadable("the gateway is shutting down".into());
+        let gone = |_| RunError::Guest(GuestFailure::NotLoadable("the gateway is shutting down".into()));
         let _one_of_few = self.bundles.unpacking.acquire().await.map_err(gone)?;
-        let unreadable = |e| GuestFailure::NotLoadable(format!("its assets: {e}"));
+        let unreadable = |e| match e {
+            InstallError::Unread => RunError::Unread,
+            e => GuestFailure::NotLoadable(format!("its assets: {e}")).into(),
+        };
         let archive = self.uploaded(Upload::Bundle, digest).await.map_err(unreadable)?;
         let unpacked = self.blocking(move |_| Ok(Assets::read(&archive, bytes))).await.map_err(unreadable)?;
         let assets = unpacked.map_err(|e| GuestFailure::NotLoadable(e.detail))?;

@@ -82,4 +82,7 @@ pub enum RunError {
     /// Pool and queue are full, or the caller has gone before its turn.
     #[error("no capacity to run the module now")]
     Busy { retry_after: Duration },
+    /// Its bytes are in a store that can't be reached.
+    #[error("the store that has the module can't be reached")]
+    Unread,
 }

@@ -59,6 +59,7 @@ impl Engine {
         let not_loadable = |e: InstallError| match e {
             // That many modules are to be compiled again is not this one's fault.
             InstallError::Busy => RunError::Busy { retry_after: Why::New.wait() },
+            InstallError::Unread => RunError::Unread,
             e => RunError::Guest(GuestFailure::NotLoadable(e.to_string())),
         };
         let trusted = match self.stored_artifact(digest).await.map_err(not_loadable)? {

@@ -183,6 +183,8 @@ pub enum InstallError {
     Busy,
     #[error("the gateway's storage is full")]
     StorageFull,
+    #[error("the store that has the module can't be reached")]
+    Unread,
     #[error("{0}")]
     Io(String),
 }

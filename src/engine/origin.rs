@@ -37,7 +37,10 @@ impl Engine {
                 tracing::error!(%digest, %error, "neither on the disk nor in the store");
                 here
             }
-            Err(why) => Err(InstallError::Io(format!("its bytes can't be fetched from the store: {why}"))),
+            Err(why) => {
+                tracing::warn!(%digest, error = why, "not on the disk, and can't be fetched from the store now");
+                Err(InstallError::Unread)
+            }
         }
     }
 }

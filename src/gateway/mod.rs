@@ -15,6 +15,7 @@ mod body;
 mod breaker;
 mod bridge;
 mod chunked;
+mod condition;
 mod conn;
 mod connection;
 mod context;
@@ -46,6 +47,7 @@ pub mod snapshot;
 mod sys;
 mod upstream;
 
+pub use condition::{Lack, StoreState};
 #[cfg(fuzzing)]
 pub use head::check as check_head;
 pub use listener::BindError;

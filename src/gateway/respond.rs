@@ -43,7 +43,9 @@ pub async fn own(gateway: &Gateway, session: &mut Session, ctx: &mut Context, ta
 fn health(gateway: &Gateway, path: &str) -> pingora::Result<(ResponseHeader, Bytes)> {
     let live = ["/live", "/healthz"].iter().any(|suffix| path.ends_with(suffix));
     let (status, text) = match (live, gateway.shared.is_ready()) {
-        (true, _) | (_, true) => (200, "ok"),
+        (true, _) => (200, "ok"),
+        (_, true) if gateway.shared.lacks().is_empty() => (200, "ok"),
+        (_, true) => (200, "degraded"),
         (false, false) => (503, if gateway.shared.is_draining() { "draining" } else { "starting" }),
     };
     let mut head = answer::head(status)?;

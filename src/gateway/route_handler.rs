@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::breaker::{Breaker, Caller, is_crash};
 use super::context::Context;
 use super::service::Shared;
-use super::snapshot::{Resolved, Snapshot};
+use super::snapshot::{Module, Resolved, Snapshot};
 use crate::config;
 use crate::domain::{Abi, GuestFailure, Limits, Meter, ModuleVersion, Name, Phase, Principal, Rejection};
 use crate::engine::outside::{Reach, uses_host_api};
@@ -23,6 +23,8 @@ use crate::telemetry::{Metrics, ModuleMetrics};
 pub struct RouteHandler {
     pub config: config::Handler,
     version: Option<ModuleVersion>,
+    /// Whether there is a version is not known: the store could not be asked.
+    is_unread: bool,
     /// The route's under the module's own.
     pub limits: Limits,
     /// It can ask who calls.
@@ -46,13 +48,11 @@ pub enum Filter {
 
 impl RouteHandler {
     /// `breakers`: those of module versions in use, by label.
-    pub fn new(
-        config: config::Handler,
-        resolved: Option<Resolved>,
-        breakers: &mut HashMap<Arc<str>, Arc<Breaker>>,
-    ) -> Self {
-        let limits = limits(&config, resolved.as_ref());
-        let version = resolved.map(|r| r.version);
+    pub fn new(config: config::Handler, module: Module, breakers: &mut HashMap<Arc<str>, Arc<Breaker>>) -> Self {
+        let is_unread = matches!(module, Module::Unread);
+        let resolved = module.stored();
+        let limits = limits(&config, resolved);
+        let version = resolved.map(|r| r.version.clone());
         let wants_info = version.as_ref().is_some_and(|v| v.abi == Abi::ProxyWasm || uses_host_api(&v.shape));
         let label: Arc<str> = match &version {
             Some(version) => format!("{}/{}@{}", config.owner, config.module.name, version.version).into(),
@@ -66,6 +66,7 @@ impl RouteHandler {
         Self {
             config,
             version,
+            is_unread,
             limits,
             wants_info,
             label,
@@ -78,14 +79,21 @@ impl RouteHandler {
         }
     }
 
-    pub fn is_same(&self, config: &config::Handler, resolved: Option<&Resolved>) -> bool {
+    pub fn is_same(&self, config: &config::Handler, module: &Module) -> bool {
+        let resolved = module.stored();
         self.config == *config
+            && self.is_unread == matches!(module, Module::Unread)
             && self.version.as_ref().map(ModuleVersion::identity) == resolved.map(|r| r.version.identity())
             && self.limits == limits(config, resolved)
     }
 
     pub fn is_stored(&self) -> bool {
         self.version.is_some()
+    }
+
+    /// A look at the store has found that it has no such module.
+    pub fn is_missing(&self) -> bool {
+        self.version.is_none() && !self.is_unread
     }
 
     /// It sees requests in phases, rather than whole.
@@ -119,8 +127,11 @@ impl RouteHandler {
         Box::pin(self.load_filter(&shared.engine)).await.map_err(|error| self.not_loaded(ctx, shared, error))
     }
 
-    /// Refuses at once while its module does nothing but fail.
+    /// Refuses at once what can't be known yet, and while its module does nothing but fail.
     fn admit(&self, ctx: &Context) -> Result<(), Rejection> {
+        if self.is_unread {
+            return Err(Rejection::StoreUnavailable);
+        }
         let admitted = self.breaker.admit(Instant::now(), || caller(ctx));
         admitted.map_err(|retry_after| Rejection::HandlerUnavailable { retry_after })
     }
@@ -184,7 +195,7 @@ impl RouteHandler {
         }
         match error {
             Some(RunError::Guest(failure)) if is_crash(failure) => self.note_crash(ctx, shared, failure),
-            Some(RunError::Busy { .. } | RunError::BadCall(_)) => {}
+            Some(RunError::Busy { .. } | RunError::BadCall(_) | RunError::Unread) => {}
             // A request phase that lets the request pass is half of a run.
             _ if phase == Phase::Request => {}
             _ => self.passed(),
@@ -246,6 +257,7 @@ pub fn rejection_of(error: RunError) -> Rejection {
         // An operator's handler is called by the gateway: a bad call is a module that does not fit.
         RunError::BadCall(detail) => Rejection::Guest(GuestFailure::NotLoadable(detail)),
         RunError::Busy { retry_after } => Rejection::Busy { retry_after },
+        RunError::Unread => Rejection::StoreUnavailable,
     }
 }
 
@@ -274,7 +286,7 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
             match handler.warm(engine).await {
                 Ok(()) => {}
                 // Not the module's fault, and the next one would fare no better.
-                Err(RunError::Busy { .. }) => break,
+                Err(RunError::Busy { .. } | RunError::Unread) => break,
                 Err(error) => {
                     let (module, reason) = (handler.label.clone(), rejection_of(error).detail());
                     cold.push(Cold { route: route.clone(), module, reason });
@@ -289,7 +301,7 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
 
 /// Starts a handler as its route would, and lets it go. The error: why it can't; what is not known in time is none.
 pub async fn try_out(config: &config::Handler, resolved: Resolved, engine: &Arc<Engine>) -> Result<(), String> {
-    let handler = RouteHandler::new(config.clone(), Some(resolved), &mut HashMap::new());
+    let handler = RouteHandler::new(config.clone(), Module::Stored(resolved), &mut HashMap::new());
     match tokio::time::timeout(WARM, handler.warm(engine)).await {
         Ok(Err(error @ (RunError::Guest(_) | RunError::BadCall(_)))) => Err(rejection_of(error).detail()),
         _ => Ok(()),

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
+use parking_lot::Mutex;
 
 use super::Snapshot;
 use super::guest_calls::GuestCalls;
@@ -20,7 +21,7 @@ use crate::engine::{Cancel, Engine};
 use crate::limit::failures::FailureGate;
 use crate::limit::limiter::Limiter;
 use crate::limit::usage::UsageRecorder;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// A body as it arrives, or as it is to be sent.
@@ -53,6 +54,9 @@ pub struct Shared {
     pub usage: Arc<UsageRecorder>,
     /// Failed authentications by address.
     pub failures: Arc<FailureGate>,
+    pub(super) store: Arc<dyn Store>,
+    /// Why usage and counters could not be written when that was tried last.
+    pub(super) unwritten: Mutex<Option<StoreError>>,
     listening: OnceLock<Listening>,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -77,6 +81,8 @@ impl Shared {
             engine,
             metrics,
             usage,
+            store: store.clone(),
+            unwritten: Mutex::default(),
             listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -106,7 +112,7 @@ impl Shared {
     }
 
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && !self.is_draining()
+        self.ready.load(Ordering::Acquire) && !self.is_draining() && !self.snapshot.load().config.lacks_routes()
     }
 
     pub fn set_ready(&self) {

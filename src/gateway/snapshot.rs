@@ -13,9 +13,26 @@ use crate::config::{self, Config, Target};
 use crate::domain::{LimitsChange, ModuleRef, ModuleVersion, Name, OwnerId, Tier};
 use crate::telemetry::{Metrics, RouteMetrics, TierMetrics};
 
-/// Resolved before a snapshot is built: which version each handler's selector means now. `None`: not stored (yet);
-/// the route answers 500 `handler-not-loadable` until a module of that name is uploaded.
-pub type ResolvedModules = HashMap<(OwnerId, String), Option<Resolved>>;
+/// Resolved before a snapshot is built: which version each handler's selector means now.
+pub type ResolvedModules = HashMap<(OwnerId, String), Module>;
+
+#[derive(Clone, Debug)]
+pub enum Module {
+    Stored(Resolved),
+    /// The route answers 500 `handler-not-loadable` until a module of that name is uploaded.
+    Missing,
+    /// The store could not be asked; the route answers 503 `store-unavailable` until it was.
+    Unread,
+}
+
+impl Module {
+    pub fn stored(&self) -> Option<&Resolved> {
+        match self {
+            Module::Stored(resolved) => Some(resolved),
+            Module::Missing | Module::Unread => None,
+        }
+    }
+}
 
 /// What a handler's selector means.
 #[derive(Clone, Debug)]
@@ -113,10 +130,10 @@ impl Snapshot {
         for (index, route) in config.routes.iter().enumerate() {
             let known = known.get(&route.name).copied();
             let mut handler = |config: &config::Handler| {
-                let resolved = modules.get(&module_key(config)).cloned().flatten();
+                let module = modules.get(&module_key(config)).cloned().unwrap_or(Module::Missing);
                 known
-                    .and_then(|s| s.same_handler(config, resolved.as_ref()))
-                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), resolved, &mut breakers)))
+                    .and_then(|s| s.same_handler(config, &module))
+                    .unwrap_or_else(|| Arc::new(RouteHandler::new(config.clone(), module, &mut breakers)))
             };
             let action = match &route.target {
                 // A checked configuration names upstreams that exist.
@@ -178,7 +195,7 @@ impl Snapshot {
 
     /// Of each route, in the order of the configuration, the modules that are not stored.
     pub fn not_stored(&self) -> impl Iterator<Item = Vec<String>> {
-        let missing = |h: &&Arc<RouteHandler>| !h.is_stored();
+        let missing = |h: &&Arc<RouteHandler>| h.is_missing();
         self.states.iter().map(move |s| s.every_handler().filter(missing).map(|h| h.label.to_string()).collect())
     }
 
@@ -196,8 +213,8 @@ impl Snapshot {
 
 impl RouteState {
     /// A handler of this route that has the same module version, limits and configuration: its VMs live on.
-    fn same_handler(&self, config: &config::Handler, resolved: Option<&Resolved>) -> Option<Arc<RouteHandler>> {
-        self.every_handler().find(|h| h.is_same(config, resolved)).cloned()
+    fn same_handler(&self, config: &config::Handler, module: &Module) -> Option<Arc<RouteHandler>> {
+        self.every_handler().find(|h| h.is_same(config, module)).cloned()
     }
 
     pub(super) fn every_handler(&self) -> impl Iterator<Item = &Arc<RouteHandler>> {

@@ -1,6 +1,6 @@
 //! Usage is gathered in memory and written in batches by the app's ticker; a request only adds to a sharded map.
 //!
-//! Invariant: what a `drain` returned is no longer here; a failed write is given back with `record`.
+//! Invariant: what a `drain` returned is no longer here; who called it writes it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -11,6 +11,7 @@ mod keys;
 mod modules;
 mod records;
 mod retired;
+mod routes;
 mod sums;
 mod values;
 mod writer;
@@ -24,8 +25,8 @@ use tokio::sync::Semaphore;
 
 use super::rules::PRUNE_BATCH;
 use super::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result, Retention, Rotation, Store,
-    StoreError, Stored, UsageRow,
+    AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, KvValue, NewRoutes, NewVersion, Page, Result, Retention,
+    Rotation, RoutesVersion, Store, StoreError, Stored, UsageRow,
 };
 use crate::domain::{
     ApiKey, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta,
@@ -159,12 +160,13 @@ impl Store for EmbeddedStore {
         self.write(move |tx| modules::delete_version(tx, &owner, &name, version)).await
     }
 
-    async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
+    // Its errors hide nothing: what was not answered with `Ok` was not written.
+    async fn count_executions(&self, _: &Batch, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
         let counts = counts.to_vec();
         self.write(move |tx| modules::count_executions(tx, &counts)).await
     }
 
-    async fn add_usage(&self, deltas: &[UsageDelta]) -> Result<()> {
+    async fn add_usage(&self, _: &Batch, deltas: &[UsageDelta]) -> Result<()> {
         let deltas = deltas.to_vec();
         self.write(move |tx| records::add_usage(tx, &deltas)).await
     }
@@ -172,6 +174,18 @@ impl Store for EmbeddedStore {
     async fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>> {
         let owner = owner.cloned();
         self.scan(move |tx| records::usage(tx, owner.as_ref(), from_day, to_day)).await
+    }
+
+    async fn push_routes(&self, new: NewRoutes, expect: u64) -> Result<RoutesVersion> {
+        self.write(move |tx| routes::push(tx, &new, expect)).await
+    }
+
+    async fn routes_versions(&self) -> Result<Vec<RoutesVersion>> {
+        self.scan(routes::versions).await
+    }
+
+    async fn routes_text(&self, version: u64) -> Result<Option<String>> {
+        self.scan(move |tx| routes::text(tx, version)).await
     }
 
     async fn put_token(&self, hash: KeyHash, token: &AdminToken) -> Result<()> {

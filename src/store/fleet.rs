@@ -1,4 +1,4 @@
-//! The gateways that share a store, as each tells of itself.
+//! What gateways that share a store have in common beside its records: who they are, and the routes that were pushed to them.
 
 use std::time::Duration;
 
@@ -23,6 +23,55 @@ pub struct Node {
     pub generation: u64,
     /// Of the configuration file.
     pub config: Digest,
+    /// Whether it takes up routes that are pushed.
+    #[serde(default)]
+    pub follows_routes: bool,
+    /// That were pushed, and are in use. `None`: they are in the file, or there are none yet.
+    #[serde(default)]
+    pub routes: Option<RoutesInUse>,
+    /// The newest, which it can't use.
+    #[serde(default)]
+    pub refused: Option<RefusedRoutes>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutesInUse {
+    pub version: u64,
+    pub digest: Digest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RefusedRoutes {
+    pub version: u64,
+    pub reason: String,
+}
+
+/// Versions of the routes that are kept.
+pub const ROUTES_KEPT: usize = 20;
+
+/// A version of the routes, without its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutesVersion {
+    pub version: u64,
+    /// Of its text.
+    pub digest: Digest,
+    pub bytes: u64,
+    pub at: Timestamp,
+    /// As in the audit log.
+    pub by: String,
+    /// The version whose text it has again, after a rollback.
+    pub again: Option<u64>,
+}
+
+/// See [`super::Store::push_routes`].
+#[derive(Clone, Debug)]
+pub struct NewRoutes {
+    pub text: String,
+    pub at: Timestamp,
+    pub by: String,
+    pub again: Option<u64>,
+    /// Its number is higher than this one, which was seen in use.
+    pub above: u64,
 }
 
 impl Node {

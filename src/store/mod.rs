@@ -18,7 +18,8 @@ use crate::domain::{
     TokenId, UsageDelta, UsageRecord,
 };
 
-pub use fleet::{ALIVE, LiveNode, Node, NodeState};
+pub use fleet::{ALIVE, LiveNode, NewRoutes, Node, NodeState, ROUTES_KEPT, RefusedRoutes, RoutesInUse, RoutesVersion};
+pub use rules::routes::conflict as routes_conflict;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -37,6 +38,9 @@ pub enum StoreError {
     Unavailable(String),
     #[error("the store is damaged: {0}")]
     Corrupt(String),
+    /// It answers, and what it had is gone, or another store's.
+    #[error("{0}")]
+    Lost(String),
     /// It is not this gateway's.
     #[error("{0}")]
     Foreign(String),
@@ -51,7 +55,7 @@ impl StoreError {
         use StoreError::*;
         match self {
             NotFound(_) | Conflict(_) | Limit(_) | NoRoom(_) => true,
-            Full | Unavailable(_) | Corrupt(_) | Foreign(_) | Newer { .. } => false,
+            Full | Unavailable(_) | Corrupt(_) | Lost(_) | Foreign(_) | Newer { .. } => false,
         }
     }
 }
@@ -64,8 +68,10 @@ impl From<StoreError> for Rejection {
             StoreError::Conflict(what) | StoreError::Limit(what) => Rejection::Conflict(what),
             StoreError::NoRoom(why) => Rejection::Conflict(why.to_string()),
             StoreError::Full => Rejection::StorageFull,
-            StoreError::Unavailable(_) => Rejection::StoreUnavailable,
-            StoreError::Corrupt(_) | StoreError::Foreign(_) | StoreError::Newer { .. } => Rejection::Internal,
+            StoreError::Unavailable(_) | StoreError::Lost(_) | StoreError::Foreign(_) | StoreError::Newer { .. } => {
+                Rejection::StoreUnavailable
+            }
+            StoreError::Corrupt(_) => Rejection::Internal,
         }
     }
 }
@@ -130,7 +136,7 @@ pub struct Page<T> {
 /// Who is told of changes that others make to a shared store, on a thread of the store's: nothing here may wait.
 pub trait Changes: Send + Sync + 'static {
     fn key(&self, hash: &KeyHash);
-    /// Modules or tiers.
+    /// Modules, tiers or routes.
     fn records(&self);
     /// Nobody tells any more.
     fn lost(&self);
@@ -166,6 +172,21 @@ pub trait Store: Send + Sync + 'static {
     }
     async fn leave(&self, _id: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// What is known at this moment of why it can't be used, without asking it.
+    fn fault(&self) -> Option<StoreError> {
+        None
+    }
+
+    /// Records found so far that were forged, altered or moved.
+    fn forged_records(&self) -> u64 {
+        0
+    }
+
+    /// Asks it whether it can be used.
+    async fn check(&self) -> Result<()> {
+        self.tiers().await.map(drop)
     }
 
     /// `max_live`: refuses with `Limit` when the owner already has so many live keys, those in a grace period not
@@ -209,12 +230,20 @@ pub trait Store: Send + Sync + 'static {
     async fn delete_module(&self, owner: &OwnerId, name: &Name) -> Result<Module>;
     /// Deletes one version; the active one is a `Conflict`. Its number is not given again.
     async fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> Result<ModuleVersion>;
-    /// Adds to `executions`, sets `last_executed`; unknown modules are skipped.
-    async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
+    /// Adds to `executions`, sets `last_executed`; unknown modules are skipped. Once for each batch.
+    async fn count_executions(&self, batch: &Batch, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()>;
 
-    async fn add_usage(&self, deltas: &[UsageDelta]) -> Result<()>;
+    /// Once for each batch.
+    async fn add_usage(&self, batch: &Batch, deltas: &[UsageDelta]) -> Result<()>;
     /// Rows by (day, owner, key), both days included.
     async fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>>;
+
+    /// Adds a version of the routes, and lets go of those that are too many ([`ROUTES_KEPT`]). `Conflict` unless the newest is
+    /// `expect` (0: there is none).
+    async fn push_routes(&self, new: NewRoutes, expect: u64) -> Result<RoutesVersion>;
+    /// Newest first.
+    async fn routes_versions(&self) -> Result<Vec<RoutesVersion>>;
+    async fn routes_text(&self, version: u64) -> Result<Option<String>>;
 
     async fn put_token(&self, hash: KeyHash, token: &AdminToken) -> Result<()>;
     async fn token_by_hash(&self, hash: &KeyHash) -> Result<Option<AdminToken>>;
@@ -273,6 +302,26 @@ pub struct Retention {
     pub usage_from_day: i64,
     /// Values of guests whose time is not over by then.
     pub now: Timestamp,
+}
+
+/// Which write of one sender this is. An error may hide that it was done: it is then sent again, the same under the same
+/// number and nothing else before, until it is answered, and counts once.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub sender: String,
+    pub number: u64,
+}
+
+impl Batch {
+    /// The first one of a new sender.
+    pub fn first() -> Result<Self> {
+        Ok(Self { sender: random_hex::<16>()?, number: 1 })
+    }
+
+    /// After an answer.
+    pub fn next(&mut self) {
+        self.number += 1;
+    }
 }
 
 /// A value that a guest keeps.

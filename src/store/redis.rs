@@ -6,16 +6,20 @@
 //! All records are in one hash slot, since they change together; one ACL rule, `~<prefix>:*`, covers them.
 
 mod advice;
+mod batches;
 mod blobs;
 mod core;
 mod fault;
 mod follow;
+mod id_file;
 mod keys;
 mod leases;
 mod link;
 mod modules;
 mod nodes;
+mod pepper;
 mod records;
+mod routes;
 mod seal;
 mod servers;
 mod store;
@@ -24,6 +28,7 @@ mod values;
 mod writer;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,9 +79,12 @@ pub struct RedisSettings {
     pub prefix: String,
     /// The fleet's: who does not have it can write no record that counts.
     pub record_key: [u8; 32],
-    /// Of the store that this gateway has used before ([`RedisStore::store_id`]): where another one is, or none, that one
-    /// was lost. `None` takes what is there, and begins a store where none is.
-    pub store_id: Option<String>,
+    /// Fingerprints of the peppers that this gateway knows, newest first; the fleet's newest has to be among them. Without
+    /// any, nothing is compared.
+    pub peppers: Vec<String>,
+    /// Where this gateway keeps the number of the store that it uses: where another one is, or none, that one was lost.
+    /// Without the file it takes what is there, and begins a store where none is.
+    pub id_file: Option<PathBuf>,
     /// What a connection may take until it can be used.
     pub connect: Duration,
     /// How many replicas have to have a write before it is told as done; without one, a failover may lose what the primary alone
@@ -95,7 +103,8 @@ impl RedisSettings {
             tls: None,
             prefix: "wasmgate".into(),
             record_key,
-            store_id: None,
+            peppers: Vec::new(),
+            id_file: None,
             replicas: 0,
             connect: Duration::from_secs(1),
             response: Duration::from_secs(1),
@@ -122,9 +131,21 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Waits for Redis as long as a connection may take. An empty store is taken into use; one of a newer schema, or of
-    /// another record key, is refused.
+    /// As [`Self::new`], and waits for Redis as long as a connection may take.
     pub fn open(settings: RedisSettings) -> Result<Arc<Self>> {
+        let store = Self::new(settings)?;
+        let (told, known) = std::sync::mpsc::sync_channel(1);
+        let core = store.core.clone();
+        store.core.spawn(async move {
+            let _ = told.send(core.known().await.map(drop));
+        });
+        known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
+        Ok(store)
+    }
+
+    /// Asks Redis nothing before it is used. Then an empty store is taken into use; one of a newer schema, or of another
+    /// record key, is refused, now and as long as it is there.
+    pub fn new(settings: RedisSettings) -> Result<Arc<Self>> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
         if settings.prefix.is_empty() || !settings.prefix.chars().all(plain) {
             let bad = "the prefix of Redis' keys: use letters, digits, `-`, `_`, `.` and `:`";
@@ -134,21 +155,11 @@ impl RedisStore {
             let bad = "in a cluster of Redis nobody can wait for `replicas`: use `min-replicas-to-write`";
             return Err(StoreError::Unavailable(bad.into()));
         }
-        let core = Arc::new(Core::new(&settings)?);
-        let (told, known) = std::sync::mpsc::sync_channel(1);
-        let opening = core.clone();
-        core.spawn(async move {
-            let known = opening.known().await.map(drop);
-            if known.is_ok() {
-                opening.advice().await.iter().for_each(|advice| tracing::warn!("{advice}"));
-            }
-            let _ = told.send(known);
-        });
-        known.recv().map_err(|_| StoreError::Unavailable("the store's thread has ended".into()))??;
+        let core = Arc::new(Core::new(settings)?);
         Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: nodes::beat() }))
     }
 
-    /// A number that no other store has, also not one that begins anew in the same place.
+    /// A number that no other store has, also not one that begins anew in the same place; empty before it was seen.
     pub fn store_id(&self) -> &str {
         self.core.store_id().unwrap_or_default()
     }
@@ -161,16 +172,6 @@ impl RedisStore {
     /// Whether Redis answered when it was last asked.
     pub fn is_up(&self) -> bool {
         self.core.link.is_up()
-    }
-
-    /// Asks Redis, and whether it still has the store.
-    pub async fn check(&self) -> Result<()> {
-        self.core.confirm(true).await
-    }
-
-    /// Records found so far that were forged, altered or moved.
-    pub fn forged_records(&self) -> u64 {
-        self.core.forged()
     }
 
     /// Tells `changes` of what others change, from now on.

@@ -4,6 +4,7 @@
 
 pub mod keys;
 pub mod modules;
+pub mod routes;
 pub mod values;
 
 use serde::Serialize;

@@ -21,8 +21,8 @@ use wasmgate::domain::{
 };
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, KvValue, NewVersion, Page, Result as StoreResult, Retention, Role,
-    Rotation, Store, StoreError, Stored, UsageRow,
+    AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, KvValue, NewRoutes, NewVersion, Page, Result as StoreResult,
+    Retention, Role, Rotation, RoutesVersion, Store, StoreError, Stored, UsageRow,
 };
 
 use crate::store::{at, name};
@@ -94,9 +94,12 @@ pass_on! {
     fn set_limits(&self, owner: &OwnerId, name: &Name, limits: &LimitsChange) -> StoreResult<Module>;
     fn delete_module(&self, owner: &OwnerId, name: &Name) -> StoreResult<Module>;
     fn delete_version(&self, owner: &OwnerId, name: &Name, version: u32) -> StoreResult<ModuleVersion>;
-    fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> StoreResult<()>;
-    fn add_usage(&self, deltas: &[UsageDelta]) -> StoreResult<()>;
+    fn count_executions(&self, batch: &Batch, counts: &[(OwnerId, Name, u64, Timestamp)]) -> StoreResult<()>;
+    fn add_usage(&self, batch: &Batch, deltas: &[UsageDelta]) -> StoreResult<()>;
     fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> StoreResult<Vec<UsageRow>>;
+    fn push_routes(&self, new: NewRoutes, expect: u64) -> StoreResult<RoutesVersion>;
+    fn routes_versions(&self) -> StoreResult<Vec<RoutesVersion>>;
+    fn routes_text(&self, version: u64) -> StoreResult<Option<String>>;
     fn put_token(&self, hash: KeyHash, token: &AdminToken) -> StoreResult<()>;
     fn token_by_hash(&self, hash: &KeyHash) -> StoreResult<Option<AdminToken>>;
     fn tokens(&self) -> StoreResult<Vec<AdminToken>>;

@@ -19,7 +19,7 @@ fn wasmgate(args: &[&str]) -> Output {
 }
 
 /// A verb against a running gateway.
-fn verb(gw: &Gateway, args: &[&str]) -> Output {
+pub fn verb(gw: &Gateway, args: &[&str]) -> Output {
     run_to_end(command(gw, args))
 }
 
@@ -32,7 +32,7 @@ fn command(gw: &Gateway, args: &[&str]) -> Command {
 }
 
 #[track_caller]
-fn ok(output: Output) -> String {
+pub fn ok(output: Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{errors}{}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -101,6 +101,44 @@ fn exec_runs_a_module_offline() {
     let junk = path("junk.wasm", b"not wasm");
     fails(wasmgate(&["exec", &junk]), 1, "junk.wasm");
     fails(wasmgate(&["exec", "/nonexistent.wasm"]), 2, "/nonexistent.wasm");
+}
+
+#[test]
+fn routes_are_checked_pushed_shown_and_rolled_back() {
+    let gw = Gateway::start("[store]\nroutes = \"store\"\n");
+    let file = |name: &str, text: &str| {
+        let file = gw.dir.path().join(name);
+        std::fs::write(&file, text).expect("writable");
+        file.to_str().expect("UTF-8").to_owned()
+    };
+    let says = |body: &str| {
+        let respond = format!("match.path = \"/\"\nauth = \"none\"\ntarget.respond = {{ body = \"{body}\" }}");
+        crate::support::toml::route("says", respond)
+    };
+    let (one, two) = (file("one.toml", &says("one")), file("two.toml", &says("two")));
+    let bad = file("bad.toml", "[server]\n\n[[routes]]\nname = \"Bad\"\n");
+    fails(verb(&gw, &["routes", "show"]), 1, "no routes were pushed yet");
+    fails(verb(&gw, &["routes", "check", &bad]), 2, "bad.toml:1: server");
+    fails(verb(&gw, &["routes", "push", &bad]), 2, "bad.toml:4: routes[0].name");
+    fails(verb(&gw, &["routes", "push", "/nonexistent.toml"]), 2, "/nonexistent.toml");
+    assert_eq!(ok(verb(&gw, &["routes", "check", &one])), "ok\n");
+    assert!(ok(verb(&gw, &["routes", "push", &one, "--expect", "0", "--wait"])).starts_with("version 1 sha256:"));
+    assert_eq!(gw.get("/").send().text(), "one");
+    fails(verb(&gw, &["routes", "push", &two, "--expect", "0"]), 1, "the newest version of the routes is `1`");
+    assert_eq!(json(verb(&gw, &["routes", "push", &two, "--expect", "1", "--json"]))["version"], 2);
+    assert_eq!(json(verb(&gw, &["routes", "rollback", "--wait", "--json"]))["rollback_to"], 1);
+    assert_eq!(gw.get("/").send().text(), "one");
+    assert_eq!(ok(verb(&gw, &["routes", "show", "2"])), says("two"));
+    assert_eq!(ok(verb(&gw, &["routes", "show"])), says("one"));
+    fails(verb(&gw, &["routes", "show", "7"]), 1, "routes@7");
+    let history = json(verb(&gw, &["routes", "history", "--json"]));
+    assert_eq!((history["versions"].as_array().map(Vec::len), &history["in_use"]), (Some(3), &3.into()), "{history}");
+    assert!(ok(verb(&gw, &["routes", "history"])).contains("bootstrap"));
+    for list in [&["routes"][..], &["routes", "list"]] {
+        assert!(ok(verb(&gw, list)).contains("says"));
+    }
+    let node = json(verb(&gw, &["nodes", "--json"]))["nodes"][0].clone();
+    assert_eq!(node["routes_version"], 3, "{node}");
 }
 
 /// 0, 1 and 2 are the command's own: a guest's codes are told, not passed on.

@@ -340,6 +340,31 @@ fn a_fleets_store_has_defaults() {
 }
 
 #[test]
+fn what_is_pushed_is_in_one_place() {
+    let routes =
+        "[tiers.gold]\nrank = 9\n[[routes]]\nname = \"r\"\nmatch.path = \"/\"\ntarget.respond = {}\ntier = \"gold\"\n";
+    let push = |text: &str| config::pushed_part(text, "routes", Path::new("/etc"), config::files::unseen);
+    let part = push(routes).unwrap();
+    assert_eq!((part.routes.len(), part.upstreams.len()), (1, 0));
+    assert!(part.tiers.iter().any(|tier| tier.name.as_str() == "gold") && part.tiers.len() > 1, "and the usual ones");
+    // Every section belongs to one of the two.
+    let sections = config::known_keys().into_iter().filter(|key| !key.contains('.'));
+    for section in sections.map(|key| key.trim_end_matches("[]").to_owned()) {
+        let said = match section.as_str() {
+            "data_dir" => "data_dir = \"d\"\n".to_owned(),
+            "tiers" | "upstreams" | "routes" => continue,
+            own => format!("[{own}]\n"),
+        };
+        let errors = push(&format!("{said}{routes}")).unwrap_err().to_string();
+        assert!(errors.starts_with(&format!("routes:1: {section}: is each gateway's own")), "{errors}");
+    }
+    assert!(push("nothing = 1\n").unwrap_err().to_string().contains("use `tiers`, `upstreams`, `routes`"));
+    let in_store = "[store]\nroutes = \"store\"\n";
+    assert!(parse(in_store).lacks_routes());
+    assert!(errors(&format!("{in_store}{routes}")).contains("test.toml:3: tiers: is in the store"));
+}
+
+#[test]
 fn the_readme_has_every_limit_of_a_tier() {
     let table: String = include_str!("../../README.md").lines().filter(|line| line.starts_with("| `")).collect();
     let known = config::known_keys();

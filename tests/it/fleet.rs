@@ -2,9 +2,12 @@
 
 mod limits;
 mod nodes;
+mod outage;
+mod routes;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -12,9 +15,12 @@ use wasmgate::store::redis::COMMANDS;
 
 use crate::support::admin::NewKey;
 use crate::support::gateway::binary;
-use crate::support::redis::Redis;
+use crate::support::redis::{Redis, Wire};
 use crate::support::toml::{route, upstream};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually, try_serve, wat};
+
+/// For tests in which Redis is there, however busy the machine is.
+const PATIENT: &str = "timeout = \"20s\"\n";
 
 /// A Redis, and what its gateways have in common.
 struct Fleet {
@@ -239,4 +245,86 @@ fn the_demo_shows_what_it_says() {
     assert!(!said.contains("DOES NOT HOLD") && said.matches("holds:").count() >= 8, "{said}");
     let folder = said.split_whitespace().find_map(|word| word.strip_suffix(':').filter(|word| word.starts_with('/')));
     assert!(!Path::new(folder.expect("it says where it works")).exists(), "{said}");
+}
+
+/// Redis does what it is asked to and the gateway is not told, several times in a row.
+#[test]
+fn usage_counts_once_when_answers_are_lost() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let wire = Wire::to(&fleet.redis);
+    let routes = keyed(&up).replace("target.", "handlers = [{ module = \"acme/tag\" }]\ntarget.");
+    let node = Gateway::start(&fleet.config(&routes).replace(&fleet.redis.url(), &wire.url));
+    node.upload("acme/tag", "http-wasm", &tagging("one"));
+    let key = node.key();
+    let other = Gateway::start(&fleet.config(&routes));
+    let sums = || {
+        let usage = other.admin("GET", "/api/usage?owner=acme").send().expect(200).json();
+        let module = other.admin("GET", "/api/wasm/modules/tag?owner=acme").send().expect(200).json();
+        (usage["total"]["requests"].as_u64().unwrap_or(0), module["execution_count"].as_u64().unwrap_or(0))
+    };
+    let mut sent = 0;
+    let mut ask_some = |n| {
+        (0..n).for_each(|_| assert_eq!(ask(&node, &key), 200));
+        sent += n;
+        sent
+    };
+    for round in 1..=2 {
+        ask_some(20);
+        wire.cuts.store(u32::MAX, Ordering::SeqCst);
+        let failures = || node.log().matches("could not be written").count();
+        let before = failures();
+        eventually("it is not told what became of them", || failures() > before + 1);
+        // Meanwhile there is more.
+        let sent = ask_some(10);
+        wire.cuts.store(0, Ordering::SeqCst);
+        eventually("all are there", || sums().0 >= sent);
+        eventually("all runs are there", || sums().1 >= sent);
+        assert_eq!(sums(), (sent, sent), "round {round}");
+    }
+}
+
+#[test]
+fn forged_records_are_counted_and_told() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let node = Gateway::start(&fleet.config(&keyed(&up)));
+    let keys: Vec<_> = (0..5).map(|_| node.key()).collect();
+    assert_eq!(node.metric("store_forged_records_total", &[]), 0.0);
+    for record in fleet.redis.cli(&["--scan", "--pattern", "wasmgate:{r}:kh:*"]).lines() {
+        fleet.redis.set(record, b"{\"tier\":\"enterprise\"}");
+    }
+    for key in &keys {
+        assert_eq!(ask(&node, key), 401);
+    }
+    assert!(node.metric("store_forged_records_total", &[]) >= 5.0);
+    let told = node.log().matches("was altered or forged").count();
+    assert!(told == 1, "one line in ten seconds, not {told}");
+}
+
+#[test]
+fn gateways_have_the_fleets_pepper_also_while_it_is_replaced() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let (old, new) = ("0123456789abcdef".repeat(4), "f0e1d2c3b4a59687".repeat(4));
+    let config = fleet.config(&keyed(&up));
+    let refused = |what: &str| {
+        let other = try_serve(tempfile::tempdir().expect("a folder").path(), &config);
+        let said = String::from_utf8_lossy(&other.stderr).into_owned();
+        assert!(other.status.code() == Some(2) && said.contains("auth.pepper_file"), "{what}: {said}");
+        assert!(!said.contains(&old) && !said.contains(&new), "{said}");
+    };
+    let first = Gateway::start(&config);
+    let key = first.key();
+    fleet.secret("pepper", &new);
+    refused("another pepper");
+    fleet.secret("pepper", &format!("1:{old}\n2:{new}\n"));
+    let second = Gateway::start(&config);
+    assert_eq!(ask(&second, &key), 200, "a key of the old one");
+    let newer = second.key();
+    fleet.secret("pepper", &old);
+    refused("it would not know the second one's keys");
+    fleet.secret("pepper", &format!("2:{new}\n1:{old}\n"));
+    let first = first.restart(&config);
+    assert_eq!(ask(&first, &newer), 200);
+    fleet.secret("pepper", &format!("2:{new}\n"));
+    let second = second.restart(&config);
+    assert_eq!((ask(&second, &newer), ask(&second, &key)), (200, 401), "the old one's time is over");
 }

@@ -18,8 +18,8 @@ use wasmgate::limit::lease::terms::OVERSHOOT_PERCENT;
 use wasmgate::limit::lease::wire::Reply;
 use wasmgate::store::embedded::EmbeddedStore;
 use wasmgate::store::{
-    AdminToken, AuditEntry, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewVersion, NoRoom, Retention, Role,
-    Rotation, Store, StoreError, Stored,
+    AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, MAX_KV_BYTES, MAX_KV_ENTRIES, NewRoutes, NewVersion, NoRoom,
+    ROUTES_KEPT, Retention, Role, Rotation, Store, StoreError, Stored,
 };
 
 use crate::support::redis::Redis;
@@ -144,6 +144,8 @@ const CASES: &[Case] = cases![
     numbers_add_up,
     values_expire,
     values_are_bounded_by_owner,
+    routes_are_versions_of_which_the_newest_are_kept,
+    pushes_at_once_have_one_winner,
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -165,6 +167,51 @@ async fn the_redis_store_does_what_the_trait_says() {
 async fn the_redis_store_does_so_in_a_cluster() {
     let server = Redis::start_cluster();
     redis::run_table(CASES, &redis::server(&server)).await;
+}
+
+fn routes(text: impl Into<String>) -> NewRoutes {
+    NewRoutes { text: text.into(), at: at(1), by: "ops".into(), again: None, above: 0 }
+}
+
+async fn routes_are_versions_of_which_the_newest_are_kept(store: Shared) {
+    assert!(store.routes_versions().await.unwrap().is_empty());
+    assert_eq!(store.routes_text(0).await.unwrap(), None);
+    let kept = ROUTES_KEPT as u64;
+    for n in 1..=kept + 2 {
+        let pushed =
+            store.push_routes(NewRoutes { again: Some(n), ..routes(format!("text {n}")) }, n - 1).await.unwrap();
+        assert_eq!((pushed.version, pushed.again, pushed.bytes), (n, Some(n), format!("text {n}").len() as u64));
+        assert_eq!(pushed.digest, Digest::of(format!("text {n}").as_bytes()));
+        assert_eq!((pushed.at, pushed.by.as_str()), (at(1), "ops"));
+        assert_eq!(store.routes_versions().await.unwrap()[0], pushed);
+    }
+    let versions: Vec<_> = store.routes_versions().await.unwrap().iter().map(|v| v.version).collect();
+    assert_eq!(versions, (3..=kept + 2).rev().collect::<Vec<_>>());
+    for n in [1, 2, kept + 3] {
+        assert_eq!(store.routes_text(n).await.unwrap(), None, "{n}");
+    }
+    assert_eq!(store.routes_text(3).await.unwrap().as_deref(), Some("text 3"));
+    for expect in [0, kept + 1, kept + 3] {
+        let late = store.push_routes(routes("late"), expect).await;
+        assert!(matches!(late, Err(StoreError::Conflict(_))), "{late:?}");
+    }
+    // A number that was seen in use does not come again, whatever is kept.
+    let above = NewRoutes { above: 1_000, ..routes("above") };
+    assert_eq!(store.push_routes(above, kept + 2).await.unwrap().version, 1_001);
+    let large = "x".repeat(4 << 20);
+    assert_eq!(store.push_routes(routes(large.clone()), 1_001).await.unwrap().version, 1_002);
+    assert_eq!(store.routes_text(1_002).await.unwrap(), Some(large));
+}
+
+async fn pushes_at_once_have_one_winner(store: Shared) {
+    let pushed = together((0..8).map(|n| {
+        let store = store.clone();
+        async move { store.push_routes(routes(n.to_string()), 0).await }
+    }))
+    .await;
+    assert_eq!(pushed.iter().filter(|pushed| pushed.is_ok()).count(), 1, "{pushed:?}");
+    assert!(pushed.iter().flatten().all(|version| version.version == 1), "{pushed:?}");
+    assert_eq!(store.routes_versions().await.unwrap().len(), 1);
 }
 
 async fn keys_are_found_by_hash_and_by_id(store: Shared) {
@@ -506,9 +553,14 @@ async fn executions_add_up(store: Shared) {
         (name("alice"), name("gone"), 9, at(100)),
         (name("alice"), name("m"), 4, at(50)),
     ];
-    store.count_executions(&counts).await.unwrap();
+    store.count_executions(&batch(), &counts).await.unwrap();
     let module = store.module(&name("alice"), &name("m")).await.unwrap().unwrap();
     assert_eq!((module.executions, module.last_executed), (7, Some(at(100))));
+}
+
+/// Of a sender of its own.
+fn batch() -> Batch {
+    Batch::first().unwrap()
 }
 
 fn used(requests: u64, error: &str) -> UsageRecord {
@@ -522,14 +574,17 @@ async fn usage_rows_merge(store: Shared) {
         day,
         add: used(requests, error),
     };
-    store.add_usage(&[delta("alice", "key_1", 5, 1, "busy"), delta("alice", "key_1", 5, 2, "busy")]).await.unwrap();
+    store
+        .add_usage(&batch(), &[delta("alice", "key_1", 5, 1, "busy"), delta("alice", "key_1", 5, 2, "busy")])
+        .await
+        .unwrap();
     let more = [
         delta("alice", "key_1", 5, 4, "internal"),
         delta("bob", "key_2", 5, 1, "busy"),
         delta("alice", "key_1", 4, 1, "busy"),
         delta("alice", "key_3", 7, 1, "busy"),
     ];
-    store.add_usage(&more).await.unwrap();
+    store.add_usage(&batch(), &more).await.unwrap();
     let rows = store.usage(Some(&name("alice")), 4, 5).await.unwrap();
     assert_eq!(
         rows.iter().map(|r| (r.day, r.key.to_string())).collect::<Vec<_>>(),
@@ -593,7 +648,7 @@ async fn old_lines_and_rows_are_pruned_in_batches(store: Shared) {
         add: UsageRecord { requests: 1, ..UsageRecord::default() },
     };
     // Two batches and a part of one are over.
-    store.add_usage(&(0..2_500).map(row).collect::<Vec<_>>()).await.unwrap();
+    store.add_usage(&batch(), &(0..2_500).map(row).collect::<Vec<_>>()).await.unwrap();
     let keep = |audit_from, audit_entries, usage_from_day| Retention {
         audit_from: at(audit_from),
         audit_entries,
@@ -812,7 +867,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 4 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 5 });
 }
 
 /// As of the release before: no sums, and tiers without a bound of storage.

@@ -51,11 +51,11 @@ pub(in crate::api) struct RouteView {
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::api) struct CheckReport {
-    ok: bool,
+    pub(super) ok: bool,
     /// In line order.
-    errors: Vec<CheckError>,
-    /// What a reload would take and tell of: modules that are not stored yet.
-    warnings: Vec<CheckError>,
+    pub(super) errors: Vec<CheckError>,
+    /// What would be taken and told of: modules that are not stored yet, settings without effect.
+    pub(super) warnings: Vec<CheckError>,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -175,16 +175,16 @@ pub(in crate::api) async fn check(
     });
     let (errors, warnings) = match checked.await.map_err(|_| Rejection::Internal)? {
         Ok(mut config) => {
-            let ModuleCheck { errors, warnings } = api.app.check_modules(&config).await.map_err(refused)?;
+            let ModuleCheck { errors, missing, warnings } = api.app.check_modules(&config).await.map_err(refused)?;
             config.warnings.extend(errors);
-            (shown(config.warnings), shown(warnings))
+            (shown(config.warnings), shown([missing, warnings].concat()))
         }
         Err(errors) => (shown(errors.errors), Vec::new()),
     };
     Ok(json(StatusCode::OK, CheckReport { ok: errors.is_empty(), errors, warnings }))
 }
 
-fn shown(errors: Vec<config::ConfigError>) -> Vec<CheckError> {
+pub(super) fn shown(errors: Vec<config::ConfigError>) -> Vec<CheckError> {
     let shown = |e: config::ConfigError| CheckError { key: e.key, line: e.line, message: e.message };
     errors.into_iter().take(MAX_ERRORS).map(shown).collect()
 }
@@ -206,11 +206,18 @@ pub(in crate::api) async fn reload(State(api): State<Arc<Api>>, actor: Actor) ->
             let report = ReloadReport { generation, needs_restart: waiting, warnings: shown(warnings) };
             Ok(json(StatusCode::OK, report))
         }
-        Err(AppError::Config(errors)) => {
+        Err(error) => Err(not_taken(error)),
+    }
+}
+
+/// Why a configuration was not taken into use, all of it.
+pub(super) fn not_taken(error: AppError) -> Rejection {
+    match error {
+        AppError::Config(errors) => {
             let lines = errors.errors.iter().take(MAX_ERRORS).map(|e| e.in_file(&errors.file));
-            Err(Rejection::BadRequest(lines.collect::<Vec<_>>().join("; ")))
+            Rejection::BadRequest(lines.collect::<Vec<_>>().join("; "))
         }
-        Err(AppError::Setting { key, message }) => Err(Rejection::BadRequest(format!("`{key}`: {message}"))),
-        Err(AppError::Store(error)) => Err(refused(error)),
+        AppError::Setting { key, message } => Rejection::BadRequest(format!("`{key}`: {message}")),
+        AppError::Store(error) => refused(error),
     }
 }

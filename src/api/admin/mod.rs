@@ -3,6 +3,7 @@
 mod audit;
 mod config;
 mod nodes;
+mod pushed;
 mod runtime;
 mod tiers;
 mod tokens;
@@ -18,7 +19,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(tiers::list))
         .routes(routes!(tiers::set, tiers::reset))
-        .routes(routes!(config::routes))
+        .routes(routes!(config::routes, pushed::push))
+        .routes(routes!(pushed::check))
+        .routes(routes!(pushed::versions))
+        .routes(routes!(pushed::version))
+        .routes(routes!(pushed::rollback))
         .routes(routes!(config::check))
         .routes(routes!(config::reload))
         .routes(routes!(nodes::list))

@@ -11,7 +11,7 @@ use crate::api::access::Actor;
 use crate::api::openapi::json;
 use crate::api::{Api, refused};
 use crate::domain::{Digest, Rejection, Timestamp};
-use crate::store::{LiveNode, Node, NodeState, Role};
+use crate::store::{LiveNode, Node, NodeState, RefusedRoutes, Role};
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::api) struct NodeList {
@@ -35,15 +35,37 @@ pub(in crate::api) struct NodeView {
     /// Of the configuration file in use.
     #[schema(value_type = String)]
     config_digest: Digest,
+    /// `file` or `store`.
+    routes_from: &'static str,
+    /// Of the pushed routes that it has in use; `null`: they are in its file, or it has none.
+    routes_version: Option<u64>,
+    #[schema(value_type = Option<String>)]
+    routes_digest: Option<Digest>,
+    /// The newest pushed routes, if it can't use them, and why.
+    routes_refused: Option<RefusedRoutes>,
     /// Since it was last heard of, by the store's clock.
     silent_ms: u64,
 }
 
 impl NodeView {
     fn new(LiveNode { node, silent }: LiveNode, this: &str) -> Self {
-        let Node { id, name, version, started_at, state, generation, config } = node;
+        let Node { id, name, version, started_at, state, generation, config, follows_routes, routes, refused } = node;
         let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
-        Self { this: id == this, id, name, state, version, started_at, generation, config_digest: config, silent_ms }
+        Self {
+            this: id == this,
+            id,
+            name,
+            state,
+            version,
+            started_at,
+            generation,
+            config_digest: config,
+            routes_from: if follows_routes { "store" } else { "file" },
+            routes_version: routes.map(|routes| routes.version),
+            routes_digest: routes.map(|routes| routes.digest),
+            routes_refused: refused,
+            silent_ms,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use redb::{
     Database, DatabaseError, ReadTransaction, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction,
 };
 
-use super::{keys, modules, records, retired, values};
+use super::{keys, modules, records, retired, routes, values};
 use crate::store::{Result, StoreError};
 
 /// redb's page cache; its default is 1 GiB.
@@ -40,6 +40,7 @@ const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
         records::bound_storage(tx)
     },
     values::create,
+    routes::create,
 ];
 
 pub struct Db {

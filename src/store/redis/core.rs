@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Value};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -17,13 +18,15 @@ use super::fault::Fault;
 use super::link::{Channel, Link};
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
-use super::{Names, RedisSettings};
+use super::{Names, RedisSettings, id_file, pepper};
 use crate::domain::Timestamp;
 use crate::store::rules::{decode, encode};
 use crate::store::{Result, StoreError, random_hex};
 
 /// Layout of the records; a store of a newer one is refused.
 const SCHEMA: u32 = 1;
+/// What the sentinel is sealed for.
+const SENTINEL: &str = "wasmgate sentinel";
 const COMMIT: &str = include_str!("commit.lua");
 /// How long an operation is remembered, so that it is not done again: longer than anybody tries.
 const REMEMBERED: Duration = Duration::from_secs(300);
@@ -34,11 +37,12 @@ pub struct Core {
     pub link: Arc<Link>,
     pub names: Arc<Names>,
     runtime: Handle,
-    record_key: [u8; 32],
-    expected: Option<String>,
-    replicas: u32,
-    response: Duration,
+    settings: RedisSettings,
     known: OnceLock<Known>,
+    /// Why the store can't be used, as it was found last.
+    trouble: Mutex<Option<StoreError>>,
+    /// Held by who looks whether the store can be used.
+    opening: tokio::sync::Mutex<()>,
     script: String,
     /// Whose turn it is, when it is ours.
     name: String,
@@ -66,6 +70,8 @@ struct Sentinel {
 pub enum Committed {
     Done,
     Conflict,
+    /// The sentinel is not the one that was there.
+    Lost,
 }
 
 impl Known {
@@ -76,20 +82,19 @@ impl Known {
 }
 
 impl Core {
-    pub fn new(settings: &RedisSettings) -> Result<Self> {
+    pub fn new(settings: RedisSettings) -> Result<Self> {
         let (running, runtime) = start_thread()?;
         let names = Arc::new(Names::new(&settings.prefix));
-        let link = Link::new(settings, runtime.clone(), names.sentinel())?;
+        let link = Link::new(&settings, runtime.clone(), names.sentinel())?;
         let script = redis::Script::new(COMMIT).get_hash().to_owned();
         Ok(Self {
             link,
             names,
             runtime,
-            record_key: settings.record_key,
-            expected: settings.store_id.clone(),
-            replicas: settings.replicas,
-            response: settings.response,
+            settings,
             known: OnceLock::new(),
+            trouble: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
             script,
             name: random()?,
             _running: running,
@@ -104,7 +109,7 @@ impl Core {
 
     /// How long a write may take, all of its tries together.
     pub fn patience(&self) -> Duration {
-        self.response * 5
+        self.settings.response * 5
     }
 
     pub fn nonce(&self) -> Result<String> {
@@ -150,8 +155,70 @@ impl Core {
         if !met_absence {
             return Ok(());
         }
-        let found = self.sentinel().await?;
-        if found.as_ref() == Some(&self.known().await?.sentinel) { Ok(()) } else { Err(lost()) }
+        self.known().await?;
+        match self.sentinel().await {
+            Ok(found) => self.saw(found.as_deref()),
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
+    /// What is in the place of the sentinel, as it was just read.
+    pub fn saw(&self, found: Option<&[u8]>) -> Result<()> {
+        let Some(known) = self.known.get() else { return Ok(()) };
+        self.note(if found == Some(&known.sentinel) { Ok(()) } else { Err(self.misfit(found)) })
+    }
+
+    /// Keeps whether the store can be used, and tells of it when that changes.
+    fn note<T>(&self, found: Result<T>) -> Result<T> {
+        let mut trouble = self.trouble.lock();
+        let before = std::mem::replace(&mut *trouble, found.as_ref().err().cloned());
+        match (before, &*trouble) {
+            (before, Some(error)) if before.as_ref() != Some(error) && !matches!(error, StoreError::Unavailable(_)) => {
+                tracing::error!(%error, "the store can't be used");
+            }
+            (Some(before), None) if !matches!(before, StoreError::Unavailable(_)) => {
+                tracing::info!("the store can be used again");
+            }
+            _ => {}
+        }
+        found
+    }
+
+    /// What is known at this moment of why the store can't be used.
+    pub fn fault(&self) -> Option<StoreError> {
+        let unseen = || StoreError::Unavailable("redis: it has not answered yet".into());
+        let trouble = self.link.outage().or_else(|| self.trouble.lock().clone());
+        trouble.or_else(|| self.known.get().is_none().then(unseen))
+    }
+
+    /// What is wrong with what is in the place of the sentinel that was there.
+    pub fn misfit(&self, found: Option<&[u8]>) -> StoreError {
+        match found.map(|found| self.read_sentinel(found)) {
+            Some(Err(error)) => error,
+            Some(Ok(_)) => self.lost("another store has taken the place of the one that this gateway has used"),
+            None => self.lost("redis answers, and the store that it had is lost"),
+        }
+    }
+
+    fn lost(&self, what: &str) -> StoreError {
+        let file = self.settings.id_file.as_ref().map_or("store.id".into(), |file| file.display().to_string());
+        StoreError::Lost(format!(
+            "{what}: restore Redis' data; to begin anew, delete `{file}` on every gateway, and restart them"
+        ))
+    }
+
+    fn read_sentinel(&self, record: &[u8]) -> Result<Sentinel> {
+        let content = Seal::new(&self.settings.record_key, SENTINEL).open(&At::key(self.names.sentinel()), record);
+        let content = content.ok_or_else(|| {
+            let other =
+                "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
+            StoreError::Foreign(other.into())
+        })?;
+        let sentinel: Sentinel = decode(content, "sentinel")?;
+        if sentinel.schema > SCHEMA {
+            return Err(StoreError::Newer { found: sentinel.schema, known: SCHEMA });
+        }
+        Ok(sentinel)
     }
 
     async fn sentinel(&self) -> Result<Option<Vec<u8>>> {
@@ -165,34 +232,42 @@ impl Core {
         if let Some(known) = self.known.get() {
             return Ok(known);
         }
-        let seal = Seal::new(&self.record_key, "wasmgate sentinel");
-        let at = At::key(self.names.sentinel());
+        let _turn = self.opening.lock().await;
+        if let Some(known) = self.known.get() {
+            return Ok(known);
+        }
+        let known = self.note(self.recognise().await)?;
+        self.advice().await.iter().for_each(|advice| tracing::warn!("{advice}"));
+        Ok(self.known.get_or_init(|| known))
+    }
+
+    async fn recognise(&self) -> Result<Known> {
+        let expected = self.settings.id_file.as_deref().map(id_file::read).transpose()?.flatten();
         let sentinel = match self.sentinel().await? {
             Some(found) => found,
-            None if self.expected.is_some() => return Err(lost()),
+            None if expected.is_some() => return Err(self.misfit(None)),
             None => {
-                let fresh = seal.seal(&at, &encode(&Sentinel { schema: SCHEMA, store: random()? })?);
+                let at = At::key(self.names.sentinel());
+                let fresh = encode(&Sentinel { schema: SCHEMA, store: random()? })?;
+                let fresh = Seal::new(&self.settings.record_key, SENTINEL).seal(&at, &fresh);
                 let set = redis::cmd("SET").arg(&at.key).arg(fresh).arg("NX").take();
                 self.link.send(Channel::Rest, &[set]).await?;
                 // Of several that do this at once one was first.
-                self.sentinel().await?.ok_or_else(lost)?
+                self.sentinel().await?.ok_or_else(|| self.misfit(None))?
             }
         };
-        let content = seal.open(&at, &sentinel).ok_or_else(|| {
-            let other =
-                "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
-            StoreError::Foreign(other.into())
-        })?;
-        let Sentinel { schema, store } = decode(content, "sentinel")?;
-        if schema > SCHEMA {
-            return Err(StoreError::Newer { found: schema, known: SCHEMA });
+        let Sentinel { store, .. } = self.read_sentinel(&sentinel)?;
+        if expected.as_ref().is_some_and(|expected| *expected != store) {
+            return Err(self.misfit(Some(&sentinel)));
         }
         // A record of another store, or of this one before it was lost, is as good as forged.
-        let seal = Seal::new(&self.record_key, &format!("wasmgate records of {store}"));
-        if self.expected.as_ref().is_some_and(|expected| *expected != store) {
-            return Err(lost());
+        let seal = Seal::new(&self.settings.record_key, &format!("wasmgate records of {store}"));
+        let known = Known { sentinel, seal, id: store };
+        pepper::agree(self, &known, &self.settings.peppers).await?;
+        if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none()) {
+            id_file::write(file, &known.id)?;
         }
-        Ok(self.known.get_or_init(|| Known { sentinel, seal, id: store }))
+        Ok(known)
     }
 
     /// The store's number, once it was seen.
@@ -208,7 +283,14 @@ impl Core {
 
     /// Done once, however often it has to be sent: the transaction's nonce names the operation.
     pub async fn commit(&self, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
-        let known = self.known().await?;
+        match self.commit_to(self.known().await?, lane, tx, wants_turn).await? {
+            // What is there instead says more; unless it has come back meanwhile.
+            Committed::Lost => Err(self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None))),
+            committed => Ok(committed),
+        }
+    }
+
+    pub async fn commit_to(&self, known: &Known, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
         let commit = tx.commit();
         let names = &self.names;
         let keys = [names.sentinel(), names.of(&["op", tx.nonce()]), names.of(&["turn", lane])];
@@ -225,10 +307,10 @@ impl Core {
                 }
             }
             let mut calls = vec![call];
-            if self.replicas > 0 {
+            if self.settings.replicas > 0 {
                 // Not longer than the call is waited for.
-                let within = self.response.as_millis() as u64 * 3 / 4;
-                calls.push(redis::cmd("WAIT").arg(self.replicas).arg(within.max(1)).take());
+                let within = self.settings.response.as_millis() as u64 * 3 / 4;
+                calls.push(redis::cmd("WAIT").arg(self.settings.replicas).arg(within.max(1)).take());
             }
             calls
         };
@@ -247,8 +329,8 @@ impl Core {
         };
         match answer.first() {
             Some(Value::BulkString(word)) if word == b"ok" || word == b"done" => match answer.get(1) {
-                Some(Value::Int(have)) if *have < i64::from(self.replicas) => {
-                    let of = self.replicas;
+                Some(Value::Int(have)) if *have < i64::from(self.settings.replicas) => {
+                    let of = self.settings.replicas;
                     let few =
                         format!("redis: written, but only {have} of {of} replicas have it: a failover may lose it");
                     Err(StoreError::Unavailable(few))
@@ -256,7 +338,7 @@ impl Core {
                 _ => Ok(Committed::Done),
             },
             Some(Value::BulkString(word)) if word == b"conflict" || word == b"wait" => Ok(Committed::Conflict),
-            Some(Value::BulkString(word)) if word == b"lost" => Err(lost()),
+            Some(Value::BulkString(word)) if word == b"lost" => Ok(Committed::Lost),
             _ => Err(StoreError::Corrupt("redis answers a commit with something else".into())),
         }
     }
@@ -285,12 +367,6 @@ fn start_thread() -> Result<(oneshot::Sender<()>, Handle)> {
     let run = move || drop(runtime.block_on(stopped));
     std::thread::Builder::new().name("store-redis".into()).spawn(run).map_err(failed)?;
     Ok((running, handle))
-}
-
-pub fn lost() -> StoreError {
-    let what = "the store has lost its data, or another one has taken its place: restore it; to begin anew, delete \
-                `store.id` in the gateways' data directories and restart them";
-    StoreError::Unavailable(what.into())
 }
 
 /// 128 random bits in hex digits.

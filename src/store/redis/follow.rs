@@ -46,7 +46,7 @@ pub async fn follow(core: Weak<Core>, changes: Arc<dyn Changes>) {
         match connect(&servers, patience, first, &names).await {
             Ok(told) => {
                 changes.restored();
-                let why = told.pass_on(&names, &*changes).await;
+                let why = told.pass_on(&core, &names, &*changes).await;
                 changes.lost();
                 tracing::warn!(
                     why,
@@ -57,6 +57,10 @@ pub async fn follow(core: Weak<Core>, changes: Arc<dyn Changes>) {
                 tracing::debug!(error = %super::fault::fault(&error).error, "no connection to be told of changes on");
                 first += 1;
             }
+        }
+        // Whether that is Redis, or the link alone.
+        if let Some(core) = core.upgrade() {
+            let _ = core.confirm(true).await;
         }
         tokio::time::sleep(AGAIN).await;
     }
@@ -69,7 +73,7 @@ async fn connect(servers: &Servers, patience: Duration, first: usize, names: &Na
     for _ in 0..REDIRECTIONS {
         let told = Told::connect(info.clone(), patience, names).await?;
         match look(&mut told.connection.clone(), names).await {
-            Ok(()) => return Ok(told),
+            Ok(_) => return Ok(told),
             Err(error) => match error.redirect_node().and_then(|(node, _)| address(node, info.addr())) {
                 Some(address) => info = info.set_addr(address),
                 None => return Err(error),
@@ -79,9 +83,9 @@ async fn connect(servers: &Servers, patience: Duration, first: usize, names: &Na
     Err(nobody())
 }
 
-/// Whether the connection lives, and leads to where the records are.
-async fn look(connection: &mut MultiplexedConnection, names: &Names) -> RedisResult<()> {
-    redis::cmd("GET").arg(names.sentinel()).query_async::<Value>(connection).await.map(drop)
+/// Whether the connection lives, and leads to where the records are; and the sentinel, so that a loss is seen by nobody's asking.
+async fn look(connection: &mut MultiplexedConnection, names: &Names) -> RedisResult<Option<Vec<u8>>> {
+    redis::cmd("GET").arg(names.sentinel()).query_async(connection).await
 }
 
 fn nobody() -> redis::RedisError {
@@ -120,7 +124,7 @@ impl Told {
     }
 
     /// Until the connection is of no use; why.
-    async fn pass_on(mut self, names: &Names, changes: &dyn Changes) -> String {
+    async fn pass_on(mut self, core: &Weak<Core>, names: &Names, changes: &dyn Changes) -> String {
         let mut misses = 0;
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -128,7 +132,13 @@ impl Told {
         loop {
             let looking = async {
                 looks.tick().await;
-                look(&mut connection, names).await
+                let found = look(&mut connection, names).await?;
+                if let Some(core) = core.upgrade() {
+                    // Of a start without Redis, this is the first that sees the store. What is wrong with it is told there.
+                    let _ = core.known().await;
+                    let _ = core.saw(found.as_deref());
+                }
+                RedisResult::Ok(())
             };
             let mut looking = std::pin::pin!(looking);
             let looked = loop {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, Value};
 use tokio::runtime::Handle;
@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::RedisSettings;
 use super::fault::{Fault, fault};
 use super::servers::{Connection, Servers};
-use crate::store::Result;
+use crate::store::{Result, StoreError};
 
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 3;
@@ -44,6 +44,8 @@ pub struct Link {
     probe: String,
     failures: AtomicU32,
     open: AtomicBool,
+    /// Why the breaker opened.
+    why: Mutex<Option<StoreError>>,
     this: Weak<Link>,
 }
 
@@ -69,6 +71,7 @@ impl Link {
             probe,
             failures: AtomicU32::new(0),
             open: AtomicBool::new(false),
+            why: Mutex::default(),
             this: this.clone(),
         }))
     }
@@ -81,6 +84,11 @@ impl Link {
     /// Whether Redis answered when it was last asked.
     pub fn is_up(&self) -> bool {
         !self.open.load(Ordering::Relaxed)
+    }
+
+    /// While it does not: why.
+    pub fn outage(&self) -> Option<StoreError> {
+        if self.is_up() { None } else { self.why.lock().clone() }
     }
 
     /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice.
@@ -103,7 +111,7 @@ impl Link {
             sent = self.attempt(channel, commands).await;
         }
         match &sent {
-            Err(fault) if fault.is_outage => self.failed(),
+            Err(fault) if fault.is_outage => self.failed(&fault.error),
             _ => self.failures.store(0, Ordering::Relaxed),
         }
         sent
@@ -161,10 +169,14 @@ impl Link {
         tokio::time::timeout(self.connect, connect).await.unwrap_or_else(|_| Err(slow()))
     }
 
-    fn failed(&self) {
+    fn failed(&self, why: &StoreError) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if failures >= FAILURES && !self.open.swap(true, Ordering::Relaxed) {
-            tracing::warn!("redis does not answer; what needs it is refused until it does");
+        if failures < FAILURES || !self.is_up() {
+            return;
+        }
+        *self.why.lock() = Some(why.clone());
+        if !self.open.swap(true, Ordering::Relaxed) {
+            tracing::warn!(error = %why, "redis does not answer; what needs it is refused until it does");
             // What hangs now may hang for ever, as when a cable was pulled.
             self.slots.iter().for_each(Slot::clear);
             self.runtime.spawn(probe(self.this.clone()));

@@ -7,7 +7,6 @@ use std::time::Duration;
 use redis::{FromRedisValue, Value, cmd};
 
 use super::RedisStore;
-use super::core::lost;
 use super::link::Channel;
 use super::seal::At;
 use crate::store::rules::{decode, encode};
@@ -34,7 +33,9 @@ impl RedisStore {
         }
         let unfit = || StoreError::Corrupt("redis answers a beat with something else".into());
         let all = match answer?.into_iter().next() {
-            Some(Value::BulkString(word)) if word == b"lost" => return Err(lost()),
+            Some(Value::BulkString(word)) if word == b"lost" => {
+                return Err(self.core.confirm(true).await.err().unwrap_or_else(|| self.core.misfit(None)));
+            }
             Some(Value::Array(all)) => all,
             _ => return Err(unfit()),
         };

@@ -6,15 +6,15 @@ use async_trait::async_trait;
 
 use super::leases::SharedBuckets;
 use super::link::Channel;
-use super::{RedisStore, keys, modules, records, values};
+use super::{RedisStore, batches, keys, modules, records, routes, values};
 use crate::domain::{
     ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId,
     UsageDelta,
 };
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
-    AdminToken, AuditEntry, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewVersion, Node, Page, Result,
-    Retention, Rotation, Store, Stored, UsageRow, new_module_id,
+    AdminToken, AuditEntry, Batch, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewRoutes, NewVersion, Node,
+    Page, Result, Retention, Rotation, RoutesVersion, Store, StoreError, Stored, UsageRow, new_module_id,
 };
 
 /// Audit lines read at once.
@@ -36,6 +36,18 @@ impl Store for RedisStore {
 
     async fn leave(&self, id: &str) -> Result<()> {
         self.tell_of(id, None).await.map(drop)
+    }
+
+    fn fault(&self) -> Option<StoreError> {
+        self.core.fault()
+    }
+
+    fn forged_records(&self) -> u64 {
+        self.core.forged()
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.core.confirm(true).await
     }
 
     async fn put_key(&self, hash: KeyHash, key: &ApiKey, max_live: Option<u32>) -> Result<()> {
@@ -148,20 +160,38 @@ impl Store for RedisStore {
             .await
     }
 
-    async fn count_executions(&self, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
-        let counts = counts.to_vec();
-        self.write(&["executions"], move |tx, names| modules::count_executions(tx, names, &counts)).await
+    async fn count_executions(&self, batch: &Batch, counts: &[(OwnerId, Name, u64, Timestamp)]) -> Result<()> {
+        let (batch, counts) = (batch.clone(), counts.to_vec());
+        self.write(&["executions"], move |tx, names| {
+            batches::once(tx, names, &batch, |tx| modules::count_executions(tx, names, &counts))
+        })
+        .await
     }
 
-    async fn add_usage(&self, deltas: &[UsageDelta]) -> Result<()> {
-        let deltas = deltas.to_vec();
-        self.write(&["usage"], move |tx, names| records::add_usage(tx, names, &deltas)).await
+    async fn add_usage(&self, batch: &Batch, deltas: &[UsageDelta]) -> Result<()> {
+        let (batch, deltas) = (batch.clone(), deltas.to_vec());
+        self.write(&["usage"], move |tx, names| {
+            batches::once(tx, names, &batch, |tx| records::add_usage(tx, names, &deltas))
+        })
+        .await
     }
 
     async fn usage(&self, owner: Option<&OwnerId>, from_day: i64, to_day: i64) -> Result<Vec<UsageRow>> {
         let mut rows = self.look(|tx, names| records::usage(tx, names, owner, from_day, to_day)).await?;
         rows.sort_by(|a, b| (a.day, &a.owner, &a.key).cmp(&(b.day, &b.owner, &b.key)));
         Ok(rows)
+    }
+
+    async fn push_routes(&self, new: NewRoutes, expect: u64) -> Result<RoutesVersion> {
+        self.write(&["routes"], move |tx, names| routes::push(tx, names, &new, expect)).await
+    }
+
+    async fn routes_versions(&self) -> Result<Vec<RoutesVersion>> {
+        self.look(routes::versions).await
+    }
+
+    async fn routes_text(&self, version: u64) -> Result<Option<String>> {
+        self.look(|tx, names| routes::text(tx, names, version)).await
     }
 
     async fn put_token(&self, hash: KeyHash, token: &AdminToken) -> Result<()> {

@@ -151,7 +151,7 @@ async fn attempt_once(
     }
     Ok(match core.commit(lane, &tx, attempt >= 2).await? {
         Committed::Done => Some(done),
-        Committed::Conflict => None,
+        Committed::Conflict | Committed::Lost => None,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Fleet, keyed};
+use super::{Fleet, PATIENT, keyed};
 use crate::support::{Gateway, Upstream, eventually};
 
 /// The nodes as one of them tells of them.
@@ -22,7 +22,7 @@ fn named(name: &str, config: &str) -> String {
 #[test]
 fn gateways_see_each_other_until_they_stop_or_are_killed() {
     let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
-    let config = fleet.config(&keyed(&up));
+    let config = fleet.config(&format!("{PATIENT}{}", keyed(&up)));
     let start = |name: &str| Gateway::start(&named(name, &config));
     let (first, mut second, third) = (start("first"), start("second"), start("third"));
     let all = ["first", "second", "third"];
@@ -58,7 +58,7 @@ fn gateways_see_each_other_until_they_stop_or_are_killed() {
 #[test]
 fn the_last_known_number_stays_while_redis_is_away() {
     let (mut fleet, up) = (Fleet::new(), Upstream::text("answer"));
-    let config = fleet.config(&keyed(&up));
+    let config = fleet.config(&format!("{PATIENT}{}", keyed(&up)));
     let nodes = [Gateway::start(&config), Gateway::start(&config)];
     eventually("it sees both", || nodes[0].metric("fleet_nodes", &[]) == 2.0);
     fleet.redis.kill();

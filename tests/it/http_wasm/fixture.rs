@@ -193,7 +193,7 @@ pub fn failure(result: &Result<Verdict, RunError>) -> &'static str {
     match result {
         Ok(_) => "ok",
         Err(RunError::Guest(failure)) => failure.kind(),
-        Err(RunError::Busy { .. }) => "busy",
+        Err(RunError::Busy { .. } | RunError::Unread) => "busy",
         Err(RunError::BadCall(_)) => "bad-call",
     }
 }

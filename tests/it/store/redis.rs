@@ -1,18 +1,20 @@
 //! The Redis store against real servers: several gateways at once, forgery, and every way in which Redis is away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use sha2::Sha256;
-use wasmgate::domain::{ApiKey, Digest};
+use wasmgate::domain::{ApiKey, Digest, UsageDelta, UsageRecord};
 use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
-use wasmgate::store::{ALIVE, AdminToken, KvIncr, NoRoom, Node, NodeState, Role, Store, StoreError};
+use wasmgate::store::{ALIVE, AdminToken, Batch, KvIncr, NewRoutes, NoRoom, Node, NodeState, Role, Store, StoreError};
 
-use super::{Case, at, check_acknowledged, entry, hash, key, kv, name, room, together, version, write_all_kinds};
-use crate::support::redis::Redis;
+use super::{
+    Case, at, check_acknowledged, entry, hash, key, kv, name, room, routes, together, version, write_all_kinds,
+};
+use crate::support::redis::{Redis, Wire};
 use crate::support::tls::{self, Certificate};
 use crate::support::{DEADLINE, eventually, eventually_async};
 
@@ -45,7 +47,7 @@ fn open_error(settings: RedisSettings) -> StoreError {
 }
 
 fn is_unavailable<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
-    matches!(result, Err(StoreError::Unavailable(_)))
+    matches!(result, Err(StoreError::Unavailable(_) | StoreError::Lost(_)))
 }
 
 /// Each case under a prefix of its own, all at once: most of their time they wait for the disk.
@@ -214,7 +216,26 @@ fn node(id: &str) -> Node {
         state: NodeState::Ready,
         generation: 1,
         config: Digest::of(b"a file"),
+        follows_routes: false,
+        routes: None,
+        refused: None,
     }
+}
+
+#[tokio::test]
+async fn routes_that_were_altered_or_moved_are_none() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    store.push_routes(routes("one"), 0).await.unwrap();
+    store.push_routes(routes("two"), 1).await.unwrap();
+    redis.cli(&["copy", "test:{r}:rt:1", "test:{r}:rt:2", "replace"]);
+    assert_eq!(store.routes_text(2).await.unwrap(), None);
+    assert_eq!((store.routes_text(1).await.unwrap().as_deref(), store.forged_records()), (Some("one"), 1));
+    redis.cli(&["setrange", "test:{r}:routes", "40", "x"]);
+    assert!(store.routes_versions().await.unwrap().is_empty());
+    // It is in nobody's way, and no number comes again that was in use.
+    let above = NewRoutes { above: 2, ..routes("three") };
+    assert_eq!(store.push_routes(above, 0).await.unwrap().version, 3);
 }
 
 async fn beat(store: &RedisStore, id: &str) -> Vec<String> {
@@ -456,7 +477,7 @@ async fn a_store_that_was_lost_is_unavailable_and_not_empty() {
     redis.cli(&["flushall"]);
     let lost = async |when: &str| {
         let told = store.key_by_hash(&hash(1)).await;
-        assert!(matches!(&told, Err(StoreError::Unavailable(why)) if why.contains("lost")), "{when}: {told:?}");
+        assert!(matches!(&told, Err(StoreError::Lost(why)) if why.contains("begin anew")), "{when}: {told:?}");
         assert!(is_unavailable(&store.key(&"key_1".into()).await), "{when}");
         assert!(is_unavailable(&store.keys(None).await), "{when}");
         assert!(is_unavailable(&store.module(&alice, &name("m")).await), "{when}");
@@ -484,14 +505,24 @@ async fn a_store_that_was_lost_is_unavailable_and_not_empty() {
 #[test]
 fn a_gateway_that_knows_its_store_begins_no_other() {
     let redis = Redis::start();
-    let id = open(&redis).store_id().to_owned();
-    let again = || RedisSettings { store_id: Some(id.clone()), ..settings(&Server::Single(redis.url()), "test") };
+    let file = redis.dir.path().join("store.id");
+    let again = || RedisSettings { id_file: Some(file.clone()), ..settings(&Server::Single(redis.url()), "test") };
+    let id = RedisStore::open(again()).unwrap().store_id().to_owned();
     assert_eq!(RedisStore::open(again()).unwrap().store_id(), id);
     redis.cli(&["flushall"]);
-    assert!(open_error(again()).to_string().contains("lost"));
+    let remedy = format!("delete `{}` on every gateway", file.display());
+    let refused = |what: &str| {
+        let told = open_error(again());
+        let StoreError::Lost(why) = &told else { panic!("{told:?}") };
+        assert!(why.contains(what) && why.contains(&remedy), "{why}");
+    };
+    refused("lost");
     assert_eq!(redis.cli(&["dbsize"]).trim(), "0");
     assert_ne!(open(&redis).store_id(), id);
-    assert!(open_error(again()).to_string().contains("lost"));
+    refused("another store");
+    std::fs::remove_file(&file).unwrap();
+    let anew = RedisStore::open(again()).unwrap();
+    assert_eq!(RedisStore::open(again()).unwrap().store_id(), anew.store_id());
 }
 
 #[tokio::test]
@@ -506,58 +537,6 @@ async fn settings_that_would_lose_records_are_told() {
     }
 }
 
-/// Passes on between the store and Redis, and can cut the connection when a commit has been done and before it is told.
-struct Wire {
-    url: String,
-    cut: Arc<AtomicBool>,
-}
-
-impl Wire {
-    fn to(redis: &Redis) -> Self {
-        use std::io::{Read, Write};
-        use std::net::{Shutdown, TcpListener};
-        use std::os::unix::net::UnixStream;
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("redis://{}", listener.local_addr().unwrap());
-        let (cut, socket) = (Arc::new(AtomicBool::new(false)), redis.dir.path().join("redis.sock"));
-        let armed = cut.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = UnixStream::connect(&socket) else { return };
-                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                let (armed, commits) = (armed.clone(), Arc::new(AtomicBool::new(false)));
-                let (commit, is_armed) = (commits.clone(), armed.clone());
-                std::thread::spawn(move || {
-                    let (mut buffer, mut seen) = ([0; 65536], Vec::new());
-                    while let Ok(n @ 1..) = from.read(&mut buffer) {
-                        // A word may come in two parts.
-                        seen = [&seen[seen.len().saturating_sub(3)..], &buffer[..n]].concat();
-                        let is_commit = seen.windows(4).any(|word| word == b"EVAL");
-                        commit.fetch_or(is_commit && is_armed.load(Ordering::SeqCst), Ordering::SeqCst);
-                        if to.write_all(&buffer[..n]).is_err() {
-                            break;
-                        }
-                    }
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-                let (mut from, mut to) = (server, client);
-                std::thread::spawn(move || {
-                    let mut buffer = [0; 65536];
-                    while let Ok(n @ 1..) = from.read(&mut buffer) {
-                        let unknown = buffer[..n].starts_with(b"-NOSCRIPT");
-                        let is_cut = !unknown && commits.load(Ordering::SeqCst) && armed.swap(false, Ordering::SeqCst);
-                        if is_cut || to.write_all(&buffer[..n]).is_err() {
-                            break;
-                        }
-                    }
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-            }
-        });
-        Self { url, cut }
-    }
-}
-
 #[tokio::test]
 async fn a_write_whose_answer_was_lost_is_done_once() {
     let redis = Redis::start();
@@ -565,20 +544,50 @@ async fn a_write_whose_answer_was_lost_is_done_once() {
     let store = RedisStore::open(settings(&Server::Single(wire.url.clone()), "test")).unwrap();
     let alice = name("alice");
     for round in 1..=10 {
-        wire.cut.store(true, Ordering::SeqCst);
+        wire.cuts.store(1, Ordering::SeqCst);
         let sum = store.kv_incr(&alice, b"n", KvIncr { by: 1, expires_at: None }, at(1)).await.unwrap();
         assert_eq!(sum, round);
-        assert!(!wire.cut.load(Ordering::SeqCst), "no answer was lost");
-        wire.cut.store(true, Ordering::SeqCst);
+        assert_eq!(wire.cuts.load(Ordering::SeqCst), 0, "no answer was lost");
+        wire.cuts.store(1, Ordering::SeqCst);
         store.append_audit(&entry(round.to_string())).await.unwrap();
-        assert!(!wire.cut.load(Ordering::SeqCst), "no answer was lost");
-        wire.cut.store(true, Ordering::SeqCst);
+        assert_eq!(wire.cuts.load(Ordering::SeqCst), 0, "no answer was lost");
+        wire.cuts.store(1, Ordering::SeqCst);
         store.put_key(hash(round as u64), &key("alice", &format!("key_{round}"), 1), Some(10)).await.unwrap();
     }
     let seen = open(&redis);
     assert_eq!(seen.kv_get(&alice, b"n", at(1)).await.unwrap().unwrap().value, b"10");
     assert_eq!(seen.audit(100).await.unwrap().len(), 10);
     assert_eq!(seen.keys(None).await.unwrap().len(), 10);
+}
+
+/// Also where an error was told each time, and where others have written meanwhile.
+#[tokio::test]
+async fn a_batch_counts_once_however_often_it_is_sent() {
+    let redis = Redis::start();
+    let (store, other) = (open(&redis), open(&redis));
+    let alice = name("alice");
+    let usage = |requests| {
+        let add = UsageRecord { requests, ..UsageRecord::default() };
+        [UsageDelta { owner: alice.clone(), key: "key_1".into(), day: 5, add }]
+    };
+    store.add_version(version("alice", "m", "one"), None).await.unwrap();
+    let runs = [(alice.clone(), name("m"), 3, at(100))];
+    let (mut of_usage, mut of_runs, others) =
+        (Batch::first().unwrap(), Batch::first().unwrap(), Batch::first().unwrap());
+    for round in 1..=3 {
+        for store in [&store, &store, &other] {
+            store.add_usage(&of_usage, &usage(10)).await.unwrap();
+            store.count_executions(&of_runs, &runs).await.unwrap();
+        }
+        other.add_usage(&Batch { number: round, ..others.clone() }, &usage(1)).await.unwrap();
+        of_usage.next();
+        of_runs.next();
+    }
+    let rows = other.usage(None, 5, 5).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.usage.requests).collect::<Vec<_>>(), [33]);
+    assert_eq!(other.module(&alice, &name("m")).await.unwrap().unwrap().executions, 9);
+    let kept = redis.cli(&["pttl", &format!("test:{{r}}:batch:{}", of_usage.sender)]);
+    assert!(kept.trim().parse::<u64>().unwrap() > 29 * 86_400_000, "{kept}");
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
@@ -165,5 +167,60 @@ impl Drop for Redis {
             eprintln!("redis-server said:\n{log}");
         }
         self.kill();
+    }
+}
+
+/// Passes on between a store and Redis, and cuts the connection when a commit has been done and before it is told, so many times.
+pub struct Wire {
+    pub url: String,
+    pub cuts: Arc<AtomicU32>,
+}
+
+impl Wire {
+    pub fn to(redis: &Redis) -> Self {
+        use std::io::{Read, Write};
+        use std::net::Shutdown;
+        use std::os::unix::net::UnixStream;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let (cuts, socket) = (Arc::new(AtomicU32::new(0)), redis.dir.path().join("redis.sock"));
+        let armed = cuts.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = UnixStream::connect(&socket) else { return };
+                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let (armed, commits) = (armed.clone(), Arc::new(AtomicBool::new(false)));
+                let (commit, is_armed) = (commits.clone(), armed.clone());
+                std::thread::spawn(move || {
+                    let (mut buffer, mut seen) = ([0; 65536], Vec::new());
+                    while let Ok(n @ 1..) = from.read(&mut buffer) {
+                        // A word may come in two parts.
+                        seen = [&seen[seen.len().saturating_sub(3)..], &buffer[..n]].concat();
+                        let is_commit = seen.windows(4).any(|word| word == b"EVAL");
+                        commit.fetch_or(is_commit && is_armed.load(Ordering::SeqCst) > 0, Ordering::SeqCst);
+                        if to.write_all(&buffer[..n]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+                let (mut from, mut to) = (server, client);
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 65536];
+                    while let Ok(n @ 1..) = from.read(&mut buffer) {
+                        let unknown = buffer[..n].starts_with(b"-NOSCRIPT");
+                        let take = |cuts: u32| cuts.checked_sub(1);
+                        let is_cut = !unknown
+                            && commits.load(Ordering::SeqCst)
+                            && armed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok();
+                        if is_cut || to.write_all(&buffer[..n]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { url, cuts }
     }
 }

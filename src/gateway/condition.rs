@@ -1,0 +1,107 @@
+//! What a gateway that serves does without, and why: it is degraded then, and still fit for traffic.
+//!
+//! Invariant: what health says, and what the metrics show, come from here.
+
+use super::service::Shared;
+use crate::store::StoreError;
+
+/// What is known of the store at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreState {
+    Up,
+    /// It does not answer.
+    Unreachable,
+    /// It answers, and what it had is gone.
+    Lost,
+    /// It answers, and is another one's, or damaged.
+    Unusable,
+    /// What was to be written last could not be.
+    Unwritable,
+}
+
+impl StoreState {
+    pub const ALL: [StoreState; 5] =
+        [StoreState::Up, StoreState::Unreachable, StoreState::Lost, StoreState::Unusable, StoreState::Unwritable];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StoreState::Up => "up",
+            StoreState::Unreachable => "unreachable",
+            StoreState::Lost => "lost",
+            StoreState::Unusable => "unusable",
+            StoreState::Unwritable => "unwritable",
+        }
+    }
+
+    fn of(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => StoreState::Unreachable,
+            StoreError::Lost(_) => StoreState::Lost,
+            StoreError::Full => StoreState::Unwritable,
+            _ => StoreState::Unusable,
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            StoreState::Up => "",
+            StoreState::Unreachable => "store-unreachable",
+            StoreState::Lost => "store-lost",
+            StoreState::Unusable => "store-unusable",
+            StoreState::Unwritable => "store-unwritable",
+        }
+    }
+}
+
+/// Something that a gateway does without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    pub reason: &'static str,
+    /// For the operator alone.
+    pub detail: String,
+}
+
+impl Shared {
+    /// The flush of usage and counters has ended so.
+    pub fn set_written(&self, failed: Option<StoreError>) {
+        *self.unwritten.lock() = failed;
+    }
+
+    pub fn store_state(&self) -> StoreState {
+        self.store_fault().map_or(StoreState::Up, |(state, _)| state)
+    }
+
+    /// Empty: it does all that it should.
+    pub fn lacks(&self) -> Vec<Lack> {
+        self.lacks_with(self.store_fault())
+    }
+
+    /// Both of the above, after the store was asked.
+    pub async fn ask(&self) -> (StoreState, Vec<Lack>) {
+        let failed = self.store.check().await.err();
+        if let Some(error) = &failed {
+            tracing::warn!(%error, "the store failed a health check");
+        }
+        let fault = failed.map(|error| (StoreState::of(&error), error)).or_else(|| self.store_fault());
+        let state = fault.as_ref().map_or(StoreState::Up, |(state, _)| *state);
+        (state, self.lacks_with(fault))
+    }
+
+    fn store_fault(&self) -> Option<(StoreState, StoreError)> {
+        let found = self.store.fault().map(|error| (StoreState::of(&error), error));
+        found.or_else(|| self.unwritten.lock().clone().map(|error| (StoreState::Unwritable, error)))
+    }
+
+    fn lacks_with(&self, fault: Option<(StoreState, StoreError)>) -> Vec<Lack> {
+        let store = fault.map(|(state, error)| Lack { reason: state.reason(), detail: error.to_string() });
+        let link = (self.metrics.store_link_up.get() == 0).then(|| Lack {
+            reason: "store-link-down",
+            detail: "nobody tells of what others change: keys are read again before they are believed".into(),
+        });
+        let alone = self.limiter.fleet_figures().filter(|figures| !figures.is_linked).map(|_| Lack {
+            reason: "limits-alone",
+            detail: "the fleet's limits can't be reached: this gateway decides alone, as its tiers say".into(),
+        });
+        store.into_iter().chain(link).chain(alone).collect()
+    }
+}

@@ -1,0 +1,300 @@
+//! Routes that are pushed into the store, and taken up by each gateway whole or not at all.
+
+use serde_json::{Value, json};
+
+use super::{Fleet, PATIENT, followed};
+use crate::support::tls::Certificate;
+use crate::support::toml::{route, tier, upstream};
+use crate::support::{Gateway, Response, Upstream, eventually, try_serve};
+
+/// Routes of a gateway of this fleet are those that are pushed.
+fn in_store(fleet: &Fleet) -> String {
+    fleet.config(PATIENT).replace("[store]\n", "[store]\nroutes = \"store\"\n")
+}
+
+/// A route that answers by itself.
+fn says(path: &str, body: &str) -> String {
+    let name = format!("r{}", path.replace('/', "-"));
+    route(&name, format!("match.path = \"{path}\"\nauth = \"none\"\ntarget.respond = {{ body = \"{body}\" }}"))
+}
+
+fn push(node: &Gateway, text: &str) -> Response {
+    push_to(node, "/api/routes", text)
+}
+
+fn push_to(node: &Gateway, target: &str, text: &str) -> Response {
+    node.admin("PUT", target).header("Content-Type", "application/toml").body(text).send()
+}
+
+/// The number of a version that was taken.
+#[track_caller]
+fn pushed(node: &Gateway, text: &str) -> u64 {
+    push(node, text).expect(201).json()["version"].as_u64().expect("a number")
+}
+
+fn said(node: &Gateway) -> String {
+    node.get("/").send().text()
+}
+
+/// Of a node, as it tells of itself.
+fn own(node: &Gateway) -> Value {
+    let list = node.admin("GET", "/api/nodes").send().expect(200).json();
+    list["nodes"].as_array().expect("a list").iter().find(|n| n["this"] == true).expect("it is there").clone()
+}
+
+fn is_ready(node: &Gateway) -> bool {
+    node.admin("GET", "/health/ready").send().status == 200
+}
+
+#[test]
+fn a_push_is_taken_up_whole_by_all_gateways() {
+    let fleet = Fleet::new();
+    let config = in_store(&fleet);
+    let nodes: Vec<_> = (0..3).map(|_| Gateway::start(&config)).collect();
+    nodes.iter().for_each(followed);
+    for node in &nodes {
+        assert!(!is_ready(node), "there are no routes yet");
+        assert_eq!((own(node)["state"].clone(), node.get("/").send().status), (json!("starting"), 404));
+    }
+    let text = |n: u64| says("/", &n.to_string()) + &says(&format!("/{n}"), "mine");
+    let newest = 12;
+    std::thread::scope(|scope| {
+        let watch = |node| {
+            let mut before = 0;
+            while before < newest {
+                let now = said(node).parse::<u64>().unwrap_or(before);
+                assert!(now >= before, "{now} after {before}");
+                for old in 1..now {
+                    assert_eq!(node.get(&format!("/{old}")).send().status, 404, "of version {old} in {now}");
+                }
+                let own = node.get(&format!("/{now}")).send().status;
+                assert!(now == 0 || own == 200 || said(node) != now.to_string(), "version {now} is not whole");
+                before = now;
+            }
+        };
+        let watched: Vec<_> = nodes.iter().map(|node| scope.spawn(move || watch(node))).collect();
+        for n in 1..=newest {
+            assert_eq!(pushed(&nodes[n as usize % 3], &text(n)), n);
+            assert_eq!(said(&nodes[n as usize % 3]), n.to_string(), "where it was pushed, at once");
+        }
+        watched.into_iter().for_each(|watched| watched.join().expect("it saw whole versions"));
+    });
+    for node in &nodes {
+        assert!(is_ready(node));
+        eventually("it tells what it uses", || own(node)["routes_version"] == newest);
+        assert_eq!(node.metric("routes_version", &[]), newest as f64);
+    }
+    let digests: Vec<_> = nodes.iter().map(|node| own(node)["routes_digest"].clone()).collect();
+    assert!(digests[0].is_string() && digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+    // One that joins late, and one that begins anew.
+    assert_eq!(said(&Gateway::start(&config)), newest.to_string());
+    let mut nodes = nodes;
+    let again = nodes.remove(0).restart(&config);
+    assert!(said(&again) == newest.to_string() && is_ready(&again));
+}
+
+#[test]
+fn a_text_with_errors_changes_nothing_and_all_are_listed() {
+    let fleet = Fleet::new();
+    let config = in_store(&fleet);
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    pushed(&nodes[0], &says("/", "good"));
+    eventually("both have it", || said(&nodes[1]) == "good");
+    let wrong = "[server]\nthreads = 1\n".to_owned()
+        + &says("/", "bad")
+        + &route("lost", "match.path = \"/lost\"\ntarget.upstream = \"nowhere\"\nauth = \"none\"")
+        + &route("gold", "match.path = \"/gold\"\ntarget.api = true\ntier = \"gold\"");
+    let problem = push(&nodes[0], &wrong).problem(400, "bad-request");
+    let detail = problem["detail"].as_str().expect("text");
+    for part in [
+        "routes:1: server",
+        "configuration file",
+        "`nowhere` is not an upstream",
+        "path_prefix",
+        "`gold` is not a tier",
+    ] {
+        assert!(detail.contains(part), "no `{part}`: {detail}");
+    }
+    let modules = |module: &str| {
+        let handler = format!("match.path = \"/{module}\"\ntarget.handler = {{ module = \"acme/{module}\" }}");
+        route(module, handler)
+    };
+    let detail = push(&nodes[0], &(modules("one") + &modules("two"))).problem(400, "bad-request")["detail"].to_string();
+    assert!(detail.contains("acme/one") && detail.contains("acme/two") && detail.contains("module push"), "{detail}");
+    // Whoever may push gets at no files.
+    let handler = "match.path = \"/\"\ntarget.handler = { module = \"acme/one\", config_file = \"data/pepper\" }";
+    let detail = push(&nodes[0], &route("spy", handler)).problem(400, "bad-request")["detail"].to_string();
+    assert!(detail.contains("config_file: files of a gateway"), "{detail}");
+    // What a machine lacks is found out where it is pushed.
+    let unresolved = "[[upstreams]]\nname = \"up\"\nendpoints = [\"host.invalid:1\"]\n".to_owned() + &says("/", "bad");
+    push(&nodes[0], &unresolved).problem(400, "bad-request");
+    push(&nodes[0], "[[routes]\n").problem(400, "bad-request");
+    push(&nodes[0], &format!("# {}", "x".repeat(4 << 20))).problem(413, "payload-too-large");
+    let report = nodes[0].admin("POST", "/api/routes/check").body(wrong).send().expect(200).json();
+    assert!(report["ok"] == false && report["errors"].as_array().is_some_and(|errors| errors.len() >= 4), "{report}");
+    let report = nodes[0].admin("POST", "/api/routes/check").body(says("/", "other")).send().expect(200).json();
+    assert_eq!(report["ok"], true, "{report}");
+    let list = nodes[1].admin("GET", "/api/routes/versions").send().expect(200).json();
+    assert_eq!((list["versions"].as_array().map(Vec::len), &list["in_use"]), (Some(1), &json!(1)), "{list}");
+    for node in &nodes {
+        assert_eq!((said(node), own(node)["routes_version"].clone()), ("good".into(), json!(1)));
+    }
+    let lines = nodes[0].admin("GET", "/api/audit").send().expect(200).json();
+    let refused = |line: &Value| line["action"] == "routes.push" && line["detail"].to_string().contains("refused");
+    assert!(lines["entries"].as_array().is_some_and(|lines| lines.iter().any(refused)), "{lines}");
+}
+
+#[test]
+fn a_gateway_that_lacks_something_stays_with_what_it_has_and_says_so() {
+    let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let config = in_store(&fleet);
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    pushed(&nodes[0], &says("/", "one"));
+    eventually("both have it", || said(&nodes[1]) == "one");
+    let authority = Certificate::authority("an authority");
+    let give = |node: &Gateway| {
+        let at = |name: &str| node.dir.path().join(name);
+        authority.write(&at("ca.pem"), &at("ca.key"));
+    };
+    give(&nodes[0]);
+    let tls = upstream("tls", up.addr, "tls.ca_file = \"ca.pem\"");
+    assert_eq!(pushed(&nodes[0], &(tls.clone() + &says("/", "two"))), 2);
+    assert_eq!(said(&nodes[0]), "two");
+    eventually("it tells that it can't", || own(&nodes[1])["routes_refused"]["version"] == 2);
+    let told = nodes[0].admin("GET", "/api/nodes").send().expect(200).text();
+    assert!(told.contains("ca.pem"), "{told}");
+    assert_eq!((said(&nodes[1]), own(&nodes[1])["routes_version"].clone()), ("one".into(), json!(1)));
+    assert_eq!(own(&nodes[1])["routes_from"], "store");
+    assert!(is_ready(&nodes[1]) && nodes[1].log().contains("not taken up"));
+    assert_eq!((nodes[1].metric("routes_refused", &[]), nodes[1].metric("routes_version", &[])), (1.0, 1.0));
+    assert!(own(&nodes[0])["routes_refused"].is_null());
+    // One that has had nothing else is not ready with it.
+    let late = Gateway::start(&config);
+    assert!(!is_ready(&late) && own(&late)["routes_refused"]["version"] == 2);
+    for node in [&nodes[1], &late] {
+        give(node);
+        node.reload().expect(200);
+        eventually("it takes it up", || said(node) == "two" && is_ready(node));
+        assert!(own(node)["routes_refused"].is_null());
+        assert_eq!(node.metric("routes_refused", &[]), 0.0);
+    }
+}
+
+#[test]
+fn versions_are_expected_listed_and_rolled_back() {
+    let fleet = Fleet::new();
+    let config = in_store(&fleet);
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let (one, two) = (says("/", "one"), says("/", "two"));
+    push_to(&nodes[0], "/api/routes?expect=3", &one).problem(409, "conflict");
+    push_to(&nodes[0], "/api/routes?expect=0", &one).expect(201);
+    let late = push_to(&nodes[1], "/api/routes?expect=0", &two).problem(409, "conflict");
+    assert!(late["detail"].to_string().contains("`1`"), "{late}");
+    push_to(&nodes[1], "/api/routes?expect=1", &two).expect(201);
+    eventually("both have it", || nodes.iter().all(|node| said(node) == "two"));
+    // The same text again is the same version.
+    assert_eq!(push(&nodes[0], &two).expect(200).json()["version"], 2);
+    let back = |node: &Gateway, body: Value| node.admin("POST", "/api/routes/rollback").json(&body).send();
+    back(&nodes[0], json!({"version": 9})).problem(404, "not-found");
+    back(&nodes[0], json!({"expect": 1})).problem(409, "conflict");
+    let third = back(&nodes[0], json!({})).expect(201).json();
+    assert_eq!((&third["version"], &third["rollback_to"]), (&json!(3), &json!(1)), "{third}");
+    eventually("both go back", || nodes.iter().all(|node| said(node) == "one"));
+    back(&nodes[1], json!({"version": 2, "expect": 3})).expect(201);
+    eventually("and forth", || nodes.iter().all(|node| said(node) == "two"));
+    let list = nodes[0].admin("GET", "/api/routes/versions").send().expect(200).json();
+    let told = |name: &str| -> Vec<_> {
+        list["versions"].as_array().expect("a list").iter().map(|version| version[name].clone()).collect()
+    };
+    assert_eq!(told("version"), [4, 3, 2, 1].map(|n| json!(n)));
+    assert_eq!(told("rollback_to"), [json!(2), json!(1), json!(null), json!(null)]);
+    assert!(told("pushed_by").iter().all(|by| by == "bootstrap"), "{list}");
+    assert_eq!(told("digest")[0], told("digest")[2]);
+    let shown = nodes[1].admin("GET", "/api/routes/versions/1").send().expect(200).json();
+    assert_eq!((shown["text"].as_str(), &shown["version"]), (Some(one.as_str()), &json!(1)));
+    nodes[1].admin("GET", "/api/routes/versions/5").send().problem(404, "not-found");
+    let audit = nodes[0].admin("GET", "/api/audit").send().expect(200).json();
+    for (action, subject) in [("routes.push", "routes@1"), ("routes.push", "routes@2"), ("routes.rollback", "routes@4")]
+    {
+        let line = |line: &Value| line["action"] == action && line["subject"] == subject;
+        assert!(audit["entries"].as_array().is_some_and(|lines| lines.iter().any(line)), "{action} {subject}: {audit}");
+    }
+}
+
+#[test]
+fn a_reload_and_an_outage_keep_what_was_pushed() {
+    let (mut fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let config = in_store(&fleet);
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let keyed = tier("gold", "quotas = []")
+        + &upstream("up", up.addr, "")
+        + &route("all", "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\ntier = \"gold\"");
+    pushed(&nodes[0], &keyed);
+    let key = nodes[0].key_of("gold");
+    eventually("tiers are pushed with routes", || nodes[1].get("/").key(&key).send().status == 200);
+    nodes[1].write_config(&("[server]\nkeepalive = \"61s\"\n".to_owned() + &config));
+    nodes[1].reload().expect(200);
+    assert_eq!(nodes[1].get("/").key(&key).send().text(), "answer");
+    fleet.redis.kill();
+    eventually("the link is lost", || nodes[1].metric("store_link_up", &[]) == 0.0);
+    push(&nodes[0], &says("/", "late")).problem(503, "store-unavailable");
+    assert_eq!(nodes[1].get("/").key(&key).send().text(), "answer");
+    fleet.redis.restart();
+    eventually("it is pushed", || matches!(push(&nodes[0], &says("/", "late")).status, 200 | 201));
+    eventually("what was missed is taken up", || said(&nodes[1]) == "late");
+    // Who can only write to Redis makes nobody go back.
+    fleet.redis.cli(&["del", "wasmgate:{r}:routes"]);
+    fleet.redis.cli(&["set", "wasmgate:{r}:changes", "x"]);
+    nodes[0].reload().expect(200);
+    assert_eq!(said(&nodes[0]), "late");
+    assert!(pushed(&nodes[0], &says("/", "later")) > 2);
+    eventually("it goes on from there", || said(&nodes[1]) == "later");
+}
+
+#[test]
+fn routes_are_in_one_place() {
+    let fleet = Fleet::new();
+    let (file, store) = (fleet.config(&format!("{PATIENT}{}", says("/", "file"))), in_store(&fleet));
+    let node = Gateway::start(&file);
+    assert_eq!(own(&node)["routes_from"], "file");
+    let problem = push(&node, &says("/", "pushed")).problem(409, "conflict");
+    assert!(problem["detail"].to_string().contains("store.routes"), "{problem}");
+    let both = store.clone() + &tier("gold", "") + &says("/", "file");
+    let refused = try_serve(tempfile::tempdir().expect("a folder").path(), &both);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{errors}");
+    for part in ["routes: is in the store", "tiers: is in the store", "wasmgate routes push", "wasmgate.toml:"] {
+        assert!(errors.contains(part), "no `{part}`: {errors}");
+    }
+    // From the file to the store without an interruption.
+    node.write_config(&store);
+    let problem = node.reload().problem(400, "bad-request");
+    assert!(problem["detail"].to_string().contains("store.routes"), "{problem}");
+    assert_eq!(said(&node), "file");
+    let first = Gateway::start(&store);
+    pushed(&first, &says("/", "pushed"));
+    node.reload().expect(200);
+    assert_eq!(said(&node), "pushed");
+    pushed(&first, &says("/", "again"));
+    eventually("it follows", || said(&node) == "again");
+    node.write_config(&file);
+    node.reload().expect(200);
+    assert_eq!((said(&node), own(&node)["routes_version"].clone()), ("file".into(), json!(null)));
+}
+
+#[test]
+fn a_gateway_with_a_store_of_its_own_has_them_there_as_well() {
+    let config = "[store]\nroutes = \"store\"\n";
+    let node = Gateway::start(config);
+    assert!(!is_ready(&node));
+    pushed(&node, &says("/", "one"));
+    assert_eq!(pushed(&node, &says("/", "two")), 2);
+    let node = node.restart(config);
+    assert!(said(&node) == "two" && is_ready(&node));
+    node.admin("POST", "/api/routes/rollback").json(&json!({})).send().expect(201);
+    assert_eq!(said(&node), "one");
+}
