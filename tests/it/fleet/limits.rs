@@ -249,7 +249,7 @@ fn what_guests_and_batches_charge_is_the_fleets() {
         |node: &Gateway, key: &str, lines: &str| node.post("/guest", lines).key(key).header("X-Answer", "yes").send();
     // Values are the fleet's as well.
     let (writer, reader) = (nodes[0].key(), nodes[1].key());
-    eventually("the handler is known", || nodes[1].get("/guest").send().status == 401);
+    eventually("the handler is known", || nodes.iter().all(|node| check(node, &reader, "").status == 200));
     assert_eq!(check(&nodes[0], &writer, "kv_set k v 0").expect(200).text().trim(), "kv_set=0");
     assert_eq!(check(&nodes[1], &reader, "kv_get k").expect(200).text().trim(), "kv_get=1 [v]");
     let (guests, batches) =
@@ -257,18 +257,22 @@ fn what_guests_and_batches_charge_is_the_fleets() {
     let charged =
         |node: &Gateway, cost: u32| check(node, &guests, &format!("rate_check day {cost}")).expect(200).text();
     assert_eq!(charged(&nodes[0], 9).trim(), "rate_check=0");
-    assert_ne!(charged(&nodes[1], 55).trim(), "rate_check=0", "of sixty, eleven are used");
     assert_eq!(charged(&nodes[1], 20).trim(), "rate_check=0");
-    let admitted = (0..60).filter(|n| check(&nodes[n % 2], &guests, "").status == 200).count();
-    assert!((1..=60 - 32).contains(&admitted), "{admitted} more");
+    let mut admitted = 31;
+    // What one gateway was given ahead it gives back.
+    eventually("the day is over", || {
+        let some = (0..20).filter(|n| check(&nodes[n % 2], &guests, "").status == 200).count();
+        admitted += some;
+        admitted == 60
+    });
+    (0..20).for_each(|n| drop(check(&nodes[n % 2], &guests, "").problem(429, "quota-exceeded")));
     let batch = |node: &Gateway, n: usize| {
         let calls = vec![serde_json::json!({"module": "acme/upper", "input": "x"}); n];
         let request = node.post("/api/wasm/batch", serde_json::json!(calls).to_string()).key(&batches.text);
         request.header("Content-Type", "application/json").send().status
     };
-    // Of one that does not fit its own request is counted.
-    let statuses: Vec<_> = [(0, 20), (1, 45), (1, 20), (0, 25)].map(|(node, n)| batch(&nodes[node], n)).into();
-    assert_eq!(statuses, [200, 429, 200, 429]);
+    let statuses: Vec<_> = [(0, 30), (1, 32), (0, 32)].map(|(node, n)| batch(&nodes[node], n)).into();
+    assert_eq!(statuses, [200, 429, 429]);
 }
 
 /// Requests to a fast key mostly cost Redis nothing, and there are never more calls than requests.
@@ -307,8 +311,12 @@ fn a_changed_tier_counts_what_was_used() {
         node.write_config(&config);
         node.reload().expect(200);
     }
-    let statuses = storm(&nodes, &key, 4, 30);
-    assert_eq!(statuses, BTreeMap::from([(200, 20), (429, 100)]));
+    let mut admitted = 40;
+    eventually("what was held under the old limit is given back", || {
+        admitted += storm(&nodes, &key, 2, 10).get(&200).copied().unwrap_or_default();
+        admitted >= 60
+    });
+    assert_eq!((admitted, storm(&nodes, &key, 4, 30)), (60, BTreeMap::from([(429, 120)])));
 }
 
 #[test]
