@@ -290,6 +290,16 @@ impl Core {
         }
     }
 
+    /// Whether what answers is this gateway's store, as far as is known. For what is in Redis beside the records.
+    pub fn is_ours(&self) -> Result<()> {
+        match self.fault() {
+            None => Ok(()),
+            // Whether it can be reached, the call itself shows.
+            Some(StoreError::Unavailable(_)) if self.known.get().is_some() => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
     pub async fn commit_to(&self, known: &Known, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
         let commit = tx.commit();
         let names = &self.names;

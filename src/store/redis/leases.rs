@@ -1,6 +1,7 @@
 //! The buckets of the fleet's limits: one script for leases, one for sums.
 //!
-//! Invariant: a call of a lease is sent once; whether it was done is not known when its answer is lost.
+//! Invariant: a call of a lease is sent once; whether it was done is not known when its answer is lost. Nothing is drawn from a
+//! store that was lost, or is not this gateway's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,7 @@ impl SharedBuckets {
     }
 
     async fn run<T: FromRedisValue>(&self, script: &Script, name: &str, arguments: &[String]) -> Result<T> {
+        self.core.is_ours()?;
         let key = self.core.names.bucket(name);
         let mut answer = self.core.link.send_once(Channel::Leases, &[script.call(true, &key, arguments)]).await;
         // It did nothing.
@@ -65,6 +67,7 @@ impl Buckets for SharedBuckets {
     }
 
     async fn probe(&self) -> Result<()> {
+        self.core.is_ours()?;
         let ask = redis::cmd("GET").arg(self.core.names.sentinel()).take();
         self.core.link.send(Channel::Leases, &[ask]).await?;
         Ok(())

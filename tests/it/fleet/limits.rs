@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::{Fleet, followed};
+use crate::support::admin::NewKey;
 use crate::support::redis::Redis;
-use crate::support::toml::{keyed_proxy, tier};
+use crate::support::toml::{keyed_proxy, route, tier};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually};
 
 /// A fleet of `nodes`, each with these tiers, before one upstream.
@@ -124,7 +125,7 @@ fn keys_of_an_owner_share_and_owners_do_not() {
     let keys: Vec<_> = (0..5).map(|_| nodes[0].key_of("daily")).collect();
     let sum: usize = keys.iter().map(|key| storm(&nodes, key, 1, 10).get(&200).copied().unwrap_or_default()).sum();
     assert_eq!(sum, 10);
-    let other = crate::support::admin::NewKey { owner: "globex", tier: "daily", ..Default::default() };
+    let other = NewKey { owner: "globex", tier: "daily", ..Default::default() };
     let other = nodes[1].new_key(&other).text;
     assert_eq!(storm(&nodes, &other, 2, 10), BTreeMap::from([(200, 10), (429, 10)]));
 }
@@ -231,6 +232,43 @@ fn fuel_of_the_day_is_the_fleets() {
     // One that comes later, too.
     let late = Gateway::start(&config);
     eventually("it knows what was used before it came", || run(&late).status == 429);
+}
+
+/// What a request costs beside itself: as its guest says, and for each execution of a batch.
+#[test]
+fn what_guests_and_batches_charge_is_the_fleets() {
+    let fleet = Fleet::new();
+    let guest =
+        "match.path_prefix = \"/guest\"\ntarget.handler = { module = \"acme/guest\", wall = \"60s\" }\nauth = \"key\"";
+    let config = fleet.config(&(day("daily", 60, "") + &route("guest", guest) + &api::config("")));
+    let nodes: Vec<_> = (0..2).map(|_| Gateway::start(&config)).collect();
+    nodes.iter().for_each(followed);
+    nodes[0].upload("acme/guest", "http-wasm", &c_guest("host_api_http"));
+    nodes[0].upload("acme/upper", "command", &c_guest("command"));
+    let check =
+        |node: &Gateway, key: &str, lines: &str| node.post("/guest", lines).key(key).header("X-Answer", "yes").send();
+    // Values are the fleet's as well.
+    let (writer, reader) = (nodes[0].key(), nodes[1].key());
+    eventually("the handler is known", || nodes[1].get("/guest").send().status == 401);
+    assert_eq!(check(&nodes[0], &writer, "kv_set k v 0").expect(200).text().trim(), "kv_set=0");
+    assert_eq!(check(&nodes[1], &reader, "kv_get k").expect(200).text().trim(), "kv_get=1 [v]");
+    let (guests, batches) =
+        (nodes[0].key_of("daily"), nodes[0].new_key(&NewKey { owner: "globex", tier: "daily", ..Default::default() }));
+    let charged =
+        |node: &Gateway, cost: u32| check(node, &guests, &format!("rate_check day {cost}")).expect(200).text();
+    assert_eq!(charged(&nodes[0], 9).trim(), "rate_check=0");
+    assert_ne!(charged(&nodes[1], 55).trim(), "rate_check=0", "of sixty, eleven are used");
+    assert_eq!(charged(&nodes[1], 20).trim(), "rate_check=0");
+    let admitted = (0..60).filter(|n| check(&nodes[n % 2], &guests, "").status == 200).count();
+    assert!((1..=60 - 32).contains(&admitted), "{admitted} more");
+    let batch = |node: &Gateway, n: usize| {
+        let calls = vec![serde_json::json!({"module": "acme/upper", "input": "x"}); n];
+        let request = node.post("/api/wasm/batch", serde_json::json!(calls).to_string()).key(&batches.text);
+        request.header("Content-Type", "application/json").send().status
+    };
+    // Of one that does not fit its own request is counted.
+    let statuses: Vec<_> = [(0, 20), (1, 45), (1, 20), (0, 25)].map(|(node, n)| batch(&nodes[node], n)).into();
+    assert_eq!(statuses, [200, 429, 200, 429]);
 }
 
 /// Requests to a fast key mostly cost Redis nothing, and there are never more calls than requests.
