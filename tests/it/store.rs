@@ -1,5 +1,6 @@
 //! The store: one table of what the trait promises, for both stores, and what each does in faults of its own.
 
+pub mod copy;
 mod redis;
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use wasmgate::store::{
 };
 
 use crate::support::redis::Redis;
+use copy::{what_was_imported_goes_on_as_before, what_was_written_is_exported_as_it_is};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -146,6 +148,8 @@ const CASES: &[Case] = cases![
     values_are_bounded_by_owner,
     routes_are_versions_of_which_the_newest_are_kept,
     pushes_at_once_have_one_winner,
+    what_was_written_is_exported_as_it_is,
+    what_was_imported_goes_on_as_before,
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
