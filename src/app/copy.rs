@@ -207,7 +207,12 @@ impl Side {
 
     async fn keep(&self, file: (crate::engine::Upload, Digest), bytes: &[u8]) -> Result<()> {
         if self.is_shared {
-            return self.store.put_blob(file.1, bytes).await.map_err(self.failed());
+            // What is there may be of a copy that was cut off, or damaged.
+            if self.store.blob(file.1).await.map_err(self.failed())?.is_none() {
+                self.store.delete_blob(file.1).await.map_err(self.failed())?;
+                self.store.put_blob(file.1, bytes).await.map_err(self.failed())?;
+            }
+            return Ok(());
         }
         let failed = |e: std::io::Error| CopyError::Failed { side: self.name, what: e.to_string() };
         self.uploads.keep(file, bytes).map_err(failed)

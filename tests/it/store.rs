@@ -24,7 +24,10 @@ use wasmgate::store::{
 };
 
 use crate::support::redis::Redis;
-use copy::{what_was_imported_goes_on_as_before, what_was_written_is_exported_as_it_is};
+use copy::{
+    what_is_pruned_meanwhile_doubles_nothing, what_was_imported_goes_on_as_before,
+    what_was_written_is_exported_as_it_is,
+};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -150,6 +153,7 @@ const CASES: &[Case] = cases![
     pushes_at_once_have_one_winner,
     what_was_written_is_exported_as_it_is,
     what_was_imported_goes_on_as_before,
+    what_is_pruned_meanwhile_doubles_nothing,
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -871,7 +875,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 5 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 6 });
 }
 
 /// As of the release before: no sums, and tiers without a bound of storage.

@@ -2,11 +2,16 @@
 //!
 //! Invariant: what goes into an index and what it names are written together; nothing is told of, as nobody uses the store yet.
 
-use super::seal::At;
+use redis::{FromRedisValue, Value};
+
+use super::core::Core;
+use super::link::Channel;
+use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx, all};
 use super::{Names, keys, modules, records, routes, values};
 use crate::store::entry::{Entry, Exported, Kind, Mark};
-use crate::store::{StoreError, rules};
+use crate::store::rules::{self, decode};
+use crate::store::{Result, StoreError};
 
 /// Members of an index in one step.
 const STEP: u64 = 500;
@@ -24,6 +29,18 @@ impl Names {
 
 pub fn mark(tx: &mut Tx, names: &Names) -> Step<Option<Mark>> {
     tx.get(names.mark())
+}
+
+/// Nobody is copying into the store.
+pub async fn check_whole(core: &Core, seal: &Seal) -> Result<()> {
+    let at = core.names.mark();
+    let answer = core.link.send(Channel::Rest, &[redis::cmd("GET").arg(&at.key).take()]).await?;
+    let record = Option::<Vec<u8>>::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil));
+    let record = record.map_err(|_| StoreError::Corrupt("the mark of a copy is no record".into()))?;
+    match record.as_deref().and_then(|record| seal.open(&at, record)) {
+        Some(mark) => Err(decode::<Mark>(mark, &at.key)?.half_copied()),
+        None => Ok(()),
+    }
 }
 
 pub fn export(tx: &mut Tx, names: &Names, kind: Kind, after: Option<&[u8]>) -> Step<Exported> {

@@ -18,9 +18,8 @@ use super::fault::Fault;
 use super::link::{Channel, Link};
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
-use super::{Names, Purpose, RedisSettings, id_file, pepper};
+use super::{Names, Purpose, RedisSettings, copy, id_file, pepper};
 use crate::domain::Timestamp;
-use crate::store::entry::Mark;
 use crate::store::rules::{decode, encode};
 use crate::store::{Result, StoreError, random_hex};
 
@@ -273,7 +272,7 @@ impl Core {
         let seal = Seal::new(&self.settings.record_key, &format!("wasmgate records of {store}"));
         let known = Known { sentinel, seal, id: store };
         if self.settings.purpose != Purpose::Target {
-            self.check_whole(&known.seal).await?;
+            copy::check_whole(self, &known.seal).await?;
         }
         let is_read_only = self.settings.purpose == Purpose::Source;
         pepper::agree(self, &known, &self.settings.peppers, is_read_only).await?;
@@ -281,18 +280,6 @@ impl Core {
             id_file::write(file, &known.id)?;
         }
         Ok(known)
-    }
-
-    /// Nobody is copying into it.
-    async fn check_whole(&self, seal: &Seal) -> Result<()> {
-        let at = self.names.mark();
-        let answer = self.link.send(Channel::Rest, &[redis::cmd("GET").arg(&at.key).take()]).await?;
-        let record = Option::<Vec<u8>>::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil));
-        let record = record.map_err(|_| StoreError::Corrupt("the mark of a copy is no record".into()))?;
-        match record.as_deref().and_then(|record| seal.open(&at, record)) {
-            Some(mark) => Err(decode::<Mark>(mark, &at.key)?.half_copied()),
-            None => Ok(()),
-        }
     }
 
     /// The store's number, once it was seen.

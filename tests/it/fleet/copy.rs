@@ -10,6 +10,7 @@ use wasmgate::store::entry::Entry;
 
 use super::*;
 use crate::store::copy::{import_all, many};
+use crate::support::Response;
 use crate::support::gateway::run_to_end;
 
 const EXECUTE: &str = "/api/wasm/execute";
@@ -45,6 +46,25 @@ fn command(from: &TempDir, to: &TempDir, more: &[&str]) -> Command {
 
 fn copy(from: &TempDir, to: &TempDir, more: &[&str]) -> Output {
     run_to_end(command(from, to, more))
+}
+
+/// For people.
+#[test]
+fn a_copy_is_a_table_and_its_progress_is_told_beside_it() {
+    let fleet = Fleet::new();
+    let (from, to) = (folder(&fleet.embedded()), folder(&fleet.embedded()));
+    import(&from);
+    let mut copy = Command::new(binary());
+    copy.args(["store", "copy"]).args([&from, &to].map(|dir| dir.path().join("copy.toml")));
+    let output = run_to_end(copy);
+    let (table, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && told.contains("copied: keys ") && told.contains("read in TO: audit 1300"),
+        "{told}"
+    );
+    let keys: Vec<_> =
+        table.lines().find(|line| line.starts_with("keys")).unwrap_or_default().split_whitespace().collect();
+    assert!(keys[1..3] == ["700", "yes"] && keys[3].starts_with("sha256:"), "{table}");
 }
 
 /// What it came to: equal, and how many of each kind with which digest.
@@ -201,7 +221,10 @@ fn a_copy_that_is_killed_goes_on_and_doubles_nothing() {
         assert_eq!(kinds.get_or_insert(result["kinds"].clone()), &result["kinds"]);
     }
     let node = Gateway::start_in(back, &fleet.embedded());
-    assert_eq!(node.admin("GET", "/api/wasm/modules/many7?owner=owner07").send().expect(200).json()["active"], 3);
+    assert_eq!(
+        node.admin("GET", "/api/wasm/modules/many7?owner=owner07").send().expect(200).json()["active_version"],
+        3
+    );
 }
 
 #[test]
