@@ -94,7 +94,7 @@ impl Edge {
         let actor = match self.face {
             Face::Tenant => caller.principal.clone().map(Actor::Key),
             Face::Admin if Probe::of_path(path).is_some() => None,
-            Face::Admin => match self.admit(request.uri(), request.headers(), caller.peer.ip()).await {
+            Face::Admin => match self.admit(request.uri(), request.headers(), caller).await {
                 Ok(actor) => Some(actor),
                 Err(refusal) => return refusal,
             },
@@ -111,11 +111,11 @@ impl Edge {
         }
     }
 
-    async fn admit(&self, uri: &Uri, headers: &HeaderMap, peer: IpAddr) -> Result<Actor, Response> {
-        if !host_is_ours(uri, headers, &self.api.app.config().admin) {
+    async fn admit(&self, uri: &Uri, headers: &HeaderMap, caller: &Caller) -> Result<Actor, Response> {
+        if !host_is_ours(uri, headers, &self.api.app.config().admin, caller.local) {
             return Err(Rejection::MisdirectedRequest.into_response());
         }
-        access::token_actor(&self.api, headers, peer).await.map_err(|rejection| {
+        access::token_actor(&self.api, headers, caller.peer.ip()).await.map_err(|rejection| {
             let mut response = rejection.clone().into_response();
             if rejection == Rejection::Unauthorized {
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -151,8 +151,9 @@ fn contract_path(path: &str) -> &str {
 }
 
 /// DNS rebinding: a browser sends the name that an attacker's page has, whatever address it leads to. So the name
-/// must be one of ours; the port tells nothing, and port mappings change it.
-fn host_is_ours(uri: &Uri, headers: &HeaderMap, admin: &config::Admin) -> bool {
+/// must be one of ours; the port tells nothing, and port mappings change it. An address has no DNS: a page whose host is
+/// the address that the connection was made to (`local`) came from here.
+fn host_is_ours(uri: &Uri, headers: &HeaderMap, admin: &config::Admin, local: Option<IpAddr>) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match (uri.authority(), hosts.next(), hosts.next()) {
         (Some(authority), _, _) => authority.as_str(),
@@ -166,7 +167,9 @@ fn host_is_ours(uri: &Uri, headers: &HeaderMap, admin: &config::Admin) -> bool {
     let name = authority.host();
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
     let listening = admin.address.ip();
-    let own_address = address.is_some_and(|a| a == listening || (listening.is_unspecified() && a.is_loopback()));
+    let reached = |a: IpAddr| local.is_some_and(|local| local.to_canonical() == a.to_canonical());
+    let own_address =
+        address.is_some_and(|a| a == listening || reached(a) || (listening.is_unspecified() && a.is_loopback()));
     own_address
         || name.eq_ignore_ascii_case("localhost")
         || admin.allowed_hosts.iter().any(|a| a.eq_ignore_ascii_case(name) || a.eq_ignore_ascii_case(host))
@@ -223,18 +226,29 @@ mod tests {
             allowed_hosts: vec!["gate.example".into()],
         };
         let uri = Uri::from_static("/x");
-        let ours = |host: &str| {
+        let reached = |host: &str, local: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, host.parse().unwrap());
-            host_is_ours(&uri, &headers, &admin)
+            host_is_ours(&uri, &headers, &admin, local.parse().ok())
         };
+        let ours = |host: &str| reached(host, "");
         for host in ["127.0.0.1:9090", "127.0.0.1", "localhost:1", "LOCALHOST", "gate.example:9090", "Gate.Example"] {
             assert!(ours(host), "{host}");
         }
         for host in ["evil.example", "127.0.0.1.evil.example", "gate.example.evil", "10.0.0.1:9090", "", "a b"] {
             assert!(!ours(host), "{host}");
         }
-        assert!(!host_is_ours(&uri, &HeaderMap::new(), &admin));
-        assert!(host_is_ours(&Uri::from_static("http://localhost/x"), &HeaderMap::new(), &admin));
+        for (host, local) in
+            [("10.0.0.1:9090", "10.0.0.1"), ("[fd00::1]:9090", "fd00::1"), ("10.0.0.1", "::ffff:10.0.0.1")]
+        {
+            assert!(reached(host, local), "{host} at {local}");
+        }
+        for (host, local) in
+            [("10.0.0.2", "10.0.0.1"), ("10.0.0.1.evil.example", "10.0.0.1"), ("evil.example", "10.0.0.1")]
+        {
+            assert!(!reached(host, local), "{host} at {local}");
+        }
+        assert!(!host_is_ours(&uri, &HeaderMap::new(), &admin, None));
+        assert!(host_is_ours(&Uri::from_static("http://localhost/x"), &HeaderMap::new(), &admin, None));
     }
 }

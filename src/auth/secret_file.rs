@@ -1,4 +1,5 @@
-//! Secrets in files: made with mode 0600 at first start, refused when others on the machine may read them.
+//! Secrets in files: made with mode 0600 at first start, refused when others on the machine may read them. A group of this
+//! process's own may, as that is how Kubernetes gives them (`fsGroup`), but not change them.
 //!
 //! Invariant: a file that this module makes is whole or missing, and of two processes that make it one wins. The text
 //! never appears in an error.
@@ -19,8 +20,8 @@ const RANDOM_BYTES: usize = 32;
 pub enum SecretError {
     #[error("`{file}`: {source}")]
     Io { file: PathBuf, source: std::io::Error },
-    #[error("`{file}` can be read by others (mode {mode:o}); run `chmod 600` on it")]
-    Readable { file: PathBuf, mode: u32 },
+    #[error("`{file}` can be read by others (mode {mode:o}, group {group}); run `chmod 600` on it")]
+    Readable { file: PathBuf, mode: u32, group: u32 },
     #[error("the environment variable `{0}` is missing or not text; set it to the secret")]
     Env(String),
 }
@@ -51,13 +52,28 @@ pub fn read(file: &Path) -> Result<String, SecretError> {
     let io = |source| SecretError::Io { file: file.to_owned(), source };
     // The mode is of what was opened, not of what the path names by then.
     let opened = File::open(file).map_err(io)?;
-    let mode = opened.metadata().map_err(io)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(SecretError::Readable { file: file.to_owned(), mode });
+    let found = opened.metadata().map_err(io)?;
+    let (mode, group) = (found.mode() & 0o777, found.gid());
+    if !is_private(mode, || own_groups().contains(&group)) {
+        return Err(SecretError::Readable { file: file.to_owned(), mode, group });
     }
     let mut text = String::new();
     opened.take(MAX_BYTES).read_to_string(&mut text).map_err(io)?;
     Ok(text)
+}
+
+/// Whether only this process's user may read it, or a group that is `ours` as well; others may not even look at it.
+fn is_private(mode: u32, ours: impl FnOnce() -> bool) -> bool {
+    mode & 0o077 == 0 || mode & 0o077 == 0o040 && ours()
+}
+
+/// Of this process, as the kernel tells; none where it does not.
+fn own_groups() -> Vec<u32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().split_whitespace();
+    // Of the first: real, effective, saved, of the file system.
+    let (own, further) = (line("Gid:").nth(3), line("Groups:"));
+    own.into_iter().chain(further).filter_map(|group| group.parse().ok()).collect()
 }
 
 /// Reads the file; where it is missing, it is made with what `make` gives.

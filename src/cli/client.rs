@@ -26,7 +26,7 @@ pub(super) struct Connect {
     /// else `./data/admin.token`.
     #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Certificates to trust (PEM), for https.
+    /// Certificates to trust (PEM), for https; default: those in the file that the variable WASMGATE_CA_FILE names.
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
@@ -62,7 +62,8 @@ impl Connect {
         if !base.starts_with("http://") && !base.starts_with("https://") {
             bail!("`{base}` is not an address: use `http://host:port` or `https://host:port`");
         }
-        let roots = match &self.ca_file {
+        let ca_file = self.ca_file.clone().or_else(|| Some(std::env::var_os("WASMGATE_CA_FILE")?.into()));
+        let roots = match &ca_file {
             None => ureq::tls::RootCerts::WebPki,
             Some(file) => {
                 let pem = std::fs::read(file).with_context(|| format!("`--ca-file {}`", file.display()))?;

@@ -239,6 +239,9 @@ fn edit_tier(t: &Table<'_>, tier: &mut Tier, is_new: bool) {
             }
             tier.quotas.push(quota);
         }
+        if tier.quotas.len() > Tier::MOST_QUOTAS {
+            t.error("quotas", format!("a tier has at most {} quotas", Tier::MOST_QUOTAS));
+        }
     }
     t.survey_below("quotas", "[]", read_quota);
     tier.fuel_per_day = t.opt("fuel_per_day", int(1..=MANY)).or(tier.fuel_per_day);

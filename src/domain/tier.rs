@@ -109,6 +109,7 @@ impl Tier {
     pub const ANONYMOUS: &str = "anonymous";
 
     /// No tier has more.
+    pub const MOST_QUOTAS: usize = 8;
     pub const MOST_MODULE_BYTES: u64 = 1 << 30;
     pub const MOST_STORAGE_BYTES: u64 = 1 << 40;
 

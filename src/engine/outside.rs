@@ -321,7 +321,11 @@ impl HostState {
 
     /// As [`Self::wait`], of what is mostly over at once.
     fn wait_unless_done<T: Send + 'static>(&mut self, reach: &Reach, mut work: Later<T>) -> Result<Option<T>, Halt> {
-        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        // A shared store's work has deadlines from its first step on.
+        let runtime = reach.waits.as_ref().map(Handle::enter);
+        let first = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(runtime);
+        match first {
             Poll::Ready(done) => Ok(Some(done)),
             Poll::Pending => self.wait(reach, work, MAX_CALL),
         }

@@ -51,7 +51,8 @@ impl AdminApp {
         }
         let peer = session.client_addr().and_then(|a| a.as_inet()).copied().ok_or(Rejection::Internal)?;
         let id = request_id.to_str().unwrap_or_default().into();
-        let caller = Caller { principal: None, request_id: id, peer, gone: Cancel::default() };
+        let local = session.server_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let caller = Caller { principal: None, request_id: id, peer, local, gone: Cancel::default() };
         let request = bridge::request(session, caller)?;
         let (method, version) = (request.method().clone(), request.version());
         let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());

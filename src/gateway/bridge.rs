@@ -42,6 +42,7 @@ pub async fn tenant_api(
         principal: ctx.principal.clone(),
         request_id: ctx.request_id().into(),
         peer: ctx.peer,
+        local: None,
         gone: Cancel::default(),
     };
     let request = request(&session.downstream_session, caller)?;

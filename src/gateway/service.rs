@@ -40,6 +40,8 @@ pub struct Caller {
     pub principal: Option<Principal>,
     pub request_id: Arc<str>,
     pub peer: std::net::SocketAddr,
+    /// The address at which it reached the admin listener.
+    pub local: Option<std::net::IpAddr>,
     /// Set when the client has gone: what runs for it stops, what changes something is finished.
     pub gone: Cancel,
 }

@@ -162,16 +162,17 @@ impl Account {
         self.buckets.len() - 1
     }
 
-    /// The last calls of leases of tiers that have changed since. What can't be settled by them those of the tier as it is now owe.
-    pub fn close_retired(&mut self, now: Tick, link: &Link) -> Vec<Outgoing> {
+    /// The bucket of this tier is one of it as it is now. The last calls of leases of tiers that have changed since.
+    pub fn take_up(&mut self, tier: &Arc<Tier>, now: Tick, link: &Link) -> Vec<Outgoing> {
+        if !self.buckets.iter().any(|bucket| Arc::ptr_eq(&bucket.tier, tier)) {
+            self.find_or_add(tier, now);
+        }
         let mut calls = Vec::new();
         for mut leases in self.retired.drain(..) {
             let last = leases.close(now.mono, link);
             let heir = self.buckets.iter_mut().find(|bucket| bucket.tier.name == *leases.tier());
-            if let Some(heir) = heir.and_then(|bucket| bucket.leases.as_mut())
-                && last.is_empty()
-            {
-                heir.inherit(&leases, now.mono);
+            if let Some(heir) = heir.and_then(|bucket| bucket.leases.as_mut()) {
+                heir.inherit(&leases, last.is_empty(), now.mono);
             }
             calls.extend(last);
         }

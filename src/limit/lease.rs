@@ -157,9 +157,10 @@ impl Lease {
         verdict
     }
 
-    /// Counts a request, once however often it is decided.
+    /// Counts a request, once however often it is decided; one that costs as many as several stands for these.
     pub fn arrive(&mut self, now: u64, cost: u64) {
-        self.credit = (self.credit + 1).min(MOST_CREDIT);
+        let requests = u32::try_from(cost).unwrap_or(MOST_CREDIT);
+        self.credit = self.credit.saturating_add(requests).min(MOST_CREDIT);
         self.rate.count(now, cost, self.memory());
     }
 
@@ -320,6 +321,24 @@ impl Lease {
     pub fn is_idle(&self, now: u64) -> bool {
         let held = self.tokens > 0 && now < self.expires;
         !self.is_busy() && !held && now >= self.blocked
+    }
+
+    /// Takes over what one of the same caller knows of calendar windows, under the policies as they were; `owed`: and what it owes.
+    pub fn inherit(&mut self, before: &Lease, owed: bool, now: u64) {
+        let olds = || before.sides.iter().zip(&before.plan.policies);
+        for (side, (name, terms)) in self.sides.iter_mut().zip(&self.plan.policies) {
+            let old = olds().find(|(_, (known, _))| known == name);
+            if let (Terms::Calendar { window, limit }, Some((old, (_, Terms::Calendar { window: was, limit: of })))) =
+                (terms, old)
+                && window == was
+            {
+                let left = limit.saturating_sub(of.saturating_sub(old.left));
+                *side = Side { left, debt: 0, share: Share::default(), ..*old };
+            }
+        }
+        if owed {
+            self.owe(now, before.debt());
+        }
     }
 
     /// Forgetting it would leave somebody waiting, or a debt unsettled.

@@ -243,8 +243,8 @@ impl Leases {
         calls.into_iter().map(|(serial, (plan, call))| Outgoing { id: self.id(serial), plan, call }).collect()
     }
 
-    /// Takes over what those of another configuration owe and could not settle.
-    pub fn inherit(&mut self, before: &Leases, now: u64) {
-        self.all.lease.owe(now, before.all.lease.debt());
+    /// Takes over what those of another configuration know; `owed`: and what they owe and could not settle.
+    pub fn inherit(&mut self, before: &Leases, owed: bool, now: u64) {
+        self.all.lease.inherit(&before.all.lease, owed, now);
     }
 }

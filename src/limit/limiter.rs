@@ -338,18 +338,12 @@ impl Limiter {
     /// ticker.
     pub fn evict_idle(&self, now: Now) {
         let tick = self.tick(now);
-        let mut outgoing = Vec::new();
         for shard in &self.shards {
-            let Shard { owners, addresses, sites, link, .. } = &mut *shard.lock();
-            let mut keep = |account: &mut Account| {
-                outgoing.extend(account.close_retired(tick, link));
-                account.shrink(tick)
-            };
-            owners.retain(&mut keep);
-            addresses.retain(&mut keep);
-            sites.retain(&mut keep);
+            let mut shard = shard.lock();
+            shard.owners.retain(|a| a.shrink(tick));
+            shard.addresses.retain(|a| a.shrink(tick));
+            shard.sites.retain(|a| a.shrink(tick));
         }
-        outgoing.into_iter().for_each(|outgoing| self.send(Out::Lease(outgoing)));
     }
 
     /// Owners, addresses and sites held, for a gauge.
@@ -422,10 +416,14 @@ impl Limiter {
         if tier.fuel_per_day.is_some() {
             self.set_fuel_alarm(account, tick, true, timers);
         }
-        left.outgoing = account.close_retired(tick, link);
+        let mut site = site.flatten();
+        if self.fleet.is_some() {
+            left.outgoing = account.take_up(tier, tick, link);
+            left.outgoing.extend(site.iter_mut().flat_map(|site| site.take_up(tier, tick, link)));
+        }
         let fuel = account.fuel;
         let (own, highest) = account.buckets(tier, tick);
-        let wide = site.flatten().map(|site| site.buckets(tier, tick).0).or(highest);
+        let wide = site.map(|site| site.buckets(tier, tick).0).or(highest);
         let fleet = self.fleet.as_deref();
         let in_fleet = fleet.map(|_| InFleet { link, waiting: &mut waiting, left: &mut left });
         let told = ask(&mut Request { own, wide, fuel, tick, fleet: in_fleet });

@@ -21,6 +21,7 @@ mod nodes;
 mod pepper;
 mod records;
 mod routes;
+mod script;
 mod seal;
 mod servers;
 mod store;
@@ -37,6 +38,7 @@ use self::core::Core;
 use super::{Changes, Result, StoreError};
 use crate::domain::{Digest, OwnerId};
 use link::Channel;
+use script::Script;
 use tx::{Step, Tx};
 use writer::Writer;
 
@@ -140,8 +142,7 @@ impl fmt::Debug for RedisSettings {
 pub struct RedisStore {
     core: Arc<Core>,
     writer: Writer,
-    /// The script of a beat.
-    beat: String,
+    beat: Script,
 }
 
 impl RedisStore {
@@ -170,7 +171,7 @@ impl RedisStore {
             return Err(StoreError::Unavailable(bad.into()));
         }
         let core = Arc::new(Core::new(settings)?);
-        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: nodes::beat() }))
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: Script::new(nodes::BEAT) }))
     }
 
     /// A number that no other store has, also not one that begins anew in the same place; empty before it was seen.

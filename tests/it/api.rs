@@ -143,6 +143,7 @@ impl Call<'_> {
             principal: self.principal,
             request_id: "test-request".into(),
             peer: "127.0.0.1:1".parse().expect("an address"),
+            local: None,
             gone: Cancel::default(),
         };
         let request = self.request.extension(caller).body(body).expect("a request");

@@ -717,11 +717,30 @@ fn a_generated_pepper_is_private_and_stays() {
 
 #[test]
 fn a_pepper_file_others_can_read_is_refused() {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pepper");
     std::fs::write(&file, "0123456789abcdef0123456789abcdef\n").unwrap();
-    for (mode, ok) in [(0o644, false), (0o640, false), (0o604, false), (0o600, true), (0o400, true)] {
+    let ours = std::fs::metadata(&file).unwrap().gid();
+    let foreign = ours + 4_000;
+    let group = |mode, group, ok| (mode, Some(group), ok);
+    let mut modes = vec![
+        group(0o644, ours, false),
+        group(0o604, ours, false),
+        group(0o660, ours, false),
+        group(0o650, ours, false),
+        group(0o641, ours, false),
+        group(0o600, ours, true),
+        group(0o400, ours, true),
+        group(0o640, ours, true),
+        group(0o440, ours, true),
+    ];
+    // Files are given to another group by root alone.
+    if std::os::unix::fs::chown(&file, None, Some(foreign)).is_ok() {
+        modes.extend([group(0o640, foreign, false), group(0o440, foreign, false), group(0o400, foreign, true)]);
+    }
+    for (mode, group, ok) in modes {
+        std::os::unix::fs::chown(&file, None, group).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
         let loaded = Peppers::load(&SecretSource::File(file.clone()), dir.path());
         match loaded {

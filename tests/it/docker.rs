@@ -212,7 +212,11 @@ fn variables_are_those_that_the_binary_reads() {
         named.extend(service.get("environment").into_iter().flat_map(entries).map(|(n, _)| (n.into(), name.into())));
     }
     let container = named_container();
-    named.extend(list(&container["env"]).iter().map(|v| (text(&v["name"]).into(), "Kubernetes".into())));
+    let mounts: Vec<_> =
+        list(&container["volumeMounts"]).iter().filter_map(|m| m.get("subPathExpr")).map(text).collect();
+    let of_mounts = |name: &str| mounts.iter().any(|path| path.contains(&format!("$({name})")));
+    let env = list(&container["env"]).iter().map(|v| text(&v["name"])).filter(|name| !of_mounts(name));
+    named.extend(env.map(|name| (name.into(), "Kubernetes".into())));
     let image =
         dockerfile().all("ENV").into_iter().map(|v| v.split('=').next().unwrap().to_owned()).collect::<Vec<_>>();
     named.extend(image.into_iter().map(|name| (name, "Dockerfile".into())));
@@ -278,11 +282,10 @@ fn kubernetes_has_the_configuration_of_compose() {
     let mounted = |container: &Value| {
         list(&container["volumeMounts"]).iter().map(|m| text(&m["name"]).to_owned()).collect::<Vec<_>>()
     };
-    let mut used = set(mounted(&container));
-    used.extend(mounted(named(&pod["initContainers"], "secrets")));
+    let used = set(mounted(&container));
     assert_eq!(used, set(list(&pod["volumes"]).iter().map(|v| text(&v["name"]).to_owned())));
     let path = |name: &str| text(&named(&container["volumeMounts"], name)["mountPath"]).to_owned();
-    assert_eq!([path("secrets"), path("data")], [files::SECRETS, files::DATA]);
+    assert_eq!(path("data"), files::DATA);
     let config = image.exec("CMD").pop().expect("a file");
     assert_eq!(Path::new(&config).parent(), Some(Path::new(&path("config"))));
     assert_eq!(at(named(&pod["volumes"], "config"), "/configMap/name"), "wasmgate");
@@ -347,7 +350,7 @@ fn kubernetes_pods_are_restricted() {
     assert_eq!(at(&pod, "/securityContext/runAsNonRoot"), true);
     assert_eq!(at(&pod, "/securityContext/seccompProfile/type"), "RuntimeDefault");
     assert_eq!(pod["automountServiceAccountToken"], false);
-    for container in list(&pod["containers"]).iter().chain(list(&pod["initContainers"])) {
+    for container in list(&pod["containers"]) {
         let security = &container["securityContext"];
         assert_eq!(security["allowPrivilegeEscalation"], false, "{container:#}");
         assert_eq!(security["readOnlyRootFilesystem"], true);

@@ -16,7 +16,6 @@ use crate::domain::{FailMode, LimitsChange, Name, Quota, Rejection, Tier};
 use crate::store::Role;
 
 /// Quotas one tier may state: every request checks all of them.
-const MAX_QUOTAS: usize = 8;
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::api) struct TierList {
@@ -142,8 +141,8 @@ impl TierChange {
         let bad = |field: &str, why: &str| Err(Rejection::BadRequest(format!("`{field}`: {why}")));
         let mut tier = before.clone();
         if let Some(quotas) = self.quotas {
-            if quotas.len() > MAX_QUOTAS {
-                return bad("quotas", &format!("more than {MAX_QUOTAS}"));
+            if quotas.len() > Tier::MOST_QUOTAS {
+                return bad("quotas", &format!("more than {}", Tier::MOST_QUOTAS));
             }
             for (i, quota) in quotas.iter().enumerate() {
                 if quota.requests == 0 || quota.burst == Some(0) {

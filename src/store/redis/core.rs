@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::advice::advice;
 use super::fault::Fault;
 use super::link::{Channel, Link};
+use super::script::Script;
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
 use super::{Names, Purpose, RedisSettings, copy, id_file, pepper};
@@ -43,7 +44,7 @@ pub struct Core {
     trouble: Mutex<Option<StoreError>>,
     /// Held by who looks whether the store can be used.
     opening: tokio::sync::Mutex<()>,
-    script: String,
+    commit: Script,
     /// Whose turn it is, when it is ours.
     name: String,
     /// Dropped with the core: the end of the store's thread, on which all of this runs.
@@ -90,7 +91,6 @@ impl Core {
         let (running, runtime) = start_thread()?;
         let names = Arc::new(Names::new(&settings.prefix));
         let link = Link::new(&settings, runtime.clone(), names.sentinel())?;
-        let script = redis::Script::new(COMMIT).get_hash().to_owned();
         Ok(Self {
             link,
             names,
@@ -99,7 +99,7 @@ impl Core {
             known: OnceLock::new(),
             trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            script,
+            commit: Script::new(COMMIT),
             name: random()?,
             _running: running,
             forged: AtomicU64::new(0),
@@ -204,6 +204,11 @@ impl Core {
         }
     }
 
+    /// Of a script that has not found the sentinel that was there.
+    pub async fn why_lost(&self) -> StoreError {
+        self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None))
+    }
+
     fn lost(&self, what: &str) -> StoreError {
         let file = self.settings.id_file.as_ref().map_or("store.id".into(), |file| file.display().to_string());
         StoreError::Lost(format!(
@@ -297,8 +302,18 @@ impl Core {
     pub async fn commit(&self, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
         match self.commit_to(self.known().await?, lane, tx, wants_turn).await? {
             // What is there instead says more; unless it has come back meanwhile.
-            Committed::Lost => Err(self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None))),
+            Committed::Lost => Err(self.why_lost().await),
             committed => Ok(committed),
+        }
+    }
+
+    /// Whether what answers is this gateway's store, as far as is known. For what is in Redis beside the records.
+    pub fn is_ours(&self) -> Result<()> {
+        match self.fault() {
+            None => Ok(()),
+            // Whether it can be reached, the call itself shows.
+            Some(StoreError::Unavailable(_)) if self.known.get().is_some() => Ok(()),
+            Some(error) => Err(error),
         }
     }
 
@@ -310,30 +325,14 @@ impl Core {
         rest.arg(keys.len() + commit.keys.len()).arg(&keys[..]).arg(&commit.keys);
         rest.arg(&known.sentinel).arg(&self.name).arg(u8::from(wants_turn));
         rest.arg(REMEMBERED.as_millis() as u64).arg(&commit.arguments);
-        let call = |command: &str, script: &str| {
-            let mut call = Cmd::with_capacity(rest.args_iter().len() + 2, 0);
-            call.arg(command).arg(script);
-            for argument in rest.args_iter() {
-                if let redis::Arg::Simple(argument) = argument {
-                    call.arg(argument);
-                }
-            }
-            let mut calls = vec![call];
-            if self.settings.replicas > 0 {
-                // Not longer than the call is waited for.
-                let within = self.settings.response.as_millis() as u64 * 3 / 4;
-                calls.push(redis::cmd("WAIT").arg(self.settings.replicas).arg(within.max(1)).take());
-            }
-            calls
-        };
+        // Not longer than the call is waited for.
+        let within = (self.settings.response.as_millis() as u64 * 3 / 4).max(1);
+        let wait = redis::cmd("WAIT").arg(self.settings.replicas).arg(within).take();
+        let wait = (self.settings.replicas > 0).then_some(&wait);
         let mut sent = 0;
         let answer = loop {
             sent += 1;
-            let mut answer = self.link.send(Channel::Commits, &call("EVALSHA", &self.script)).await;
-            if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
-                answer = self.link.send(Channel::Commits, &call("EVAL", COMMIT)).await;
-            }
-            match answer {
+            match self.commit.run(&self.link, Channel::Commits, &rest, wait).await {
                 // It may have been done: the same operation again is not done twice.
                 Err(Fault { is_open: true, .. }) if sent < SENDS && self.link.is_up() => {}
                 answer => break answer?,

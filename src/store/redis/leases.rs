@@ -1,6 +1,7 @@
 //! The buckets of the fleet's limits: one script for leases, one for sums.
 //!
-//! Invariant: a call of a lease is sent once; whether it was done is not known when its answer is lost.
+//! Invariant: a call of a lease is sent once; whether it was done is not known when its answer is lost. Nothing is drawn from a
+//! store that was lost, or is not this gateway's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use async_trait::async_trait;
 use redis::{Cmd, FromRedisValue, Value};
 
 use super::core::Core;
-use super::fault::Fault;
 use super::link::Channel;
+use super::script::Script;
 use crate::store::{Buckets, Result, StoreError};
 
 pub struct SharedBuckets {
@@ -19,35 +20,18 @@ pub struct SharedBuckets {
     sum: Script,
 }
 
-struct Script {
-    text: &'static str,
-    digest: String,
-}
-
-impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
-    }
-
-    fn call(&self, by_digest: bool, key: &str, arguments: &[String]) -> Cmd {
-        let (command, script) = if by_digest { ("EVALSHA", self.digest.as_str()) } else { ("EVAL", self.text) };
-        redis::cmd(command).arg(script).arg(1).arg(key).arg(arguments).take()
-    }
-}
-
 impl SharedBuckets {
     pub fn new(core: Arc<Core>) -> Self {
         Self { core, lease: Script::new(include_str!("lease.lua")), sum: Script::new(include_str!("sum.lua")) }
     }
 
     async fn run<T: FromRedisValue>(&self, script: &Script, name: &str, arguments: &[String]) -> Result<T> {
+        self.core.is_ours()?;
         let key = self.core.names.bucket(name);
-        let mut answer = self.core.link.send_once(Channel::Leases, &[script.call(true, &key, arguments)]).await;
-        // It did nothing.
-        if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
-            answer = self.core.link.send_once(Channel::Leases, &[script.call(false, &key, arguments)]).await;
-        }
-        T::from_redis_value(answer?.into_iter().next().unwrap_or(Value::Nil))
+        let mut rest = Cmd::new();
+        rest.arg(1).arg(key).arg(arguments);
+        let answer = script.run(&self.core.link, Channel::Leases, &rest, None).await?;
+        T::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil))
             .map_err(|_| StoreError::Corrupt("redis answers a limit with something else".into()))
     }
 }
@@ -65,6 +49,7 @@ impl Buckets for SharedBuckets {
     }
 
     async fn probe(&self) -> Result<()> {
+        self.core.is_ours()?;
         let ask = redis::cmd("GET").arg(self.core.names.sentinel()).take();
         self.core.link.send(Channel::Leases, &[ask]).await?;
         Ok(())

@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 use toml::Value as Toml;
 
-use super::files::{
-    self, Secrets, at, compose, configured_secrets, gateways, list, mode, named, ok, pod, text, texts, yaml,
-};
+use super::files::{self, Secrets, at, compose, configured_secrets, gateways, list, named, ok, pod, text, texts, yaml};
 use super::redis::Redis;
 use super::{admin_port, dockerfile, named_container, services, set};
 use crate::support::gateway::{binary, run_to_end};
@@ -45,6 +44,15 @@ pub fn local(dir: &Path, upstream: SocketAddr, redis: Option<u16>) -> toml::Tabl
         None => drop(config.remove("store")),
     }
     config
+}
+
+/// What the containers' command line trusts.
+fn ca_file() -> String {
+    let file = text(at(named(&named_container()["env"], "WASMGATE_CA_FILE"), "/value")).to_owned();
+    for (name, service) in gateways(&compose()) {
+        assert_eq!(text(at(service, "/environment/WASMGATE_CA_FILE")), file, "{name}");
+    }
+    file
 }
 
 /// A verb's arguments, with the container's paths in `dir`.
@@ -97,32 +105,22 @@ fn kubernetes_secrets() -> BTreeMap<String, String> {
 
 #[test]
 fn the_configuration_passes_the_check_with_kubernetes_secrets() {
-    let (secrets, pod) = (Secrets::make(), pod());
-    let init = named(&pod["initContainers"], "secrets");
-    assert_eq!(at(named(&init["env"], "POD_NAME"), "/valueFrom/fieldRef/fieldPath"), "metadata.name");
+    let (secrets, pod, container) = (Secrets::make(), pod(), named_container());
+    assert_eq!(at(named(&container["env"], "POD_NAME"), "/valueFrom/fieldRef/fieldPath"), "metadata.name");
     let made = kubernetes_secrets();
     for name in gateways(&compose()).into_keys() {
         let dir = TempDir::new().expect("a temporary folder");
-        let target = dir.path().join(&files::SECRETS[1..]);
-        std::fs::create_dir_all(&target).expect("writable");
-        let mut command = texts(&init["command"]);
-        for mount in list(&init["volumeMounts"]) {
-            let volume = named(&pod["volumes"], text(&mount["name"]));
-            let place = match volume.get("secret") {
-                Some(secret) => secrets.file(&made[text(&secret["secretName"])]),
-                None => target.clone(),
-            };
-            command
-                .iter_mut()
-                .for_each(|arg| *arg = arg.replace(text(&mount["mountPath"]), place.to_str().expect("UTF-8")));
+        for mount in list(&container["volumeMounts"]) {
+            let Some(secret) = named(&pod["volumes"], text(&mount["name"])).get("secret") else { continue };
+            let path = mount.get("subPath").or_else(|| mount.get("subPathExpr")).expect("a file");
+            let from = secrets.file(&made[text(&secret["secretName"])]).join(text(path).replace("$(POD_NAME)", name));
+            let to = dir.path().join(&text(&mount["mountPath"])[1..]);
+            std::fs::create_dir_all(to.parent().expect("a folder")).expect("writable");
+            std::fs::copy(&from, &to).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+            // As the kubelet leaves them, for `fsGroup`.
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o440)).expect("it is ours");
         }
-        let mut run = Command::new(&command[0]);
-        run.args(&command[1..]).env("POD_NAME", name);
-        ok(run_to_end(run));
         assert_eq!(set(mounted(dir.path())), configured_secrets(), "{name}");
-        for file in mounted(dir.path()) {
-            assert_eq!(mode(&dir.path().join(&file[1..])), 0o600, "{file}");
-        }
         wasmgate_check(&files::moved("wasmgate.toml", dir.path()), dir.path());
     }
 }
@@ -162,6 +160,7 @@ impl Fleet {
     fn run(&self, args: &[String], admin: &str) -> String {
         let mut command = Command::new(binary());
         command.args(arguments(args, self.gw.dir.path())).current_dir(self.gw.dir.path()).env("WASMGATE_ADMIN", admin);
+        command.env("WASMGATE_CA_FILE", arguments(&[ca_file()], self.gw.dir.path()).remove(0));
         ok(run_to_end(command))
     }
 
@@ -262,6 +261,8 @@ fn what_the_readme_does_works() {
         let scraped = fleet.ask(gw, "GET", path, target, token).expect(200);
         assert!(scraped.text().contains("# TYPE http_requests_total counter"), "{target}: {scraped}");
     }
+    // By the address that was called, as pods are discovered, and by no other.
+    fleet.ask(&fleet.gw, "GET", path, &fleet.gw.admin.to_string(), token).expect(200);
     fleet.ask(&fleet.gw, "GET", path, "10.1.2.3:9090", token).problem(421, "misdirected-request");
     fleet.ask(&fleet.gw, "GET", path, "gateway-0", "wg_admin_of_nobody").problem(401, "unauthorized");
     fleet.ask(&fleet.gw, "POST", "/api/config/reload", "gateway-0", token).problem(403, "forbidden");
@@ -275,7 +276,7 @@ fn a_fleet_needs_no_more_of_redis_than_the_acl_file_gives() {
     let kept = fleet.gw.dir.path().join("kept.wat");
     std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/command-upper/upper.wat"), &kept).expect("writable");
     let run = |verb: &str| {
-        let words = verb.replace("FILE", kept.to_str().expect("UTF-8")) + " --ca-file /run/secrets/ca.pem";
+        let words = verb.replace("FILE", kept.to_str().expect("UTF-8"));
         fleet.run(&words.split(' ').map(str::to_owned).collect::<Vec<_>>(), &url).trim().to_owned()
     };
     let key = run("key create --owner acme --tier pro");

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::{Fleet, followed};
+use crate::support::admin::NewKey;
 use crate::support::redis::Redis;
-use crate::support::toml::{keyed_proxy, tier};
+use crate::support::toml::{keyed_proxy, route, tier};
 use crate::support::{Gateway, Upstream, api, c_guest, eventually};
 
 /// A fleet of `nodes`, each with these tiers, before one upstream.
@@ -124,7 +125,7 @@ fn keys_of_an_owner_share_and_owners_do_not() {
     let keys: Vec<_> = (0..5).map(|_| nodes[0].key_of("daily")).collect();
     let sum: usize = keys.iter().map(|key| storm(&nodes, key, 1, 10).get(&200).copied().unwrap_or_default()).sum();
     assert_eq!(sum, 10);
-    let other = crate::support::admin::NewKey { owner: "globex", tier: "daily", ..Default::default() };
+    let other = NewKey { owner: "globex", tier: "daily", ..Default::default() };
     let other = nodes[1].new_key(&other).text;
     assert_eq!(storm(&nodes, &other, 2, 10), BTreeMap::from([(200, 10), (429, 10)]));
 }
@@ -233,6 +234,47 @@ fn fuel_of_the_day_is_the_fleets() {
     eventually("it knows what was used before it came", || run(&late).status == 429);
 }
 
+/// What a request costs beside itself: as its guest says, and for each execution of a batch.
+#[test]
+fn what_guests_and_batches_charge_is_the_fleets() {
+    let fleet = Fleet::new();
+    let guest =
+        "match.path_prefix = \"/guest\"\ntarget.handler = { module = \"acme/guest\", wall = \"60s\" }\nauth = \"key\"";
+    let config = fleet.config(&(day("daily", 60, "") + &route("guest", guest) + &api::config("")));
+    let nodes: Vec<_> = (0..2).map(|_| Gateway::start(&config)).collect();
+    nodes.iter().for_each(followed);
+    nodes[0].upload("acme/guest", "http-wasm", &c_guest("host_api_http"));
+    nodes[0].upload("acme/upper", "command", &c_guest("command"));
+    let check =
+        |node: &Gateway, key: &str, lines: &str| node.post("/guest", lines).key(key).header("X-Answer", "yes").send();
+    // Values are the fleet's as well.
+    let (writer, reader) = (nodes[0].key(), nodes[1].key());
+    eventually("the handler is known", || nodes.iter().all(|node| check(node, &reader, "").status == 200));
+    assert_eq!(check(&nodes[0], &writer, "kv_set k v 0").expect(200).text().trim(), "kv_set=0");
+    assert_eq!(check(&nodes[1], &reader, "kv_get k").expect(200).text().trim(), "kv_get=1 [v]");
+    let (guests, batches) =
+        (nodes[0].key_of("daily"), nodes[0].new_key(&NewKey { owner: "globex", tier: "daily", ..Default::default() }));
+    let charged =
+        |node: &Gateway, cost: u32| check(node, &guests, &format!("rate_check day {cost}")).expect(200).text();
+    assert_eq!(charged(&nodes[0], 9).trim(), "rate_check=0");
+    assert_eq!(charged(&nodes[1], 20).trim(), "rate_check=0");
+    let mut admitted = 31;
+    // What one gateway was given ahead it gives back.
+    eventually("the day is over", || {
+        let some = (0..20).filter(|n| check(&nodes[n % 2], &guests, "").status == 200).count();
+        admitted += some;
+        admitted == 60
+    });
+    (0..20).for_each(|n| drop(check(&nodes[n % 2], &guests, "").problem(429, "quota-exceeded")));
+    let batch = |node: &Gateway, n: usize| {
+        let calls = vec![serde_json::json!({"module": "acme/upper", "input": "x"}); n];
+        let request = node.post("/api/wasm/batch", serde_json::json!(calls).to_string()).key(&batches.text);
+        request.header("Content-Type", "application/json").send().status
+    };
+    let statuses: Vec<_> = [(0, 30), (1, 32), (0, 32)].map(|(node, n)| batch(&nodes[node], n)).into();
+    assert_eq!(statuses, [200, 429, 429]);
+}
+
 /// Requests to a fast key mostly cost Redis nothing, and there are never more calls than requests.
 #[test]
 fn calls_are_fewer_than_requests() {
@@ -269,8 +311,12 @@ fn a_changed_tier_counts_what_was_used() {
         node.write_config(&config);
         node.reload().expect(200);
     }
-    let statuses = storm(&nodes, &key, 4, 30);
-    assert_eq!(statuses, BTreeMap::from([(200, 20), (429, 100)]));
+    let mut admitted = 40;
+    eventually("what was held under the old limit is given back", || {
+        admitted += storm(&nodes, &key, 2, 10).get(&200).copied().unwrap_or_default();
+        admitted >= 60
+    });
+    assert_eq!((admitted, storm(&nodes, &key, 4, 30)), (60, BTreeMap::from([(429, 120)])));
 }
 
 #[test]

@@ -137,6 +137,28 @@ fn a_flushed_store_is_told_without_being_asked() {
     assert!(node.log().contains(&remedy), "{}", node.log());
 }
 
+/// What was used is gone with the store, so nothing is drawn from what is in its place.
+#[test]
+fn a_lost_store_gives_no_new_quota() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let tier = "[tiers.daily]\nrank = 2\nconcurrent = 100\nfail = \"closed\"\n\
+                quotas = [{ name = \"day\", requests = 10, window = \"1d\" }]\n";
+    let free = "match.path_prefix = \"/free\"\ntarget.upstream = \"up\"\nlimited = false";
+    let config = fleet.config(&(tier.to_owned() + &keyed(&up) + &route("free", free)));
+    let (node, other) = (Gateway::start(&config), Gateway::start(&config));
+    [&node, &other].into_iter().for_each(followed);
+    let key = node.key_of("daily");
+    eventually("the day's quota is used", || ask(&node, &key) == 429);
+    other.get("/free").key(&key).send().expect(200);
+    fleet.redis.cli(&["flushall"]);
+    eventually("it is known", || is_in(&other, "lost"));
+    for _ in 0..20 {
+        assert_ne!(ask(&other, &key), 200);
+    }
+    other.get("/free").key(&key).send().expect(200);
+    eventually("it is told", || reasons(&other).iter().any(|reason| reason == "limits-alone"));
+}
+
 /// From the loss to the new beginning, on a gateway that is restarted and on one that only sees it.
 #[test]
 fn an_operator_begins_anew_after_a_loss() {
