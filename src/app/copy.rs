@@ -185,11 +185,8 @@ impl Side {
                     let what = format!("the {} of `{owner}/{name}@{number}`, {}: {why}", file.0.as_str(), file.1);
                     CopyError::Failed { side, what }
                 };
-                let bytes = match self.is_shared {
-                    true => self.store.blob(file.1).await.map_err(self.failed())?,
-                    false => None,
-                };
-                let bytes = match bytes {
+                // A store that has no others has none.
+                let bytes = match self.store.blob(file.1).await.map_err(self.failed())? {
                     Some(bytes) => bytes,
                     // Redis has lost what the gateway has kept.
                     None if !self.is_shared || self.name == FROM => {

@@ -58,10 +58,7 @@ fn a_copy_is_a_table_and_its_progress_is_told_beside_it() {
     copy.args(["store", "copy"]).args([&from, &to].map(|dir| dir.path().join("copy.toml")));
     let output = run_to_end(copy);
     let (table, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(
-        output.status.success() && told.contains("copied: keys ") && told.contains("read in TO: audit 1300"),
-        "{told}"
-    );
+    assert!(output.status.success() && told.contains("copied: keys ") && told.contains("read in TO: audit "), "{told}");
     let keys: Vec<_> =
         table.lines().find(|line| line.starts_with("keys")).unwrap_or_default().split_whitespace().collect();
     assert!(keys[1..3] == ["700", "yes"] && keys[3].starts_with("sha256:"), "{table}");
@@ -225,6 +222,22 @@ fn a_copy_that_is_killed_goes_on_and_doubles_nothing() {
         node.admin("GET", "/api/wasm/modules/many7?owner=owner07").send().expect(200).json()["active_version"],
         3
     );
+}
+
+/// Redis does what it is asked to and the copy is not told, several times.
+#[test]
+fn a_copy_whose_answers_are_lost_doubles_nothing() {
+    let fleet = Fleet::new();
+    let wire = Wire::to(&fleet.redis);
+    let (from, to) = (folder(&fleet.embedded()), folder(&fleet.shared().replace(&fleet.redis.url(), &wire.url)));
+    let records = import(&from) as u64;
+    wire.cuts.store(9, Ordering::SeqCst);
+    // One that gives up is run again.
+    let done = (0..10).map(|_| copy(&from, &to, &[])).find(|output| output.status.success());
+    let result = copied(done.expect("it gets through"));
+    assert_eq!(wire.cuts.load(Ordering::SeqCst), 0);
+    let all: u64 = result["kinds"].as_array().unwrap().iter().map(|k| k["to"]["count"].as_u64().unwrap()).sum();
+    assert_eq!(all, records + count(&result, "files"));
 }
 
 #[test]

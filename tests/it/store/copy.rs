@@ -124,12 +124,10 @@ pub fn many() -> Vec<Entry> {
         };
         Entry::Module(module, 3 + n as u32)
     });
-    let values = (0..700).flat_map(|n| {
+    let values = (0..700).map(|n| {
         let owner = name(if n < 400 { "v1" } else { "v2" });
         let expires = if n % 2 == 0 { i64::MAX } else { 90_000 };
-        let value =
-            Value { owner: owner.clone(), key: format!("{n:03}").into(), version: n + 1, expires, value: vec![7; 30] };
-        [Entry::Value(value)]
+        Entry::Value(Value { owner, key: format!("{n:03}").into(), version: n + 1, expires, value: vec![7; 30] })
     });
     let numbers = [Entry::Number(name("v1"), 5_000), Entry::Number(name("v2"), 6_000)];
     let usage = (0..3).flat_map(|day| (0..300).map(move |n| (day, n))).map(|(day, n)| {
