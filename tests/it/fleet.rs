@@ -1,5 +1,6 @@
 //! Gateways that share a Redis: each a process of its own, before a real redis-server.
 
+mod copy;
 mod limits;
 mod nodes;
 mod outage;

@@ -19,7 +19,7 @@ use super::link::{Channel, Link};
 use super::script::Script;
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
-use super::{Names, RedisSettings, id_file, pepper};
+use super::{Names, Purpose, RedisSettings, copy, id_file, pepper};
 use crate::domain::Timestamp;
 use crate::store::rules::{decode, encode};
 use crate::store::{Result, StoreError, random_hex};
@@ -76,6 +76,10 @@ pub enum Committed {
 }
 
 impl Known {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// As it has to be there.
     pub fn sentinel(&self) -> &[u8] {
         &self.sentinel
@@ -251,6 +255,10 @@ impl Core {
         let sentinel = match self.sentinel().await? {
             Some(found) => found,
             None if expected.is_some() => return Err(self.misfit(None)),
+            None if self.settings.purpose == Purpose::Source => {
+                let none = "redis has no store of wasmgate under this `prefix`";
+                return Err(StoreError::Foreign(none.into()));
+            }
             None => {
                 let at = At::key(self.names.sentinel());
                 let fresh = encode(&Sentinel { schema: SCHEMA, store: random()? })?;
@@ -268,8 +276,12 @@ impl Core {
         // A record of another store, or of this one before it was lost, is as good as forged.
         let seal = Seal::new(&self.settings.record_key, &format!("wasmgate records of {store}"));
         let known = Known { sentinel, seal, id: store };
-        pepper::agree(self, &known, &self.settings.peppers).await?;
-        if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none()) {
+        if self.settings.purpose != Purpose::Target {
+            copy::check_whole(self, &known.seal).await?;
+        }
+        let is_read_only = self.settings.purpose == Purpose::Source;
+        pepper::agree(self, &known, &self.settings.peppers, is_read_only).await?;
+        if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none() && !is_read_only) {
             id_file::write(file, &known.id)?;
         }
         Ok(known)

@@ -15,7 +15,7 @@ use crate::store::{ALIVE, LiveNode, Node, Result, StoreError};
 pub const BEAT: &str = include_str!("beat.lua");
 
 impl RedisStore {
-    /// `None`: the node leaves.
+    /// `None`: the node leaves, or nobody has this name.
     pub(super) async fn tell_of(&self, id: &str, node: Option<&Node>) -> Result<Vec<LiveNode>> {
         let known = self.core.known().await?;
         let place = |id: &[u8]| At::field(self.names().of(&["nodes"]), id);
