@@ -198,6 +198,12 @@ impl App {
     async fn checked(&self, pushed: Pushed) -> Result<(Config, Vec<ConfigError>), AppError> {
         let file = "routes".to_owned();
         let (config, mut warnings) = with_routes(&self.config(), pushed, &file, self.config_file.as_deref()).await?;
+        if config.routes.is_empty() {
+            let message = "there are none, so that every request would get 404: is this the right file?".into();
+            return Err(
+                ConfigErrors { file, errors: vec![ConfigError { key: "routes".into(), line: 0, message }] }.into()
+            );
+        }
         let ModuleCheck { mut errors, missing, warnings: idle } = self.check_modules(&config).await?;
         errors.extend(missing);
         warnings.extend(idle);

@@ -27,7 +27,7 @@ pub use super::pepper::Peppers;
 use super::format::{self, KEY_PREFIX, TOKEN_PREFIX};
 use super::front::Front;
 use crate::domain::{ApiKey, KeyHash, Rejection, Timestamp};
-use crate::store::{AdminToken, Store, StoreError};
+use crate::store::{AdminToken, Role, Store, StoreError};
 
 /// Store reads for authentication at once.
 const MAX_LOOKUPS: usize = 64;
@@ -41,6 +41,9 @@ const MAX_READS: usize = 8;
 const UNTOLD_FRESH: Duration = Duration::from_millis(250);
 /// After a failed look-up, stale keys are served for so long without asking again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Admin tokens remembered, and for how long after they were last found good.
+const MAX_TOKENS: u64 = 1_000;
+const TOKEN_STALE: Duration = Duration::from_secs(3600);
 /// Absent keys are remembered in a cache of their own, this much smaller, so that junk puts out no good key.
 const ABSENT_SHARE: u64 = 4;
 
@@ -98,6 +101,8 @@ struct Inner {
     front: Front<Arc<Entry>>,
     /// By the hash under the newest pepper.
     absent: Cache<KeyHash, (), ByHash>,
+    /// Admin tokens that were good a while ago, by the hash under the newest pepper.
+    tokens: Cache<KeyHash, AdminToken, ByHash>,
     flights: Mutex<Flights>,
     lookups: Semaphore,
     link: Link,
@@ -185,6 +190,10 @@ impl Authenticator {
             absent: Cache::builder()
                 .max_capacity(absent.max(1))
                 .time_to_live(settings.absent_ttl)
+                .build_with_hasher(ByHash::default()),
+            tokens: Cache::builder()
+                .max_capacity(MAX_TOKENS)
+                .time_to_live(TOKEN_STALE)
                 .build_with_hasher(ByHash::default()),
             front: Front::new(front_key),
             store,
@@ -309,7 +318,8 @@ impl Authenticator {
         self.inner.hash(presented, 0).unwrap_or(KeyHash([0; 32]))
     }
 
-    /// Straight from the store: admin requests are rare, and a revoked token must not work anywhere.
+    /// Straight from the store: admin requests are rare, and a revoked token must not work anywhere. While the store can't be
+    /// asked, who was known a while ago goes on as a viewer, so that an outage can be watched.
     pub async fn admin_token(&self, presented: &str) -> Result<AdminToken, AuthError> {
         if !format::is_well_formed(presented, TOKEN_PREFIX) {
             return Err(AuthError::Invalid);
@@ -324,9 +334,21 @@ impl Authenticator {
             }
             Ok(None)
         };
-        match inner.bounded(read).await? {
-            Some(token) if token.revoked_at.is_none() => Ok(token),
-            _ => Err(AuthError::Invalid),
+        let newest = hashes.first().copied().ok_or(AuthError::Invalid)?;
+        match inner.bounded(read).await {
+            Ok(Some(token)) if token.revoked_at.is_none() => {
+                inner.tokens.insert(newest, token.clone());
+                Ok(token)
+            }
+            Err(AuthError::StoreUnavailable) => {
+                let known = inner.tokens.get(&newest).ok_or(AuthError::StoreUnavailable)?;
+                Ok(AdminToken { role: Role::Viewer, ..known })
+            }
+            Ok(_) => {
+                inner.tokens.invalidate(&newest);
+                Err(AuthError::Invalid)
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -1,5 +1,6 @@
 //! `routes`: those in force, and those that are pushed for all gateways that share a store.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -143,20 +144,26 @@ fn told(client: &Client, pushed: &Value, how: &How, as_json: bool) -> Outcome {
     }
     let version = pushed["version"].as_u64().unwrap_or(0);
     let end = Instant::now() + WAIT;
+    // As each was heard of last: one that falls silent has not taken it up.
+    let mut known: BTreeMap<String, Value> = BTreeMap::new();
     loop {
         let list = client.get("/api/nodes", &[])?;
         let nodes = list["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        known.extend(nodes.iter().map(|node| (output::cell(node, "/id"), node.clone())));
         // Who has its routes elsewhere, or stops, takes up nothing.
         let follows = |node: &&Value| node["routes_from"] == "store" && node["state"] != "draining";
         let lacks = |node: &&Value| node["routes_version"].as_u64().is_none_or(|n| n < version);
-        let missing: Vec<&Value> = nodes.iter().filter(follows).filter(lacks).collect();
+        let missing: Vec<&Value> = known.values().filter(follows).filter(lacks).collect();
         let is_told = |node: &&Value| node["routes_refused"]["version"].as_u64().is_some_and(|n| n >= version);
         if missing.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
         if missing.iter().all(is_told) || Instant::now() > end {
             for node in missing {
-                let why = output::cell(node, "/routes_refused/reason");
+                let why = match is_told(&node) {
+                    true => output::cell(node, "/routes_refused/reason"),
+                    false => "it has not been heard of since".into(),
+                };
                 eprintln!("{} has not taken it up: {why}", output::cell(node, "/name"));
             }
             return Ok(ExitCode::from(1));

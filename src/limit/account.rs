@@ -172,8 +172,10 @@ impl Account {
             let last = leases.close(now.mono, link);
             let heir = self.buckets.iter_mut().find(|bucket| bucket.tier.name == *leases.tier());
             if let Some(heir) = heir.and_then(|bucket| bucket.leases.as_mut()) {
-                heir.inherit(&leases, last.is_empty(), now.mono);
+                // A debt that is on its way is settled with that call.
+                heir.inherit(&leases, last.is_empty() && !leases.all.lease.is_asking(), now.mono);
             }
+            leases.wake();
             calls.extend(last);
         }
         calls

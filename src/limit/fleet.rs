@@ -29,6 +29,9 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 /// between these.
 const SOONEST: Duration = Duration::from_millis(5);
 const LATEST: Duration = Duration::from_millis(150);
+/// The link is not lost because of answers that are late, before nothing at all was heard for three times as long: a moment in which
+/// this process or Redis is not given a processor is no outage.
+const SILENCE: Duration = Duration::from_millis(35);
 /// Seconds, until one was measured.
 const ROUND_TRIP: RoundTrip = RoundTrip { mean: 0.01, deviation: 0.005 };
 /// Calls that no request waits for, begun at once; the next as many follow a moment later.
@@ -44,12 +47,19 @@ pub struct Fleet {
     runtime: Handle,
     link: Mutex<Link>,
     round_trip: Mutex<RoundTrip>,
+    heard: Mutex<Heard>,
     /// When the first alarm goes off.
     next: AtomicU64,
     alarm: Notify,
     /// The store has been lost sight of: nobody may have asked since.
     doubted: AtomicBool,
     figures: Figures,
+}
+
+/// When an answer came last, and when a failure was counted last.
+struct Heard {
+    answer: Instant,
+    failure: Instant,
 }
 
 /// Seconds, smoothed.
@@ -109,6 +119,7 @@ impl Fleet {
             runtime: Handle::current(),
             link: Mutex::new(Link::new(1)),
             round_trip: Mutex::new(ROUND_TRIP),
+            heard: Mutex::new(Heard { answer: Instant::now(), failure: Instant::now() }),
             next: AtomicU64::new(u64::MAX),
             alarm: Notify::new(),
             doubted: AtomicBool::new(false),
@@ -146,14 +157,22 @@ impl Fleet {
         known.mean += 0.125 * difference;
     }
 
-    /// The answer, however late; `is_late` is called as often as one could have come meanwhile.
-    async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>, is_late: impl Fn()) -> Option<T> {
+    /// The answer, however late; `is_silent` is called as often as one could have come while none came to anybody.
+    async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>, is_silent: impl Fn()) -> Option<T> {
         let (sent, mut call) = (Instant::now(), std::pin::pin!(call));
         let mut in_time = true;
         let answer = loop {
-            match tokio::time::timeout(self.patience(), &mut call).await {
+            let patience = self.patience();
+            match tokio::time::timeout(patience, &mut call).await {
                 Ok(answer) => break answer,
-                Err(_) => is_late(),
+                Err(_) => {
+                    let (now, heard) = (Instant::now(), &mut *self.heard.lock());
+                    let last = heard.answer.max(heard.failure).max(sent);
+                    if now.duration_since(last) >= patience.max(SILENCE) {
+                        heard.failure = now;
+                        is_silent();
+                    }
+                }
             }
             in_time = false;
         };
@@ -161,12 +180,19 @@ impl Fleet {
         match answer {
             Ok(answer) => {
                 self.took(sent.elapsed());
+                self.heard.lock().answer = Instant::now();
                 if in_time { &figures.answered } else { &figures.late }.fetch_add(1, Ordering::Relaxed);
                 Some(answer)
             }
             Err(error) => {
                 tracing::debug!(%error, "a call for limits failed");
                 figures.failed.fetch_add(1, Ordering::Relaxed);
+                // What fails together, as with its connection, has failed once.
+                let heard = &mut *self.heard.lock();
+                if sent > heard.failure {
+                    heard.failure = Instant::now();
+                    is_silent();
+                }
                 None
             }
         }
@@ -195,7 +221,11 @@ pub async fn run(fleet: Arc<Fleet>, limiter: Weak<Limiter>) {
         if is_doubted || probe.is_some_and(|at| at <= now.mono) {
             let answered = fleet.ask(fleet.buckets.probe(), || limiter.heard(&fleet, false)).await.is_some();
             fleet.doubted.fetch_or(!answered, Ordering::AcqRel);
-            limiter.heard(&fleet, answered);
+            if answered {
+                limiter.heard(&fleet, true);
+            } else if probe.is_some() {
+                fleet.link.lock().on_failure(limiter.tick(Now::read()).mono, random());
+            }
             continue;
         }
         let next = fleet.next.load(Ordering::Acquire).min(probe.unwrap_or(u64::MAX));
@@ -266,20 +296,24 @@ impl Limiter {
             Out::Lease(Outgoing { id, plan, call }) => {
                 let arguments = call.arguments(&plan, fleet.link.lock().nodes);
                 let bucket = format!("{}/{}", id.holder, id.tier);
-                let is_late = || {
+                let is_silent = || {
                     self.heard(fleet, false);
                     self.wake(&id);
                 };
-                let answer = fleet.ask(fleet.buckets.lease(&bucket, arguments), is_late).await;
+                let answer = fleet.ask(fleet.buckets.lease(&bucket, arguments), is_silent).await;
                 let reply = answer.and_then(|numbers| Reply::parse(&numbers, &plan));
-                self.heard(fleet, reply.is_some());
+                if reply.is_some() {
+                    self.heard(fleet, true);
+                }
                 self.replied(fleet, &id, reply.as_ref());
             }
             Out::Fuel(holder, told) => {
                 let sum = format!("{holder}/{}", told.day);
                 let telling = fleet.buckets.add_up(&sum, &fleet.node, told.used, told.life);
                 let others = fleet.ask(telling, || self.heard(fleet, false)).await;
-                self.heard(fleet, others.is_some());
+                if others.is_some() {
+                    self.heard(fleet, true);
+                }
                 let tick = self.tick(Now::read());
                 let mut guard = self.shard_of_holder(&holder).lock();
                 let shard = &mut *guard;
@@ -295,7 +329,18 @@ impl Limiter {
         }
     }
 
-    /// A call or a probe has ended.
+    /// A request has waited for as long as it may: this gateway decides alone for a while, also where answers come, too late.
+    pub(super) fn give_up(&self) {
+        let Some(fleet) = &self.fleet else { return };
+        let mut link = fleet.link.lock();
+        if !link.is_lost() {
+            link.lose(self.tick(Now::read()).mono, random());
+            tracing::warn!("the fleet's limits answer too late; this gateway decides alone, as its tiers say");
+            self.publish(&link);
+        }
+    }
+
+    /// An answer has come, or none for long.
     fn heard(&self, fleet: &Fleet, answered: bool) {
         let now = self.tick(Now::read());
         let mut link = fleet.link.lock();
@@ -361,11 +406,9 @@ impl Limiter {
                         out.extend(asked.map(|(plan, call)| Out::Lease(Outgoing { id, plan, call })));
                     }
                     Due::Fuel(holder) => {
-                        let told = account(shard, &holder).and_then(|account| account.fuel.tick(at, now));
-                        // Otherwise its alarm is set when the link is back.
-                        if !link.is_lost() {
-                            out.extend(told.map(|told| Out::Fuel(holder, told)));
-                        }
+                        let account = account(shard, &holder);
+                        let told = account.and_then(|account| account.fuel.tick(at, now, link.is_lost()));
+                        out.extend(told.map(|told| Out::Fuel(holder, told)));
                     }
                 }
             }

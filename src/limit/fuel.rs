@@ -75,12 +75,13 @@ impl Fuel {
         })
     }
 
-    pub fn tick(&mut self, at: u64, now: Tick) -> Option<Told> {
-        if self.alarm != at || self.on_its_way {
+    /// `lost`: nobody can be told; the alarm is set again when somebody can.
+    pub fn tick(&mut self, at: u64, now: Tick, lost: bool) -> Option<Told> {
+        if self.alarm != at {
             return None;
         }
         self.alarm = u64::MAX;
-        Some(self.tell(now))
+        (!lost && !self.on_its_way).then(|| self.tell(now))
     }
 
     /// What others don't know yet, at the end.

@@ -35,6 +35,8 @@ const USUAL_LEASE: f64 = 100.0;
 const STOCK_SECONDS: f64 = 0.05;
 /// While a policy is exhausted, a call is made for so many requests at the most.
 const REQUESTS_A_POLL: f64 = 64.0;
+/// For which tokens of a late reply are kept for those who wait, who have to be given a processor first.
+const WAKING: u64 = 50_000_000;
 /// Calls that no request waits for go out at multiples of this, those of many keys together.
 const TICK: u64 = 10_000_000;
 
@@ -289,7 +291,7 @@ impl Lease {
         if now >= expires {
             // Over a slow link to a small bucket the tokens of a rolling limit are late for stock, not for those who wait.
             self.tokens = if window_over { 0 } else { self.tokens.min(self.waiting) };
-            expires = now + 1;
+            expires = now + WAKING;
         }
         (self.expires, self.renew) = (expires, renew.min(expires));
         (self.size, self.waiting) = (self.tokens, 0);
@@ -344,6 +346,11 @@ impl Lease {
     /// Forgetting it would leave somebody waiting, or a debt unsettled.
     pub fn is_busy(&self) -> bool {
         self.in_flight.is_some() || self.waiting > 0 || self.in_debt()
+    }
+
+    /// A call is on its way.
+    pub fn is_asking(&self) -> bool {
+        self.in_flight.is_some()
     }
 
     /// Tokens spent without a grant that no reply has acknowledged.

@@ -237,6 +237,11 @@ impl Leases {
         self.every().all(|held| held.lease.is_idle(now))
     }
 
+    /// Whoever waits for an answer asks those that have taken the place of these.
+    pub fn wake(&mut self) {
+        self.every_mut().flat_map(Held::waiters).for_each(|waiter| waiter.notify_one());
+    }
+
     /// What a gateway that needs them no more gives back and settles.
     pub fn close(&mut self, now: u64, link: &Link) -> Vec<Outgoing> {
         let calls: Vec<_> = self.every_mut().filter_map(|held| Some((held.serial, held.close(now, link)?))).collect();

@@ -237,8 +237,9 @@ impl Limiter {
     ) -> Result<T, Rejection> {
         let end = tokio::time::Instant::now() + PATIENCE;
         loop {
-            if tokio::time::timeout_at(end, waiting.woken()).await.is_err() {
-                return Err(Rejection::StoreUnavailable);
+            let waited = tokio::time::timeout_at(end, waiting.woken()).await;
+            if waited.is_err() || tokio::time::Instant::now() > end {
+                self.give_up();
             }
             match self.decide(principal, Now::read(), waiting, &ask) {
                 Ok(decided) => return decided,

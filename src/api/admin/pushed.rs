@@ -153,7 +153,8 @@ pub(in crate::api) async fn version(
     actor: Actor,
     Path(version): Path<u64>,
 ) -> Result<Response, Rejection> {
-    actor.need_role(Role::Viewer)?;
+    // It may have secrets, as fields that are set.
+    actor.need_role(Role::Operator)?;
     let versions = api.app.store.routes_versions().await.map_err(refused)?;
     let missing = || Rejection::NotFound(format!("`routes@{version}` does not exist"));
     let about = versions.into_iter().find(|v| v.version == version).ok_or_else(missing)?;

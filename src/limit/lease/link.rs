@@ -57,12 +57,15 @@ impl Link {
     /// A call or a probe was not answered in time. `random` is in 0..1.
     pub fn on_failure(&mut self, now: u64, random: f64) {
         self.failures = self.failures.saturating_add(1);
+        if self.is_lost() || self.failures >= FAILURES {
+            self.lose(now, random);
+        }
+    }
+
+    /// Nothing is to be sent but probes from now on.
+    pub fn lose(&mut self, now: u64, random: f64) {
         let probe = now + PROBE + (PROBE_SPREAD * random) as u64;
-        self.state = match self.state {
-            State::Lost { since, .. } => State::Lost { since, probe },
-            state if self.failures < FAILURES => state,
-            _ => State::Lost { since: self.alone_since(now).unwrap_or(now), probe },
-        };
+        self.state = State::Lost { since: self.alone_since(now).unwrap_or(now), probe };
     }
 
     /// When to probe, with a command that belongs to no key. `None`: the link is not lost.
