@@ -18,7 +18,7 @@ fn start(fleet: &Fleet, up: &Upstream, tiers: &str, nodes: usize) -> Vec<Gateway
 }
 
 /// How often each status came, of so many requests by each of some clients to gateways in turn.
-fn storm(nodes: &[Gateway], key: &str, clients: usize, each: usize) -> BTreeMap<u16, usize> {
+pub fn storm(nodes: &[Gateway], key: &str, clients: usize, each: usize) -> BTreeMap<u16, usize> {
     let statuses = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for client in 0..clients {
@@ -34,7 +34,7 @@ fn storm(nodes: &[Gateway], key: &str, clients: usize, each: usize) -> BTreeMap<
     statuses.into_inner().expect("nobody panics")
 }
 
-fn day(name: &str, requests: u64, more: &str) -> String {
+pub fn day(name: &str, requests: u64, more: &str) -> String {
     tier(name, &format!("quotas = [{{ name = \"day\", requests = {requests}, window = \"1d\" }}]\n{more}"))
 }
 
