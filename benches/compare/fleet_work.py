@@ -153,7 +153,8 @@ def rolling(bench):
 
 def cpu(bench):
     """Processor time of a keyed, proxied request with Redis as the store and with the embedded one, in turns on one core."""
-    tier = '[tiers.wide]\nrank = 2\nconcurrent = 10000\nquotas = [{ name = "minute", requests = 1000000000, window = "1m" }, { name = "day", requests = 100000000000, window = "1d" }]\n'
+    quotas = '{ name = "minute", requests = 1000000000, window = "1m" }, { name = "day", requests = 100000000000, window = "1d" }'
+    tier = f"[tiers.wide]\nrank = 2\nconcurrent = 10000\nquotas = [{quotas}]\n"
     with bench.empty() as fleet:
         pinned = ["taskset", "-c", bench.args.core]
         redis, app = fleet.redis(), fleet.app(pinned)

@@ -3,6 +3,7 @@
 //! Invariant: a new snapshot is taken whole or not at all; requests under way keep theirs.
 
 mod catalogue;
+pub mod copy;
 pub mod files;
 mod follow;
 pub mod nodes;

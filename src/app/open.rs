@@ -2,7 +2,7 @@
 //!
 //! Invariant: a shared store that was lost is not taken for a new one by a gateway that has used it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +13,21 @@ use crate::config::Config;
 use crate::config::store::{OnStart, Redis};
 use crate::gateway::pem;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::redis::{RedisSettings, RedisStore, Server, Tls};
+use crate::store::redis::{Purpose, RedisSettings, RedisStore, Server, Tls};
 use crate::store::{Store, StoreError};
 
 /// Between two attempts to reach it.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Of a copy, for what Redis answers.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub async fn open(config: &Config, peppers: &Peppers) -> Result<Arc<dyn Store>, AppError> {
     let Some(redis) = &config.store.redis else {
-        return Ok(Arc::new(EmbeddedStore::open(&config.data_dir.join("wasmgate.redb"))?));
+        let store = EmbeddedStore::open(&embedded_file(config))?;
+        return match store.mark().await? {
+            None => Ok(Arc::new(store)),
+            Some(mark) => Err(AppError::setting("data_dir", mark.half_copied())),
+        };
     };
     // Deleted by an operator who wants a new beginning.
     let id_file = Some(config.data_dir.join("store.id"));
@@ -45,6 +51,32 @@ pub async fn open(config: &Config, peppers: &Peppers) -> Result<Arc<dyn Store>, 
             (Err(error), _) => return Err(AppError::setting("store.redis", error)),
         }
     }
+}
+
+pub fn embedded_file(config: &Config) -> PathBuf {
+    config.data_dir.join("wasmgate.redb")
+}
+
+/// For a copy: it is there, or it can't be used.
+pub async fn open_to_copy(config: &Config, peppers: &Peppers, purpose: Purpose) -> Result<Arc<dyn Store>, AppError> {
+    let Some(redis) = &config.store.redis else {
+        let store = EmbeddedStore::open(&embedded_file(config))?;
+        return match store.mark().await?.filter(|_| purpose == Purpose::Source) {
+            None => Ok(Arc::new(store)),
+            Some(mark) => Err(mark.half_copied().into()),
+        };
+    };
+    let id_file = Some(config.data_dir.join("store.id"));
+    let settings = settings(redis, &config.data_dir)?;
+    // Nobody waits for an answer, and pages are larger than what a gateway asks for.
+    let (connect, response) = (settings.connect.max(PATIENCE), settings.response.max(PATIENCE));
+    let settings = RedisSettings { id_file, peppers: peppers.fingerprints(), purpose, connect, response, ..settings };
+    let store = RedisStore::new(settings).map_err(|e| AppError::setting("store.redis", e))?;
+    store.check().await.map_err(|e| match e {
+        StoreError::Unavailable(_) => e.into(),
+        e => AppError::setting("store.redis", e),
+    })?;
+    Ok(store)
 }
 
 /// Whether a gateway with this configuration does without what its store does not answer, at start.

@@ -310,7 +310,7 @@ async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules,
         let found = store.module(&key.0, &used.handler.module.name).await?;
         let resolved = found.as_ref().and_then(|m| {
             let version = m.select(used.handler.module.selector)?.clone();
-            Some(Resolved { version, limits: m.limits.clone() })
+            Some(Box::new(Resolved { version, limits: m.limits.clone() }))
         });
         let module = resolved.map_or(Module::Missing, Module::Stored);
         match module.stored() {

@@ -14,6 +14,7 @@ mod output;
 mod quickstart;
 mod routes;
 pub mod serve;
+mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +58,8 @@ enum Command {
     Routes(routes::RoutesArgs),
     /// List the gateways of the fleet.
     Nodes(operate::ConnectArgs),
+    /// Copy all records into another store.
+    Store(store::StoreArgs),
     /// Show or set the log level.
     Logs(operate::LogsArgs),
     /// Print completions for a shell.
@@ -102,6 +105,7 @@ pub fn run() -> ExitCode {
         Some(Command::Usage(args)) => operate::usage(&args, json),
         Some(Command::Routes(args)) => routes::run(args, json),
         Some(Command::Nodes(args)) => operate::nodes(&args, json),
+        Some(Command::Store(args)) => store::run(args, json),
         Some(Command::Logs(args)) => operate::logs(args, json),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();

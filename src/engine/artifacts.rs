@@ -84,24 +84,33 @@ pub enum Stored {
 
 impl Artifacts {
     pub fn open(data_dir: &Path, key: [u8; 32], bound: u64) -> io::Result<Artifacts> {
-        let (modules, artifacts) = (data_dir.join("modules"), data_dir.join("artifacts"));
-        fs::create_dir_all(&modules)?;
-        fs::create_dir_all(&artifacts)?;
-        for dir in [&modules, &artifacts] {
+        let opened = Self::of(data_dir, key, bound);
+        opened.make_folder()?;
+        fs::create_dir_all(&opened.artifacts)?;
+        for dir in [&opened.modules, &opened.artifacts] {
             remove_temporaries(dir)?;
         }
-        let target = format!("{} {:?}", Triple::host(), CpuFeature::for_host());
-        Ok(Artifacts {
-            modules,
-            artifacts,
+        Ok(opened)
+    }
+
+    /// As they are in the data directory, in which nothing is made or removed.
+    pub fn of(data_dir: &Path, key: [u8; 32], bound: u64) -> Artifacts {
+        Artifacts {
+            modules: data_dir.join("modules"),
+            artifacts: data_dir.join("artifacts"),
             key,
-            target,
+            target: format!("{} {:?}", Triple::host(), CpuFeature::for_host()),
             temporary: AtomicU64::new(0),
             bound,
             taken: AtomicU64::new(u64::MAX),
             counting: Mutex::new(()),
             evicted: AtomicU64::new(0),
-        })
+        }
+    }
+
+    /// Of what was uploaded.
+    pub fn make_folder(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.modules)
     }
 
     pub fn has(&self, what: Upload, digest: Digest) -> bool {

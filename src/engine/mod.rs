@@ -49,6 +49,7 @@ mod sys;
 mod tend;
 mod tunables;
 mod turns;
+mod uploads;
 mod vms;
 mod wasix;
 
@@ -61,7 +62,8 @@ use bytes::Bytes;
 
 use crate::domain::{Abi, Digest, GuestFailure, Limits, ModuleShape, NotLoadable, OwnerId};
 
-use artifacts::{Artifacts, Stored, Upload};
+pub use artifacts::Upload;
+use artifacts::{Artifacts, Stored};
 use budget::{Account, Budget};
 use bundles::Bundles;
 use cache::Modules;
@@ -82,6 +84,7 @@ pub use origin::Origin;
 pub use progress::Compile;
 pub use proxy::{Event, Later, ProxyHandler, ProxyStream, Told};
 pub use turns::Turns;
+pub use uploads::Uploads;
 
 /// What the fuzz targets ask beside the rest.
 #[cfg(fuzzing)]

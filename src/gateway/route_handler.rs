@@ -301,7 +301,7 @@ pub async fn warm(snapshot: &Snapshot, before: Option<&Snapshot>, engine: &Arc<E
 
 /// Starts a handler as its route would, and lets it go. The error: why it can't; what is not known in time is none.
 pub async fn try_out(config: &config::Handler, resolved: Resolved, engine: &Arc<Engine>) -> Result<(), String> {
-    let handler = RouteHandler::new(config.clone(), Module::Stored(resolved), &mut HashMap::new());
+    let handler = RouteHandler::new(config.clone(), Module::Stored(resolved.into()), &mut HashMap::new());
     match tokio::time::timeout(WARM, handler.warm(engine)).await {
         Ok(Err(error @ (RunError::Guest(_) | RunError::BadCall(_)))) => Err(rejection_of(error).detail()),
         _ => Ok(()),

@@ -18,7 +18,7 @@ pub type ResolvedModules = HashMap<(OwnerId, String), Module>;
 
 #[derive(Clone, Debug)]
 pub enum Module {
-    Stored(Resolved),
+    Stored(Box<Resolved>),
     /// The route answers 500 `handler-not-loadable` until a module of that name is uploaded.
     Missing,
     /// The store could not be asked; the route answers 503 `store-unavailable` until it was.

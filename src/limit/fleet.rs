@@ -28,7 +28,7 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 /// How long an answer may take before it is late: what it takes usually and four times what that varies (RFC 6298 section 2),
 /// between these.
 const SOONEST: Duration = Duration::from_millis(5);
-const LATEST: Duration = Duration::from_millis(250);
+const LATEST: Duration = Duration::from_millis(150);
 /// Seconds, until one was measured.
 const ROUND_TRIP: RoundTrip = RoundTrip { mean: 0.01, deviation: 0.005 };
 /// Calls that no request waits for, begun at once; the next as many follow a moment later.

@@ -21,18 +21,17 @@ pub use super::fleet::{FleetFigures, PATIENCE};
 pub use super::headers::{Policy, headers};
 pub use super::leased::Waiting;
 
-use super::account::{Account, Bucket, Restored};
+use super::account::{Account, Bucket};
 use super::decide::{InFleet, Left, Request, Stop};
 use super::fleet::{Due, Fleet, Out, Timers};
-use super::fuel;
 use super::lease::link::Link;
 use super::leased::Holder;
 use super::network::{self, SITE_FACTOR, Site};
-use super::quota::{Calendar, Cell, Refused, Tick};
+use super::quota::{Refused, Tick};
 use super::spread;
 use super::table::Table;
-use crate::domain::{Name, OwnerId, Principal, Rejection, Subject, Timestamp, Window};
-use crate::store::{Buckets, Counter};
+use crate::domain::{Name, OwnerId, Principal, Rejection, Subject, Timestamp};
+use crate::store::Buckets;
 
 const MAX_SHARDS: usize = 64;
 
@@ -282,58 +281,6 @@ impl Limiter {
         Account::new(factor, self.fleet.as_ref().map(|_| holder), tick)
     }
 
-    /// Calendar counters to persist; a fleet's are not kept here. All that are in use, with their whole sums, so that a save that failed is made good
-    /// by the next one.
-    pub fn counters(&self, now: Now) -> Vec<Counter> {
-        let tick = self.tick(now);
-        let mut out = Vec::new();
-        let here = if self.fleet.is_none() { &self.shards[..] } else { &[] };
-        for shard in here {
-            let shard = shard.lock();
-            for (owner, account) in shard.owners.iter() {
-                collect(account, format_args!("o/{owner}"), tick, &mut out);
-            }
-            for (address, account) in shard.addresses.iter() {
-                collect(account, format_args!("a/{address}"), tick, &mut out);
-            }
-            for (site, account) in shard.sites.iter() {
-                collect(account, format_args!("s/{}", network::site_address(*site)), tick, &mut out);
-            }
-        }
-        out
-    }
-
-    /// Takes back what [`Self::counters`] gave before a restart; counters of windows that are over, and ids of another
-    /// form, are skipped.
-    pub fn restore(&self, counters: Vec<Counter>, now: Now) {
-        let tick = self.tick(now);
-        for counter in counters {
-            let parts: Vec<&str> = counter.id.split('/').collect();
-            let (kind, name, what) = match parts.as_slice() {
-                [kind, name, "fuel"] => (*kind, *name, None),
-                [kind, name, tier, policy, window] => match window.parse::<Window>() {
-                    Ok(window) => (*kind, *name, Some((*tier, *policy, window))),
-                    Err(_) => continue,
-                },
-                _ => continue,
-            };
-            let window = what.map_or(fuel::WINDOW, |(_, _, window)| window);
-            if super::quota::bounds(window, tick.seconds()).0 != counter.window_start {
-                continue;
-            }
-            self.with_account(kind, name, tick, |account| match what {
-                None => account.fuel.add(counter.used, tick),
-                Some((tier, policy, window)) => account.restored.push(Restored {
-                    tier: tier.to_owned(),
-                    policy: policy.to_owned(),
-                    window,
-                    start: counter.window_start,
-                    used: counter.used,
-                }),
-            });
-        }
-    }
-
     /// Drops subjects whose loss changes nothing (nothing in flight, every counter back at its start); called from a
     /// ticker.
     pub fn evict_idle(&self, now: Now) {
@@ -360,26 +307,23 @@ impl Limiter {
         Tick { mono: u64::try_from(mono).unwrap_or(u64::MAX), wall: now.wall.unix_millis() }
     }
 
-    fn place_of(&self, subject: &Subject) -> usize {
-        let spread = match subject {
-            Subject::Key { owner, .. } => spread(owner.as_str()),
-            Subject::Address(a) => network::spread(network::caller(*a)),
-        };
-        spread as usize & (self.shards.len() - 1)
-    }
-
-    fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
-        &self.shards[self.place_of(subject)]
-    }
-
-    /// Where a holder's account is.
-    pub(super) fn shard_of_holder(&self, holder: &Holder) -> &Mutex<Shard> {
-        let spread = match holder {
-            Holder::Owner(owner) => spread(owner.as_str()),
-            Holder::Address(address) => network::spread(*address),
-            Holder::Site(site) => network::spread(network::site_address(*site).into()),
-        };
+    pub(super) fn shard(&self, spread: u64) -> &Mutex<Shard> {
         &self.shards[spread as usize & (self.shards.len() - 1)]
+    }
+
+    pub(super) fn shard_of(&self, subject: &Subject) -> &Mutex<Shard> {
+        match subject {
+            Subject::Key { owner, .. } => self.shard(spread(owner.as_str())),
+            Subject::Address(a) => self.shard(network::spread(network::caller(*a))),
+        }
+    }
+
+    pub(super) fn shard_of_holder(&self, holder: &Holder) -> &Mutex<Shard> {
+        match holder {
+            Holder::Owner(owner) => self.shard(spread(owner.as_str())),
+            Holder::Address(address) => self.shard(network::spread(*address)),
+            Holder::Site(site) => self.shard(network::spread(network::site_address(*site).into())),
+        }
     }
 
     /// `ask` says `None` where the request has to wait.
@@ -434,43 +378,5 @@ impl Limiter {
             left.outgoing.into_iter().for_each(|outgoing| self.send(Out::Lease(outgoing)));
         }
         told.map(Ok).ok_or(waiting)
-    }
-
-    /// Of a gateway that counts by itself.
-    fn with_account(&self, kind: &str, name: &str, tick: Tick, change: impl FnOnce(&mut Account)) {
-        let account = |factor| move || Account::new(factor, None, tick);
-        match (kind, name.parse::<OwnerId>(), name.parse::<IpAddr>()) {
-            ("o", Ok(owner), _) => {
-                let mut shard = self.shards[spread(owner.as_str()) as usize & (self.shards.len() - 1)].lock();
-                shard.owners.entry(&owner, account(1), Account::is_busy).map(change);
-            }
-            ("a", _, Ok(address)) => {
-                let mut shard = self.shard_of(&Subject::Address(address)).lock();
-                shard.addresses.entry(&address, account(1), Account::is_busy).map(change);
-            }
-            ("s", _, Ok(address)) => {
-                let mut shard = self.shard_of(&Subject::Address(address)).lock();
-                if let Some(site) = network::site(address) {
-                    shard.sites.entry(&site, account(SITE_FACTOR), Account::is_busy).map(change);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-fn collect(account: &Account, subject: std::fmt::Arguments<'_>, now: Tick, out: &mut Vec<Counter>) {
-    let mut push = |id: String, count: &Calendar| {
-        if count.used > 0 && now.seconds() < count.end {
-            out.push(Counter { id, window_start: count.start, used: count.used });
-        }
-    };
-    push(format!("{subject}/fuel"), &account.fuel.count);
-    for bucket in &account.buckets {
-        for (quota, cell) in bucket.tier.quotas.iter().zip(&bucket.cells) {
-            if let Cell::Calendar { window, count, .. } = cell {
-                push(format!("{subject}/{}/{}/{window}", bucket.tier.name, quota.name), count);
-            }
-        }
     }
 }

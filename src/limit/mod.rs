@@ -3,6 +3,7 @@
 //! Invariant: all policies of a request are checked before any is charged; a refused request charges nothing.
 
 mod account;
+mod counters;
 mod decide;
 pub mod failures;
 mod fleet;

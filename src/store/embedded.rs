@@ -6,6 +6,7 @@
 //! less than the hand-over to another thread costs), and redb's readers never wait for a commit. Whatever walks a range
 //! goes to the blocking pool.
 
+mod copy;
 mod db;
 mod keys;
 mod modules;
@@ -23,6 +24,7 @@ use async_trait::async_trait;
 use redb::{ReadTransaction, WriteTransaction};
 use tokio::sync::Semaphore;
 
+use super::entry::{Entry, Exported, Kind, Mark};
 use super::rules::PRUNE_BATCH;
 use super::{
     AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, KvValue, NewRoutes, NewVersion, Page, Result, Retention,
@@ -255,5 +257,23 @@ impl Store for EmbeddedStore {
 
     async fn load_counters(&self) -> Result<Vec<Counter>> {
         self.scan(records::load_counters).await
+    }
+
+    async fn id(&self) -> Result<String> {
+        self.scan(copy::id).await
+    }
+
+    async fn export(&self, kind: Kind, after: Option<&[u8]>) -> Result<Exported> {
+        let after = after.map(<[u8]>::to_vec);
+        self.scan(move |tx| copy::export(tx, kind, after.as_deref())).await
+    }
+
+    async fn import(&self, entries: Vec<Entry>, mark: Option<&Mark>, next: Option<&Mark>) -> Result<()> {
+        let (mark, next) = (mark.cloned(), next.cloned());
+        self.write(move |tx| copy::import(tx, &entries, mark.as_ref(), next.as_ref())).await
+    }
+
+    async fn mark(&self) -> Result<Option<Mark>> {
+        self.scan(copy::mark).await
     }
 }

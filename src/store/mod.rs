@@ -3,6 +3,7 @@
 //! Module bytes and artifacts are not here: they are files by digest (see `engine`).
 
 pub mod embedded;
+pub mod entry;
 mod fleet;
 pub mod redis;
 mod rules;
@@ -18,6 +19,7 @@ use crate::domain::{
     TokenId, UsageDelta, UsageRecord,
 };
 
+use entry::{Entry, Exported, Kind, Mark};
 pub use fleet::{ALIVE, LiveNode, NewRoutes, Node, NodeState, ROUTES_KEPT, RefusedRoutes, RoutesInUse, RoutesVersion};
 pub use rules::routes::conflict as routes_conflict;
 
@@ -174,6 +176,11 @@ pub trait Store: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Gateways that use it, without being one. A store that has no others has none beside whoever has opened it.
+    async fn nodes(&self) -> Result<Vec<LiveNode>> {
+        Ok(Vec::new())
+    }
+
     /// What is known at this moment of why it can't be used, without asking it.
     fn fault(&self) -> Option<StoreError> {
         None
@@ -290,6 +297,16 @@ pub trait Store: Send + Sync + 'static {
     async fn load_counters(&self) -> Result<Vec<Counter>> {
         Ok(Vec::new())
     }
+
+    /// A number that no other store has.
+    async fn id(&self) -> Result<String>;
+    /// Entries of a kind behind a place, which a page before has given. A record that was altered or forged is `Corrupt`, which
+    /// names it.
+    async fn export(&self, kind: Kind, after: Option<&[u8]>) -> Result<Exported>;
+    /// Puts entries as they are into a store that has none like them, and `next` in the place of the `mark` that is there, all
+    /// or nothing. `Conflict`: it has another mark.
+    async fn import(&self, entries: Vec<Entry>, mark: Option<&Mark>, next: Option<&Mark>) -> Result<()>;
+    async fn mark(&self) -> Result<Option<Mark>>;
 }
 
 /// What [`Store::prune`] leaves.

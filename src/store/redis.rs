@@ -8,6 +8,7 @@
 mod advice;
 mod batches;
 mod blobs;
+mod copy;
 mod core;
 mod fault;
 mod follow;
@@ -20,6 +21,7 @@ mod nodes;
 mod pepper;
 mod records;
 mod routes;
+mod script;
 mod seal;
 mod servers;
 mod store;
@@ -36,6 +38,7 @@ use self::core::Core;
 use super::{Changes, Result, StoreError};
 use crate::domain::{Digest, OwnerId};
 use link::Channel;
+use script::Script;
 use tx::{Step, Tx};
 use writer::Writer;
 
@@ -68,6 +71,17 @@ pub struct Tls {
     pub certificate: Option<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Who opens the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A gateway, which does not use one that is half copied.
+    Gateway,
+    /// Who copies from it: it has to be there, and whole.
+    Source,
+    /// Who copies into it.
+    Target,
+}
+
 #[derive(Clone)]
 pub struct RedisSettings {
     pub server: Server,
@@ -82,6 +96,7 @@ pub struct RedisSettings {
     /// Fingerprints of the peppers that this gateway knows, newest first; the fleet's newest has to be among them. Without
     /// any, nothing is compared.
     pub peppers: Vec<String>,
+    pub purpose: Purpose,
     /// Where this gateway keeps the number of the store that it uses: where another one is, or none, that one was lost.
     /// Without the file it takes what is there, and begins a store where none is.
     pub id_file: Option<PathBuf>,
@@ -104,6 +119,7 @@ impl RedisSettings {
             prefix: "wasmgate".into(),
             record_key,
             peppers: Vec::new(),
+            purpose: Purpose::Gateway,
             id_file: None,
             replicas: 0,
             connect: Duration::from_secs(1),
@@ -126,8 +142,7 @@ impl fmt::Debug for RedisSettings {
 pub struct RedisStore {
     core: Arc<Core>,
     writer: Writer,
-    /// The script of a beat.
-    beat: String,
+    beat: Script,
 }
 
 impl RedisStore {
@@ -156,7 +171,7 @@ impl RedisStore {
             return Err(StoreError::Unavailable(bad.into()));
         }
         let core = Arc::new(Core::new(settings)?);
-        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: nodes::beat() }))
+        Ok(Arc::new(Self { writer: Writer::new(core.clone()), core, beat: Script::new(nodes::BEAT) }))
     }
 
     /// A number that no other store has, also not one that begins anew in the same place; empty before it was seen.

@@ -24,6 +24,11 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| StoreError::Corrupt(format!("the record of `{what}`: {e}")))
 }
 
+/// The store is copied into by somebody else, or not at all.
+pub fn other_copy() -> StoreError {
+    StoreError::Conflict("the store has the mark of another copy than this one, or of none".into())
+}
+
 /// What the caller of a write is told, from what became of all that was committed with it and from what it came to.
 pub fn answer<T>(committed: &Result<()>, done: Option<Result<T>>) -> Result<T> {
     match (committed, done) {

@@ -20,6 +20,7 @@ use wasmgate::domain::{
     Timestamp, TokenId, UsageDelta,
 };
 use wasmgate::store::embedded::EmbeddedStore;
+use wasmgate::store::entry::{Entry, Exported, Kind, Mark};
 use wasmgate::store::{
     AdminToken, AuditEntry, Batch, Counter, KvIncr, KvSet, KvValue, NewRoutes, NewVersion, Page, Result as StoreResult,
     Retention, Role, Rotation, RoutesVersion, Store, StoreError, Stored, UsageRow,
@@ -112,6 +113,10 @@ pass_on! {
     fn kv_set(&self, owner: &OwnerId, key: &[u8], set: KvSet, now: Timestamp) -> StoreResult<u64>;
     fn kv_incr(&self, owner: &OwnerId, key: &[u8], incr: KvIncr, now: Timestamp) -> StoreResult<i64>;
     fn kv_delete(&self, owner: &OwnerId, key: &[u8], now: Timestamp) -> StoreResult<bool>;
+    fn id(&self) -> StoreResult<String>;
+    fn export(&self, kind: Kind, after: Option<&[u8]>) -> StoreResult<Exported>;
+    fn import(&self, entries: Vec<Entry>, mark: Option<&Mark>, next: Option<&Mark>) -> StoreResult<()>;
+    fn mark(&self) -> StoreResult<Option<Mark>>;
 }
 
 fn settings(fresh: Duration, max_stale: Duration) -> Settings {

@@ -1,6 +1,7 @@
 //! Gateways that share a Redis: each a process of its own, before a real redis-server.
 
 mod cluster;
+mod copy;
 mod limits;
 mod nodes;
 mod outage;

@@ -1,6 +1,7 @@
 //! The store: one table of what the trait promises, for both stores, and what each does in faults of its own.
 
 mod cluster;
+pub mod copy;
 mod redis;
 
 use std::future::Future;
@@ -24,6 +25,10 @@ use wasmgate::store::{
 };
 
 use crate::support::redis::Redis;
+use copy::{
+    what_is_pruned_meanwhile_doubles_nothing, what_was_imported_goes_on_as_before,
+    what_was_written_is_exported_as_it_is,
+};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -147,6 +152,9 @@ const CASES: &[Case] = cases![
     values_are_bounded_by_owner,
     routes_are_versions_of_which_the_newest_are_kept,
     pushes_at_once_have_one_winner,
+    what_was_written_is_exported_as_it_is,
+    what_was_imported_goes_on_as_before,
+    what_is_pruned_meanwhile_doubles_nothing,
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -868,7 +876,7 @@ fn a_newer_schema_is_refused() {
     tx.open_table(meta).unwrap().insert("schema", 99).unwrap();
     tx.commit().unwrap();
     drop(db);
-    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 5 });
+    assert_eq!(open_error(&file), StoreError::Newer { found: 99, known: 6 });
 }
 
 /// As of the release before: no sums, and tiers without a bound of storage.

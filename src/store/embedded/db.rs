@@ -16,7 +16,7 @@ use redb::{
     Database, DatabaseError, ReadTransaction, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction,
 };
 
-use super::{keys, modules, records, retired, routes, values};
+use super::{copy, keys, modules, records, retired, routes, values};
 use crate::store::{Result, StoreError};
 
 /// redb's page cache; its default is 1 GiB.
@@ -41,6 +41,7 @@ const MIGRATIONS: &[fn(&WriteTransaction) -> Result<()>] = &[
     },
     values::create,
     routes::create,
+    copy::create,
 ];
 
 pub struct Db {

@@ -4,8 +4,10 @@
 
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
+use super::copy::behind;
 use super::db::fault;
 use crate::domain::{ApiKey, KeyHash, KeyId, OwnerId, Timestamp};
+use crate::store::entry::{Entry, Exported, parts};
 use crate::store::rules::{self, decode, encode};
 use crate::store::{Result, Rotation, StoreError};
 
@@ -77,6 +79,28 @@ pub fn rotate(tx: &WriteTransaction, rotation: &Rotation) -> Result<(KeyHash, Ap
     tables.write(&old_hash, &old)?;
     tables.forget_oldest_dead(owned, new.created_at)?;
     Ok((old_hash, old))
+}
+
+/// By owner and id.
+pub fn export(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let (keys, by_owner) = (tx.open_table(KEYS).map_err(fault)?, tx.open_table(BY_OWNER).map_err(fault)?);
+    let after = after.map(parts::<2>).transpose()?.map(|[owner, id]| (owner, id));
+    let mut page = Exported::default();
+    for row in by_owner.range(behind(after)).map_err(fault)? {
+        let row = row.map_err(fault)?.0;
+        let (owner, id) = row.value();
+        let (hash, key) = load(&keys, id)?.ok_or_else(|| dangling(id))?;
+        page.entries.push(Entry::Key(hash, key));
+        if page.is_full() {
+            page.next = Some(format!("{owner}\0{id}").into_bytes());
+            break;
+        }
+    }
+    Ok(page)
+}
+
+pub fn import(tx: &WriteTransaction, hash: &KeyHash, key: &ApiKey) -> Result<()> {
+    Tables::open(tx)?.insert(hash, key)
 }
 
 struct Tables<'tx> {

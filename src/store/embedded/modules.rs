@@ -5,10 +5,12 @@
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::Deserialize;
 
+use super::copy::behind;
 use super::db::fault;
 use super::retired::Retired;
 use super::sums::{self, Sums};
 use crate::domain::{Abi, Bundle, Digest, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp};
+use crate::store::entry::{Entry, Exported, parts};
 use crate::store::rules::modules::{self as rules, Record};
 use crate::store::rules::{decode, encode};
 use crate::store::{NewVersion, Page, Result, StoreError, Stored};
@@ -221,6 +223,39 @@ pub fn count_executions(tx: &WriteTransaction, counts: &[(OwnerId, Name, u64, Ti
         writer.runs.insert(record.id.as_str(), row).map_err(fault)?;
     }
     Ok(())
+}
+
+/// By owner and name.
+pub fn export(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let after = after.map(parts::<2>).transpose()?.map(|[owner, name]| (owner, name));
+    let reader = Reader::open(tx)?;
+    let mut page = Exported::default();
+    for row in tx.open_table(MODULES).map_err(fault)?.range(behind(after)).map_err(fault)? {
+        let (key, row) = row.map_err(fault)?;
+        let (owner, name) = key.value();
+        let record: Record = decode(row.value(), name)?;
+        let last = record.last;
+        page.entries.push(Entry::Module(reader.module(record)?, last));
+        if page.is_full() {
+            page.next = Some(format!("{owner}\0{name}").into_bytes());
+            break;
+        }
+    }
+    Ok(page)
+}
+
+pub fn import(tx: &WriteTransaction, module: &Module, last: u32) -> Result<()> {
+    let mut writer = WriterTables::open(tx)?;
+    let (id, owner) = (module.id.as_str(), module.owner.as_str());
+    for version in &module.versions {
+        writer.versions.insert((id, version.version), encode(version)?.as_slice()).map_err(fault)?;
+        writer.sums.add(owner, version.stored_bytes())?;
+    }
+    if let Some(runs) = rules::runs(module) {
+        writer.runs.insert(id, runs).map_err(fault)?;
+    }
+    writer.by_id.insert(id, (owner, module.name.as_str())).map_err(fault)?;
+    writer.write(&Record::of(module, last))
 }
 
 fn record(modules: &impl ReadableTable<Named, &'static [u8]>, owner: &str, name: &str) -> Result<Option<Record>> {

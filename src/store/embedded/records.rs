@@ -3,11 +3,15 @@
 //! Invariant: an audit line is written once, under the next number, and never touched again; the oldest go first, so that
 //! the numbers have no gap.
 
+use std::collections::BTreeMap;
+
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde_json::{Map, Value};
 
+use super::copy::behind;
 use super::db::fault;
 use crate::domain::{KeyHash, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
+use crate::store::entry::{Entry, Exported, no_place, parts};
 use crate::store::rules::{self, PRUNE_BATCH, decode, encode};
 use crate::store::{AdminToken, AuditEntry, Counter, Result, Retention, StoreError, UsageRow};
 
@@ -99,9 +103,39 @@ pub fn usage(tx: &ReadTransaction, owner: Option<&OwnerId>, from_day: i64, to_da
     Ok(rows)
 }
 
+/// By day, owner and key.
+pub fn export_usage(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let after = after.map(parts::<3>).transpose()?.map(|[day, owner, key]| Some((day.parse().ok()?, owner, key)));
+    let after = after.map(|after| after.ok_or_else(no_place)).transpose()?;
+    let mut page = Exported::default();
+    for row in tx.open_table(USAGE).map_err(fault)?.range(behind(after)).map_err(fault)? {
+        let (place, usage) = row.map_err(fault)?;
+        let (day, of, key) = place.value();
+        let owner = of.parse::<OwnerId>().map_err(|e| StoreError::Corrupt(e.to_string()))?;
+        page.entries.push(Entry::Usage(UsageRow {
+            day,
+            owner,
+            key: key.into(),
+            usage: decode(usage.value(), "usage")?,
+        }));
+        if page.is_full() {
+            page.next = Some(format!("{day}\0{of}\0{key}").into_bytes());
+            break;
+        }
+    }
+    Ok(page)
+}
+
+pub fn import_usage(tx: &WriteTransaction, row: &UsageRow) -> Result<()> {
+    let mut usage = tx.open_table(USAGE).map_err(fault)?;
+    let place = (row.day, row.owner.as_str(), row.key.as_str());
+    usage.insert(place, encode(&row.usage)?.as_slice()).map_err(fault)?;
+    Ok(())
+}
+
 pub fn put_token(tx: &WriteTransaction, hash: KeyHash, token: &AdminToken) -> Result<()> {
-    let mut tokens = tx.open_table(TOKENS).map_err(fault)?;
-    let mut by_hash = tx.open_table(TOKENS_BY_HASH).map_err(fault)?;
+    let tokens = tx.open_table(TOKENS).map_err(fault)?;
+    let by_hash = tx.open_table(TOKENS_BY_HASH).map_err(fault)?;
     let mut taken = by_hash.get(&hash.0).map_err(fault)?.is_some();
     for row in tokens.iter().map_err(fault)? {
         let (id, row) = row.map_err(fault)?;
@@ -111,9 +145,30 @@ pub fn put_token(tx: &WriteTransaction, hash: KeyHash, token: &AdminToken) -> Re
     if taken {
         return Err(rules::token_taken(token));
     }
+    drop((tokens, by_hash));
+    insert_token(tx, &hash, token)
+}
+
+pub fn insert_token(tx: &WriteTransaction, hash: &KeyHash, token: &AdminToken) -> Result<()> {
+    let mut by_hash = tx.open_table(TOKENS_BY_HASH).map_err(fault)?;
     by_hash.insert(&hash.0, token.id.as_str()).map_err(fault)?;
+    let mut tokens = tx.open_table(TOKENS).map_err(fault)?;
     tokens.insert(token.id.as_str(), encode(token)?.as_slice()).map_err(fault)?;
     Ok(())
+}
+
+/// By id.
+pub fn export_tokens(tx: &ReadTransaction) -> Result<Exported> {
+    let tokens = tx.open_table(TOKENS).map_err(fault)?;
+    let mut all = BTreeMap::new();
+    for row in tx.open_table(TOKENS_BY_HASH).map_err(fault)?.iter().map_err(fault)? {
+        let (hash, id) = row.map_err(fault)?;
+        if let Some(token) = tokens.get(id.value()).map_err(fault)? {
+            let token = decode(token.value(), id.value())?;
+            all.insert(id.value().to_owned(), Entry::Token(KeyHash(*hash.value()), token));
+        }
+    }
+    Ok(Exported::whole(all.into_values().collect()))
 }
 
 pub fn token_by_hash(tx: &ReadTransaction, hash: &KeyHash) -> Result<Option<AdminToken>> {
@@ -160,6 +215,21 @@ pub fn audit(tx: &ReadTransaction, limit: u64) -> Result<Vec<AuditEntry>> {
         .take(usize::try_from(limit).unwrap_or(usize::MAX))
         .map(|row| decode(row.map_err(fault)?.1.value(), "audit"))
         .collect()
+}
+
+/// Oldest first.
+pub fn export_audit(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let after = after.map(|after| after.try_into().map(u64::from_be_bytes).map_err(|_| no_place())).transpose()?;
+    let mut page = Exported::default();
+    for row in tx.open_table(AUDIT).map_err(fault)?.range(behind(after)).map_err(fault)? {
+        let (number, line) = row.map_err(fault)?;
+        page.entries.push(Entry::Audit(decode(line.value(), "audit")?));
+        if page.is_full() {
+            page.next = Some(number.value().to_be_bytes().to_vec());
+            break;
+        }
+    }
+    Ok(page)
 }
 
 pub fn can_prune(tx: &ReadTransaction, keep: &Retention) -> Result<bool> {

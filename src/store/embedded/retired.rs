@@ -2,10 +2,11 @@
 //!
 //! Invariant: what is kept of an owner's deleted modules is bounded, and no number of theirs comes again.
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::db::fault;
-use crate::store::{Result, rules};
+use crate::store::entry::{self, Entry, Exported};
+use crate::store::{Result, StoreError, rules};
 
 /// The highest number that a deleted module had given, by its owner and name; under the name `""` the floor of the
 /// owner, which stands for all that have no row of their own.
@@ -13,6 +14,54 @@ const RETIRED: TableDefinition<(&str, &str), u32> = TableDefinition::new("module
 
 pub fn create(tx: &WriteTransaction) -> Result<()> {
     tx.open_table(RETIRED).map_err(fault)?;
+    Ok(())
+}
+
+/// By owner.
+pub fn export(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let after = after.map(entry::parts::<1>).transpose()?;
+    let mut page = Exported::default();
+    let mut owned: Option<entry::Retired> = None;
+    for row in tx.open_table(RETIRED).map_err(fault)?.range((after.map_or("", |[owner]| owner), "")..).map_err(fault)? {
+        let (row, last) = row.map_err(fault)?;
+        let (owner, name) = row.value();
+        if after.is_some_and(|[after]| after == owner) {
+            continue;
+        }
+        if let Some(whole) = owned.take_if(|owned| owned.owner.as_str() != owner) {
+            let next = whole.owner.as_str().as_bytes().to_vec();
+            page.entries.push(Entry::Retired(whole));
+            if page.is_full() {
+                page.next = Some(next);
+                return Ok(page);
+            }
+        }
+        let of = match &mut owned {
+            Some(of) => of,
+            None => {
+                let owner =
+                    owner.parse().map_err(|e: crate::domain::InvalidName| StoreError::Corrupt(e.to_string()))?;
+                owned.insert(entry::Retired { owner, floor: 0, names: std::collections::BTreeMap::new() })
+            }
+        };
+        match name {
+            "" => of.floor = last.value(),
+            name => drop(of.names.insert(name.to_owned(), last.value())),
+        }
+    }
+    page.entries.extend(owned.map(Entry::Retired));
+    Ok(page)
+}
+
+pub fn import(tx: &WriteTransaction, retired: &entry::Retired) -> Result<()> {
+    let mut table = tx.open_table(RETIRED).map_err(fault)?;
+    let owner = retired.owner.as_str();
+    if retired.floor > 0 {
+        table.insert((owner, ""), retired.floor).map_err(fault)?;
+    }
+    for (name, last) in &retired.names {
+        table.insert((owner, name.as_str()), last).map_err(fault)?;
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::db::fault;
+use crate::store::entry::{Entry, Exported, no_place};
 use crate::store::rules::{self, decode, encode};
 use crate::store::{NewRoutes, Result, RoutesVersion, StoreError};
 
@@ -34,6 +35,24 @@ pub fn versions(tx: &ReadTransaction) -> Result<Vec<RoutesVersion>> {
 fn read(table: &impl ReadableTable<u64, &'static [u8]>) -> Result<Vec<RoutesVersion>> {
     let row = table.get(VERSIONS).map_err(fault)?;
     row.map_or_else(|| Ok(Vec::new()), |row| decode(row.value(), "routes"))
+}
+
+/// Oldest first, one at a time.
+pub fn export(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let versions = versions(tx)?;
+    let (version, next) = rules::routes::after(&versions, after).ok_or_else(no_place)?;
+    let Some(version) = version else { return Ok(Exported::default()) };
+    let text = text(tx, version.version)?.ok_or_else(|| rules::routes::no_text(version.version))?;
+    Ok(Exported { entries: vec![Entry::Routes(version.clone(), text)], next })
+}
+
+pub fn import(tx: &WriteTransaction, version: &RoutesVersion, text: &str) -> Result<()> {
+    let mut table = tx.open_table(ROUTES).map_err(fault)?;
+    let mut versions = read(&table)?;
+    versions.insert(0, version.clone());
+    table.insert(VERSIONS, encode(&versions)?.as_slice()).map_err(fault)?;
+    table.insert(version.version, text.as_bytes()).map_err(fault)?;
+    Ok(())
 }
 
 pub fn text(tx: &ReadTransaction, version: u64) -> Result<Option<String>> {

@@ -5,8 +5,10 @@
 
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
+use super::copy::behind;
 use super::db::fault;
 use crate::domain::{OwnerId, Timestamp};
+use crate::store::entry::{self, Entry, Exported, no_place, parts};
 use crate::store::rules::values::{self, NEVER, Sums};
 use crate::store::{KvIncr, KvSet, KvValue, Result, StoreError};
 
@@ -93,6 +95,58 @@ pub fn sweep(tx: &WriteTransaction, now: Timestamp, most: u64) -> Result<u64> {
     Ok(swept)
 }
 
+/// By owner and key, also those whose time is over.
+pub fn export(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let after = after.map(|after| entry::split(after).ok_or_else(no_place)).transpose()?;
+    let mut page = Exported::default();
+    for row in tx.open_table(VALUES).map_err(fault)?.range(behind(after)).map_err(fault)? {
+        let (place, row) = row.map_err(fault)?;
+        let ((owner, key), (version, expires, value)) = (place.value(), row.value());
+        let of = owner.parse().map_err(|e: crate::domain::InvalidName| StoreError::Corrupt(e.to_string()))?;
+        let value = entry::Value { owner: of, key: key.to_vec(), version, expires, value: value.to_vec() };
+        page.entries.push(Entry::Value(value));
+        if page.is_full() {
+            page.next = Some([owner.as_bytes(), b"\0", key].concat());
+            break;
+        }
+    }
+    Ok(page)
+}
+
+/// By owner.
+pub fn export_numbers(tx: &ReadTransaction, after: Option<&[u8]>) -> Result<Exported> {
+    let after = after.map(parts::<1>).transpose()?.map(|[owner]| owner);
+    let mut page = Exported::default();
+    for row in tx.open_table(OWNERS).map_err(fault)?.range::<&str>(behind(after)).map_err(fault)? {
+        let (owner, row) = row.map_err(fault)?;
+        let (_, _, last) = row.value();
+        if last > 0 {
+            let of = owner.value().parse::<OwnerId>().map_err(|e| StoreError::Corrupt(e.to_string()))?;
+            page.entries.push(Entry::Number(of, last));
+        }
+        if page.is_full() {
+            page.next = Some(owner.value().as_bytes().to_vec());
+            break;
+        }
+    }
+    Ok(page)
+}
+
+pub fn import(tx: &WriteTransaction, value: &entry::Value) -> Result<()> {
+    let entry::Value { owner, key, version, expires, value } = value;
+    let mut tables = Tables::open(tx)?;
+    let mut sums = tables.sums(owner)?;
+    sums.take_up((key.len() + value.len()) as u64, *version);
+    tables.insert(owner, key, value, *expires, *version)?;
+    tables.keep(owner, sums)
+}
+
+pub fn import_number(tx: &WriteTransaction, owner: &OwnerId, last: u64) -> Result<()> {
+    let mut tables = Tables::open(tx)?;
+    let sums = tables.sums(owner)?;
+    tables.keep(owner, Sums { last, ..sums })
+}
+
 /// The value with when it expires, unless that is over.
 fn live(
     values: &impl ReadableTable<Key, Row>,
@@ -158,12 +212,17 @@ impl<'tx> Tables<'tx> {
         }
         self.remove(owner, key, &mut sums)?;
         let number = sums.add(needs);
+        self.insert(owner, key, value, expires, number)?;
+        self.keep(owner, sums)?;
+        Ok(number)
+    }
+
+    fn insert(&mut self, owner: &OwnerId, key: &[u8], value: &[u8], expires: i64, number: u64) -> Result<()> {
         self.values.insert((owner.as_str(), key), (number, expires, value)).map_err(fault)?;
         if expires != NEVER {
             self.expiring.insert((owner.as_str(), expires, key), ()).map_err(fault)?;
         }
-        self.keep(owner, sums)?;
-        Ok(number)
+        Ok(())
     }
 
     /// Of the row under this key, whether or not its time is over.

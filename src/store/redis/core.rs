@@ -16,9 +16,10 @@ use tokio::sync::oneshot;
 use super::advice::advice;
 use super::fault::Fault;
 use super::link::{Channel, Link};
+use super::script::Script;
 use super::seal::{At, Seal};
 use super::tx::{Step, Stop, Tx};
-use super::{Names, RedisSettings, id_file, pepper};
+use super::{Names, Purpose, RedisSettings, copy, id_file, pepper};
 use crate::domain::Timestamp;
 use crate::store::rules::{decode, encode};
 use crate::store::{Result, StoreError, random_hex};
@@ -43,7 +44,7 @@ pub struct Core {
     trouble: Mutex<Option<StoreError>>,
     /// Held by who looks whether the store can be used.
     opening: tokio::sync::Mutex<()>,
-    script: String,
+    commit: Script,
     /// Whose turn it is, when it is ours.
     name: String,
     /// Dropped with the core: the end of the store's thread, on which all of this runs.
@@ -75,6 +76,10 @@ pub enum Committed {
 }
 
 impl Known {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// As it has to be there.
     pub fn sentinel(&self) -> &[u8] {
         &self.sentinel
@@ -86,7 +91,6 @@ impl Core {
         let (running, runtime) = start_thread()?;
         let names = Arc::new(Names::new(&settings.prefix));
         let link = Link::new(&settings, runtime.clone(), names.sentinel())?;
-        let script = redis::Script::new(COMMIT).get_hash().to_owned();
         Ok(Self {
             link,
             names,
@@ -95,7 +99,7 @@ impl Core {
             known: OnceLock::new(),
             trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            script,
+            commit: Script::new(COMMIT),
             name: random()?,
             _running: running,
             forged: AtomicU64::new(0),
@@ -200,6 +204,11 @@ impl Core {
         }
     }
 
+    /// Of a script that has not found the sentinel that was there.
+    pub async fn why_lost(&self) -> StoreError {
+        self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None))
+    }
+
     fn lost(&self, what: &str) -> StoreError {
         let file = self.settings.id_file.as_ref().map_or("store.id".into(), |file| file.display().to_string());
         StoreError::Lost(format!(
@@ -246,6 +255,10 @@ impl Core {
         let sentinel = match self.sentinel().await? {
             Some(found) => found,
             None if expected.is_some() => return Err(self.misfit(None)),
+            None if self.settings.purpose == Purpose::Source => {
+                let none = "redis has no store of wasmgate under this `prefix`";
+                return Err(StoreError::Foreign(none.into()));
+            }
             None => {
                 let at = At::key(self.names.sentinel());
                 let fresh = encode(&Sentinel { schema: SCHEMA, store: random()? })?;
@@ -263,8 +276,12 @@ impl Core {
         // A record of another store, or of this one before it was lost, is as good as forged.
         let seal = Seal::new(&self.settings.record_key, &format!("wasmgate records of {store}"));
         let known = Known { sentinel, seal, id: store };
-        pepper::agree(self, &known, &self.settings.peppers).await?;
-        if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none()) {
+        if self.settings.purpose != Purpose::Target {
+            copy::check_whole(self, &known.seal).await?;
+        }
+        let is_read_only = self.settings.purpose == Purpose::Source;
+        pepper::agree(self, &known, &self.settings.peppers, is_read_only).await?;
+        if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none() && !is_read_only) {
             id_file::write(file, &known.id)?;
         }
         Ok(known)
@@ -285,7 +302,7 @@ impl Core {
     pub async fn commit(&self, lane: &str, tx: &Tx<'_>, wants_turn: bool) -> Result<Committed> {
         match self.commit_to(self.known().await?, lane, tx, wants_turn).await? {
             // What is there instead says more; unless it has come back meanwhile.
-            Committed::Lost => Err(self.confirm(true).await.err().unwrap_or_else(|| self.misfit(None))),
+            Committed::Lost => Err(self.why_lost().await),
             committed => Ok(committed),
         }
     }
@@ -308,30 +325,14 @@ impl Core {
         rest.arg(keys.len() + commit.keys.len()).arg(&keys[..]).arg(&commit.keys);
         rest.arg(&known.sentinel).arg(&self.name).arg(u8::from(wants_turn));
         rest.arg(REMEMBERED.as_millis() as u64).arg(&commit.arguments);
-        let call = |command: &str, script: &str| {
-            let mut call = Cmd::with_capacity(rest.args_iter().len() + 2, 0);
-            call.arg(command).arg(script);
-            for argument in rest.args_iter() {
-                if let redis::Arg::Simple(argument) = argument {
-                    call.arg(argument);
-                }
-            }
-            let mut calls = vec![call];
-            if self.settings.replicas > 0 {
-                // Not longer than the call is waited for.
-                let within = self.settings.response.as_millis() as u64 * 3 / 4;
-                calls.push(redis::cmd("WAIT").arg(self.settings.replicas).arg(within.max(1)).take());
-            }
-            calls
-        };
+        // Not longer than the call is waited for.
+        let within = (self.settings.response.as_millis() as u64 * 3 / 4).max(1);
+        let wait = redis::cmd("WAIT").arg(self.settings.replicas).arg(within).take();
+        let wait = (self.settings.replicas > 0).then_some(&wait);
         let mut sent = 0;
         let answer = loop {
             sent += 1;
-            let mut answer = self.link.send(Channel::Commits, &call("EVALSHA", &self.script)).await;
-            if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
-                answer = self.link.send(Channel::Commits, &call("EVAL", COMMIT)).await;
-            }
-            match answer {
+            match self.commit.run(&self.link, Channel::Commits, &rest, wait).await {
                 // It may have been done: the same operation again is not done twice.
                 Err(Fault { is_open: true, .. }) if sent < SENDS && self.link.is_up() => {}
                 answer => break answer?,

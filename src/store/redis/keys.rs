@@ -3,9 +3,11 @@
 //! Invariant: what is decided by an owner's other keys is guarded by one record of the owner's.
 
 use super::Names;
+use super::copy::members;
 use super::seal::At;
 use super::tx::{Step, Tx, all};
 use crate::domain::{ApiKey, Digest, KeyHash, KeyId, OwnerId};
+use crate::store::entry::{Entry, Exported};
 use crate::store::rules::keys as rules;
 use crate::store::{Rotation, StoreError};
 
@@ -43,31 +45,33 @@ pub fn by_id(tx: &mut Tx, names: &Names, id: &KeyId) -> Step<Option<(KeyHash, Ap
 }
 
 /// Those behind `after`, and where to go on; nowhere at the end.
-pub fn step(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<(Vec<ApiKey>, Option<Vec<u8>>)> {
-    let from = after.map_or(b"-".to_vec(), |after| [b"(", after].concat());
-    let limit = STEP.to_string();
-    let arguments: [&[u8]; 5] = [&from, b"+", b"LIMIT", b"0", limit.as_bytes()];
-    let members: Vec<Vec<u8>> = tx.ask("ZRANGEBYLEX", &names.keys(), &arguments)?;
-    let next = members.last().filter(|_| members.len() as u64 == STEP).cloned();
-    let found = load(tx, names, members)?;
-    Ok((found.into_iter().map(|(_, key)| key).collect(), next))
+type Found = Vec<(KeyHash, ApiKey)>;
+
+pub fn step(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<(Found, Option<Vec<u8>>)> {
+    let (members, next) = members(tx, &names.keys(), after, STEP)?;
+    Ok((load(tx, names, members)?, next))
+}
+
+/// By owner and id.
+pub fn export(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<Exported> {
+    let (found, next) = step(tx, names, after)?;
+    Ok(Exported { entries: found.into_iter().map(|(hash, key)| Entry::Key(hash, key)).collect(), next })
 }
 
 pub fn of_owner(tx: &mut Tx, names: &Names, owner: &OwnerId) -> Step<Vec<(KeyHash, ApiKey)>> {
     let members: Vec<Vec<u8>> = tx.ask("ZRANGEBYLEX", &names.keys(), &Names::of_owner(owner))?;
-    let found = load(tx, names, members)?;
-    Ok(found.into_iter().filter(|(_, key)| key.owner == *owner).collect())
+    load(tx, names, members)
 }
 
 /// The index is not sealed: what it says holds where a record says the same.
 fn load(tx: &mut Tx, names: &Names, members: Vec<Vec<u8>>) -> Step<Vec<(KeyHash, ApiKey)>> {
     let parsed = members.iter().filter_map(|member| {
-        let (_, id, hash) = parts(member)?;
-        Some((id.to_owned(), hash_of(hash)?))
+        let (owner, id, hash) = parts(member)?;
+        Some((owner, id, hash_of(hash)?))
     });
-    let found = all(parsed.map(|(id, hash)| {
+    let found = all(parsed.map(|(owner, id, hash)| {
         let key = tx.peek::<ApiKey>(names.key(&hash))?;
-        Ok(key.filter(|key| key.id.as_str() == id).map(|key| (hash, key)))
+        Ok(key.filter(|key| key.id.as_str() == id && key.owner.as_str() == owner).map(|key| (hash, key)))
     }))?;
     Ok(found.into_iter().flatten().collect())
 }
@@ -121,7 +125,7 @@ fn check_new(tx: &mut Tx, names: &Names, hash: &KeyHash, key: &ApiKey) -> Step<(
     if there? | named? { Err(rules::taken(key).into()) } else { Ok(()) }
 }
 
-fn insert(tx: &mut Tx, names: &Names, hash: &KeyHash, key: &ApiKey) -> Step<()> {
+pub fn insert(tx: &mut Tx, names: &Names, hash: &KeyHash, key: &ApiKey) -> Step<()> {
     tx.put(names.key(hash), key)?;
     tx.put(names.key_hash(&key.id), &hash_text(hash))?;
     tx.write("ZADD", names.keys(), &[b"0", member(key, hash).as_slice()]);

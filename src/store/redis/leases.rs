@@ -10,30 +10,14 @@ use async_trait::async_trait;
 use redis::{Cmd, FromRedisValue, Value};
 
 use super::core::Core;
-use super::fault::Fault;
 use super::link::Channel;
+use super::script::Script;
 use crate::store::{Buckets, Result, StoreError};
 
 pub struct SharedBuckets {
     core: Arc<Core>,
     lease: Script,
     sum: Script,
-}
-
-struct Script {
-    text: &'static str,
-    digest: String,
-}
-
-impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
-    }
-
-    fn call(&self, by_digest: bool, key: &str, arguments: &[String]) -> Cmd {
-        let (command, script) = if by_digest { ("EVALSHA", self.digest.as_str()) } else { ("EVAL", self.text) };
-        redis::cmd(command).arg(script).arg(1).arg(key).arg(arguments).take()
-    }
 }
 
 impl SharedBuckets {
@@ -44,12 +28,10 @@ impl SharedBuckets {
     async fn run<T: FromRedisValue>(&self, script: &Script, name: &str, arguments: &[String]) -> Result<T> {
         self.core.is_ours()?;
         let key = self.core.names.bucket(name);
-        let mut answer = self.core.link.send_once(Channel::Leases, &[script.call(true, &key, arguments)]).await;
-        // It did nothing.
-        if matches!(&answer, Err(Fault { is_unknown_script: true, .. })) {
-            answer = self.core.link.send_once(Channel::Leases, &[script.call(false, &key, arguments)]).await;
-        }
-        T::from_redis_value(answer?.into_iter().next().unwrap_or(Value::Nil))
+        let mut rest = Cmd::new();
+        rest.arg(1).arg(key).arg(arguments);
+        let answer = script.run(&self.core.link, Channel::Leases, &rest, None).await?;
+        T::from_redis_value(answer.into_iter().next().unwrap_or(Value::Nil))
             .map_err(|_| StoreError::Corrupt("redis answers a limit with something else".into()))
     }
 }

@@ -21,7 +21,7 @@ const FAILURES: u32 = 3;
 /// Between two probes.
 const PROBE: Duration = Duration::from_millis(250);
 
-type Answered<T> = std::result::Result<T, Fault>;
+pub type Answered<T> = std::result::Result<T, Fault>;
 
 /// What a call is for. Nothing large stands before a look-up of a key or a call of a lease, and nothing stands behind a commit,
 /// which may have to wait for replicas.
@@ -91,23 +91,15 @@ impl Link {
         if self.is_up() { None } else { self.why.lock().clone() }
     }
 
-    /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice.
+    /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice,
+    /// but calls of leases, which are sent once.
     pub async fn send(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
-        self.send_up_to(2, channel, commands).await
-    }
-
-    /// As [`Self::send`], of what is not to be done twice.
-    pub async fn send_once(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
-        self.send_up_to(1, channel, commands).await
-    }
-
-    async fn send_up_to(&self, times: u32, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
         if !self.is_up() {
             return Err(Fault::unreached("it has not answered, and is asked again in the background"));
         }
         let mut sent = self.attempt(channel, commands).await;
         // As after a restart of Redis that nobody has noticed.
-        if times > 1 && matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
+        if !matches!(channel, Channel::Leases) && matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
             sent = self.attempt(channel, commands).await;
         }
         // A node of a cluster that is away has taken its leases and blobs with it: nothing is known by them of the records' node.

@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Names;
+use super::copy::members;
 use super::seal::At;
 use super::tx::{NOTHING, Step, Tx, all};
 use crate::domain::{LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp};
+use crate::store::entry::{self, Entry, Exported};
 use crate::store::rules::decode;
 use crate::store::rules::modules::{self as rules, Record};
 use crate::store::{NewVersion, Page, StoreError, Stored};
@@ -46,7 +48,7 @@ impl Names {
 
 /// The guard of an owner's modules.
 #[derive(Default, Serialize, Deserialize)]
-struct Owned {
+pub struct Owned {
     modules: u64,
     bytes: u64,
     nonce: String,
@@ -107,7 +109,7 @@ fn member(owner: &str, name: &str) -> Vec<u8> {
     format!("{owner}\0{name}").into_bytes()
 }
 
-fn owned(tx: &mut Tx, names: &Names, owner: &OwnerId) -> Step<Owned> {
+pub fn owned(tx: &mut Tx, names: &Names, owner: &OwnerId) -> Step<Owned> {
     Ok(tx.get(names.owned(owner))?.unwrap_or_default())
 }
 
@@ -286,6 +288,7 @@ pub fn delete(tx: &mut Tx, names: &Names, owner: &OwnerId, name: &Name) -> Step<
         retired.names.retain(|_, last| *last > floor);
     }
     tx.put(names.retired(owner), &retired)?;
+    tx.write("ZADD", names.owners(), &["0", owner.as_str()]);
     sums.modules = sums.modules.saturating_sub(1);
     let bytes = found.versions.iter().map(ModuleVersion::stored_bytes).fold(0, u64::saturating_add);
     sums.bytes = sums.bytes.saturating_sub(bytes);
@@ -311,6 +314,51 @@ pub fn delete_version(tx: &mut Tx, names: &Names, owner: &OwnerId, name: &Name, 
     write(tx, names, &record)?;
     keep(tx, names, owner, sums)?;
     Ok(removed)
+}
+
+/// Modules read in one step.
+const STEP: u64 = 20;
+
+/// By owner and name.
+pub fn export(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<Exported> {
+    let (members, next) = members(tx, &names.modules(), after, STEP)?;
+    let parts = members.iter().filter_map(|member| std::str::from_utf8(member).ok()?.split_once('\0'));
+    let found = all(parts.map(|(owner, name)| load(tx, names, owner, name)))?;
+    let entry = |found: Found| {
+        let last = found.record.last;
+        Entry::Module(found.module(), last)
+    };
+    Ok(Exported { entries: found.into_iter().flatten().map(entry).collect(), next })
+}
+
+pub fn import(tx: &mut Tx, names: &Names, module: &Module, last: u32) -> Step<()> {
+    let (owner, name) = (module.owner.as_str(), module.name.as_str());
+    let mut sums = owned(tx, names, &module.owner)?;
+    sums.modules += 1;
+    for version in &module.versions {
+        sums.bytes = sums.bytes.saturating_add(version.stored_bytes());
+        tx.put(At::field(names.module(owner, name), version_field(version.version)), version)?;
+    }
+    if let Some(runs) = rules::runs(module) {
+        tx.put(At::field(names.module(owner, name), RUNS), &runs)?;
+    }
+    tx.put(names.module_by_id(&module.id), &(owner, name))?;
+    tx.write("ZADD", names.modules(), &[b"0", member(owner, name).as_slice()]);
+    write(tx, names, &Record::of(module, last))?;
+    keep(tx, names, &module.owner, sums)
+}
+
+pub fn export_retired(tx: &mut Tx, names: &Names, owner: &str) -> Step<Option<Entry>> {
+    let Ok(owner) = owner.parse::<OwnerId>() else { return Ok(None) };
+    let found = tx.peek::<Retired>(names.retired(&owner))?.filter(|found| found.floor > 0 || !found.names.is_empty());
+    Ok(found.map(|Retired { floor, names }| Entry::Retired(entry::Retired { owner, floor, names })))
+}
+
+pub fn import_retired(tx: &mut Tx, names: &Names, retired: &entry::Retired) -> Step<()> {
+    let entry::Retired { owner, floor, names: numbers } = retired;
+    tx.put(names.retired(owner), &Retired { floor: *floor, names: numbers.clone() })?;
+    tx.write("ZADD", names.owners(), &["0", owner.as_str()]);
+    Ok(())
 }
 
 /// Beside the guard: what counts is that the module is still the same one.

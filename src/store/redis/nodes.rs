@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use redis::{FromRedisValue, Value, cmd};
+use redis::{Cmd, FromRedisValue, Value};
 
 use super::RedisStore;
 use super::link::Channel;
@@ -12,29 +12,23 @@ use super::seal::At;
 use crate::store::rules::{decode, encode};
 use crate::store::{ALIVE, LiveNode, Node, Result, StoreError};
 
-const BEAT: &str = include_str!("beat.lua");
+pub const BEAT: &str = include_str!("beat.lua");
 
 impl RedisStore {
-    /// `None`: the node leaves.
+    /// `None`: the node leaves, or nobody has this name.
     pub(super) async fn tell_of(&self, id: &str, node: Option<&Node>) -> Result<Vec<LiveNode>> {
         let known = self.core.known().await?;
         let place = |id: &[u8]| At::field(self.names().of(&["nodes"]), id);
         let at = place(id.as_bytes());
         let record = node.map(|node| encode(node).map(|content| known.seal.seal(&at, &content))).transpose()?;
-        let call = |command: &str, script: &str| {
-            let mut call = cmd(command);
-            call.arg(script).arg(2).arg(self.names().sentinel()).arg(&at.key);
-            call.arg(known.sentinel()).arg(id).arg(record.as_deref().unwrap_or_default()).arg(ALIVE.as_millis() as u64);
-            call
-        };
-        let mut answer = self.core.link.send(Channel::Rest, &[call("EVALSHA", &self.beat)]).await;
-        if answer.as_ref().is_err_and(|fault| fault.is_unknown_script) {
-            answer = self.core.link.send(Channel::Rest, &[call("EVAL", BEAT)]).await;
-        }
+        let mut rest = Cmd::new();
+        rest.arg(2).arg(self.names().sentinel()).arg(&at.key).arg(known.sentinel()).arg(id);
+        rest.arg(record.as_deref().unwrap_or_default()).arg(ALIVE.as_millis() as u64);
+        let answer = self.beat.run(&self.core.link, Channel::Rest, &rest, None).await?;
         let unfit = || StoreError::Corrupt("redis answers a beat with something else".into());
-        let all = match answer?.into_iter().next() {
+        let all = match answer.into_iter().next() {
             Some(Value::BulkString(word)) if word == b"lost" => {
-                return Err(self.core.confirm(true).await.err().unwrap_or_else(|| self.core.misfit(None)));
+                return Err(self.core.why_lost().await);
             }
             Some(Value::Array(all)) => all,
             _ => return Err(unfit()),
@@ -54,9 +48,4 @@ impl RedisStore {
         live.sort_by(|a, b| (&a.node.name, &a.node.id).cmp(&(&b.node.name, &b.node.id)));
         Ok(live)
     }
-}
-
-/// The script's name.
-pub fn beat() -> String {
-    redis::Script::new(BEAT).get_hash().to_owned()
 }

@@ -12,7 +12,7 @@ use crate::store::{Result, StoreError};
 /// Gateways that start at once with newer ones.
 const TRIES: u32 = 10;
 
-pub async fn agree(core: &Core, known: &Known, peppers: &[String]) -> Result<()> {
+pub async fn agree(core: &Core, known: &Known, peppers: &[String], is_read_only: bool) -> Result<()> {
     let Some(newest) = peppers.first() else { return Ok(()) };
     let at = At::key(core.names.of(&["pepper"]));
     for _ in 0..TRIES {
@@ -30,6 +30,7 @@ pub async fn agree(core: &Core, known: &Known, peppers: &[String]) -> Result<()>
         match &fleets {
             Some(fleets) if fleets == newest => return Ok(()),
             Some(fleets) if !peppers.contains(fleets) => return Err(other(&at.key)),
+            _ if is_read_only => return Ok(()),
             _ => {}
         }
         if let Err(Stop::Failed(e)) = tx.put(at.clone(), newest) {

@@ -9,6 +9,7 @@ use super::keys::{hash_of, hash_text};
 use super::seal::At;
 use super::tx::{NOTHING, Step, Tx, all};
 use crate::domain::{KeyHash, Name, OwnerId, Tier, Timestamp, TokenId, UsageDelta, UsageRecord};
+use crate::store::entry::{Entry, Exported, no_place, parts};
 use crate::store::rules::{self, PRUNE_BATCH, decode};
 use crate::store::{AdminToken, AuditEntry, Retention, StoreError, UsageRow};
 
@@ -98,6 +99,16 @@ pub fn put_token(tx: &mut Tx, names: &Names, hash: &KeyHash, token: &AdminToken)
     if there.is_some() || others.iter().any(|(_, other)| rules::token_is_taken(other, token)) {
         return Err(rules::token_taken(token).into());
     }
+    insert_token(tx, names, &hash, token)
+}
+
+/// By id.
+pub fn export_tokens(tx: &mut Tx, names: &Names) -> Step<Exported> {
+    let tokens = load_tokens(tx, names)?;
+    Ok(Exported::whole(tokens.into_iter().map(|(hash, token)| Entry::Token(hash, token)).collect()))
+}
+
+pub fn insert_token(tx: &mut Tx, names: &Names, hash: &KeyHash, token: &AdminToken) -> Step<()> {
     tx.put(names.token(hash), token)?;
     tx.write("ZADD", names.tokens(), &["0", &format!("{}\0{}", token.id, hash_text(hash))]);
     Ok(())
@@ -141,6 +152,10 @@ pub fn usage(tx: &mut Tx, names: &Names, owner: Option<&OwnerId>, from_day: i64,
     let members: Vec<String> = tx.ask("ZRANGEBYSCORE", &names.usage_days(), &bounds)?;
     let days = members.iter().filter_map(|member| owner_and_day(member));
     let days: Vec<_> = days.filter(|(of, _)| owner.is_none_or(|owner| owner == of)).collect();
+    rows(tx, names, &days)
+}
+
+fn rows(tx: &mut Tx, names: &Names, days: &[(OwnerId, i64)]) -> Step<Vec<UsageRow>> {
     let found = all(days.iter().map(|(owner, day)| tx.fields(&names.usage(*day, owner))))?;
     let mut rows = Vec::new();
     for ((owner, day), fields) in days.iter().zip(found) {
@@ -151,6 +166,49 @@ pub fn usage(tx: &mut Tx, names: &Names, owner: Option<&OwnerId>, from_day: i64,
         }
     }
     Ok(rows)
+}
+
+/// Days of owners that are read in one step.
+const STEP: u64 = 64;
+
+/// By day, owner and key. A place is the last member of the index, behind its number among those of its day.
+pub fn export_usage(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<Exported> {
+    let index = names.usage_days();
+    let (mut from, mut skip, mut behind) = ("-inf".to_owned(), 0, None);
+    if let Some(after) = after {
+        let [number, member] = parts(after)?;
+        let number: u64 = number.parse().map_err(|_| no_place())?;
+        let (_, day) = owner_and_day(member).ok_or_else(no_place)?;
+        from = day.to_string();
+        let place = number.saturating_sub(1).to_string();
+        let there: Vec<String> = tx.ask("ZRANGEBYSCORE", &index, &[&from, "+inf", "LIMIT", &place, "1"])?;
+        skip = if there.first().is_some_and(|there| there == member) {
+            number
+        } else {
+            // Somebody has pruned meanwhile.
+            let of_day: Vec<String> = tx.ask("ZRANGEBYSCORE", &index, &[&from, &from])?;
+            of_day.iter().filter(|other| other.as_str() <= member).count() as u64
+        };
+        behind = Some(day);
+    }
+    let (place, most) = (skip.to_string(), STEP.to_string());
+    let members: Vec<String> = tx.ask("ZRANGEBYSCORE", &index, &[from.as_str(), "+inf", "LIMIT", &place, &most])?;
+    let days: Vec<_> = members.iter().filter_map(|member| owner_and_day(member)).collect();
+    let rows = rows(tx, names, &days)?;
+    let next = members.last().filter(|_| members.len() as u64 == STEP).and_then(|last| {
+        let (_, day) = owner_and_day(last)?;
+        let of_day = days.iter().filter(|(_, other)| *other == day).count() as u64;
+        let number = if behind == Some(day) { skip + of_day } else { of_day };
+        Some(format!("{number}\0{last}").into_bytes())
+    });
+    Ok(Exported { entries: rows.into_iter().map(Entry::Usage).collect(), next })
+}
+
+pub fn import_usage(tx: &mut Tx, names: &Names, row: &UsageRow) -> Step<()> {
+    let UsageRow { day, owner, key, usage } = row;
+    tx.put(At::field(names.usage(*day, owner), key.as_str()), usage)?;
+    tx.write("ZADD", names.usage_days(), &[day.to_string(), format!("{owner}\0{day}")]);
+    Ok(())
 }
 
 fn owner_and_day(member: &str) -> Option<(OwnerId, i64)> {
@@ -188,11 +246,45 @@ pub fn prune_usage(tx: &mut Tx, names: &Names, keep: &Retention) -> Step<u64> {
 
 // ---- the audit log ----
 
+/// Lines read in one step.
+const LINES: u64 = 500;
+
 /// With a number used once: no two lines are the same.
 type Line = (String, AuditEntry);
 
 pub fn append_audit(tx: &mut Tx, names: &Names, entry: &AuditEntry) -> Step<()> {
     tx.append(&names.audit(), &(tx.nonce(), entry))
+}
+
+/// Oldest first. A place is how many are before it, and the number of the last of these.
+pub fn export_audit(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<Exported> {
+    let list = names.audit();
+    let mut from = 0;
+    if let Some(after) = after {
+        let [before, last] = parts(after)?;
+        let mut before: u64 = before.parse().map_err(|_| no_place())?;
+        let is_last = |item: &Option<Vec<u8>>| {
+            item.as_ref().and_then(|line| decode::<Line>(line, "audit").ok()).is_some_and(|(number, _)| number == last)
+        };
+        // Where it was, or lower, if somebody has pruned meanwhile; those behind a line that was pruned are all.
+        let mut step = 1;
+        while before > 0 && from == 0 {
+            let first = before.saturating_sub(step);
+            let items = tx.items(&list, first, before - 1)?;
+            from = items.iter().position(is_last).map_or(0, |place| first + place as u64 + 1);
+            (before, step) = (first, LINES);
+        }
+    }
+    let items = tx.items(&list, from, from + LINES - 1)?;
+    let lines = items.iter().flatten().map(|line| decode::<Line>(line, "audit")).collect::<Result<Vec<_>, _>>()?;
+    let next = lines.last().filter(|_| items.len() as u64 == LINES);
+    let next = next.map(|(number, _)| format!("{}\0{number}", from + LINES).into_bytes());
+    Ok(Exported { entries: lines.into_iter().map(|(_, line)| Entry::Audit(line)).collect(), next })
+}
+
+/// The `n`th line of this transaction.
+pub fn import_audit(tx: &mut Tx, names: &Names, n: usize, entry: &AuditEntry) -> Step<()> {
+    tx.append(&names.audit(), &(format!("{}.{n}", tx.nonce()), entry))
 }
 
 /// Of the items of the list from `first` to `last`, the newest first.

@@ -5,6 +5,7 @@
 use super::Names;
 use super::seal::At;
 use super::tx::{Step, Tx};
+use crate::store::entry::{Entry, Exported, no_place};
 use crate::store::rules;
 use crate::store::{NewRoutes, RoutesVersion, StoreError};
 
@@ -31,6 +32,27 @@ pub fn push(tx: &mut Tx, names: &Names, new: &NewRoutes, expect: u64) -> Step<Ro
 
 pub fn versions(tx: &mut Tx, names: &Names) -> Step<Vec<RoutesVersion>> {
     Ok(tx.get(names.routes())?.unwrap_or_default())
+}
+
+/// Oldest first, one at a time.
+pub fn export(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<Exported> {
+    let versions = versions(tx, names)?;
+    let (version, next) = rules::routes::after(&versions, after).ok_or_else(no_place)?;
+    let Some(version) = version else { return Ok(Exported::default()) };
+    let Some(text) = text(tx, names, version.version)? else {
+        // One that was forged is told of as that.
+        let missing = rules::routes::no_text(version.version);
+        return if tx.forged.is_empty() { Err(missing.into()) } else { Ok(Exported::default()) };
+    };
+    Ok(Exported { entries: vec![Entry::Routes(version.clone(), text)], next })
+}
+
+pub fn import(tx: &mut Tx, names: &Names, version: &RoutesVersion, text: &str) -> Step<()> {
+    let mut versions = versions(tx, names)?;
+    versions.insert(0, version.clone());
+    tx.put(names.routes(), &versions)?;
+    tx.put_content(names.routes_text(version.version), text.as_bytes().to_vec());
+    Ok(())
 }
 
 pub fn text(tx: &mut Tx, names: &Names, version: u64) -> Step<Option<String>> {

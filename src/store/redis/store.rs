@@ -6,11 +6,12 @@ use async_trait::async_trait;
 
 use super::leases::SharedBuckets;
 use super::link::Channel;
-use super::{RedisStore, batches, keys, modules, records, routes, values};
+use super::{RedisStore, batches, copy, keys, modules, records, routes, values};
 use crate::domain::{
     ApiKey, Digest, KeyHash, KeyId, LimitsChange, Module, ModuleVersion, Name, OwnerId, Tier, Timestamp, TokenId,
     UsageDelta,
 };
+use crate::store::entry::{Entry, Exported, Kind, Mark};
 use crate::store::rules::{self, PRUNE_BATCH};
 use crate::store::{
     AdminToken, AuditEntry, Batch, Buckets, Changes, KvIncr, KvSet, KvValue, LiveNode, NewRoutes, NewVersion, Node,
@@ -36,6 +37,11 @@ impl Store for RedisStore {
 
     async fn leave(&self, id: &str) -> Result<()> {
         self.tell_of(id, None).await.map(drop)
+    }
+
+    async fn nodes(&self) -> Result<Vec<LiveNode>> {
+        // Nobody has this name.
+        self.tell_of("", None).await
     }
 
     fn fault(&self) -> Option<StoreError> {
@@ -73,7 +79,7 @@ impl Store for RedisStore {
             let mut after: Option<Vec<u8>> = None;
             loop {
                 let (some, next) = self.look(|tx, names| keys::step(tx, names, after.as_deref())).await?;
-                found.extend(some);
+                found.extend(some.into_iter().map(|(_, key)| key));
                 match next {
                     Some(next) => after = Some(next),
                     None => break,
@@ -278,5 +284,22 @@ impl Store for RedisStore {
             }
         }
         Ok(lines + rows + swept)
+    }
+
+    async fn id(&self) -> Result<String> {
+        Ok(self.core.known().await?.id().to_owned())
+    }
+
+    async fn export(&self, kind: Kind, after: Option<&[u8]>) -> Result<Exported> {
+        self.look(|tx, names| copy::export(tx, names, kind, after)).await
+    }
+
+    async fn import(&self, entries: Vec<Entry>, mark: Option<&Mark>, next: Option<&Mark>) -> Result<()> {
+        let (mark, next) = (mark.cloned(), next.cloned());
+        self.write(&["copy"], move |tx, names| copy::import(tx, names, &entries, mark.as_ref(), next.as_ref())).await
+    }
+
+    async fn mark(&self) -> Result<Option<Mark>> {
+        self.look(copy::mark).await
     }
 }

@@ -186,14 +186,14 @@ impl<'a> Tx<'a> {
     pub fn items(&mut self, key: &str, first: u64, last: u64) -> Step<Vec<Option<Vec<u8>>>> {
         let found: Vec<Vec<u8>> = self.ask("LRANGE", key, &[first.to_string(), last.to_string()])?;
         let at = At::key(key);
-        let open = |record: Vec<u8>| {
+        let open = |(place, record): (u64, Vec<u8>)| {
             let content = self.seal.open(&at, &record).map(<[u8]>::to_vec);
             if content.is_none() {
-                self.forged.insert(at.clone());
+                self.forged.insert(At::field(key, place.to_string()));
             }
             content
         };
-        Ok(found.into_iter().map(open).collect())
+        Ok((first..).zip(found).map(open).collect())
     }
 
     /// What a command answers that reads one whole key.

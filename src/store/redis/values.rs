@@ -5,17 +5,22 @@
 
 use super::Names;
 use super::seal::At;
-use super::tx::{Step, Tx, all};
+use super::tx::{NOTHING, Step, Tx, all};
 use crate::domain::{OwnerId, Timestamp};
+use crate::store::entry::{self, Entry, Exported};
 use crate::store::rules::values::{self as rules, NEVER, Sums};
 use crate::store::{KvIncr, KvSet, KvValue};
 
 impl Names {
-    fn value(&self, owner: &OwnerId, key: &[u8]) -> At {
-        At::field(self.of(&["v", owner.as_str()]), key)
+    fn values(&self, owner: &OwnerId) -> String {
+        self.of(&["v", owner.as_str()])
     }
 
-    fn sums(&self, owner: &OwnerId) -> At {
+    fn value(&self, owner: &OwnerId, key: &[u8]) -> At {
+        At::field(self.values(owner), key)
+    }
+
+    fn value_sums(&self, owner: &OwnerId) -> At {
         At::key(self.of(&["vs", owner.as_str()]))
     }
 
@@ -89,12 +94,12 @@ pub fn delete(tx: &mut Tx, names: &Names, owner: &OwnerId, key: &[u8], now: Time
     let (mut sums, found) = look(tx, names, owner, key)?;
     let Some(row) = found else { return Ok(false) };
     remove(tx, names, owner, key, &row, &mut sums);
-    tx.put(names.sums(owner), &sums)?;
+    tx.put(names.value_sums(owner), &sums)?;
     Ok(row.is_live(now))
 }
 
 fn look(tx: &mut Tx, names: &Names, owner: &OwnerId, key: &[u8]) -> Step<(Sums, Option<Row>)> {
-    let sums = tx.get::<Sums>(names.sums(owner));
+    let sums = tx.get::<Sums>(names.value_sums(owner));
     let found = row(tx, names, owner, key);
     Ok((sums?.unwrap_or_default(), found?))
 }
@@ -120,15 +125,84 @@ fn put(
     if let Some(row) = &found {
         remove(tx, names, owner, key, row, &mut sums);
     }
+    if sums.last == 0 {
+        tx.write("ZADD", names.owners(), &["0", owner.as_str()]);
+    }
     let number = sums.add(size);
+    insert(tx, names, (owner, key), number, (value, expires));
+    tx.put(names.value_sums(owner), &sums)?;
+    Ok(number)
+}
+
+fn insert(tx: &mut Tx, names: &Names, (owner, key): (&OwnerId, &[u8]), number: u64, (value, expires): (&[u8], i64)) {
     tx.put_content(names.value(owner, key), Row::content(number, expires, value));
     if expires != NEVER {
         let score = expires.to_string();
         tx.write("ZADD", names.expiring(owner), &[score.as_bytes(), key]);
         tx.write("ZADD", names.expiring_owners(), &["LT", &score, owner.as_str()]);
     }
-    tx.put(names.sums(owner), &sums)?;
-    Ok(number)
+}
+
+pub fn sums(tx: &mut Tx, names: &Names, owner: &OwnerId) -> Step<Sums> {
+    Ok(tx.get(names.value_sums(owner))?.unwrap_or_default())
+}
+
+/// Values read in one step, of one owner.
+const STEP: usize = 128;
+
+/// By owner and key, also those whose time is over. A place is an owner, and the key behind which to go on.
+pub fn export(tx: &mut Tx, names: &Names, after: Option<&[u8]>) -> Step<Exported> {
+    let (from, after) = match after {
+        Some(after) => match entry::split(after) {
+            Some((owner, key)) => (owner.as_bytes(), Some((owner, key))),
+            None => (after, None),
+        },
+        None => (&b""[..], None),
+    };
+    let from = if from.is_empty() { b"-".to_vec() } else { [b"[", from].concat() };
+    let arguments: [&[u8]; 5] = [&from, b"+", b"LIMIT", b"0", b"2"];
+    let owners: Vec<Vec<u8>> = tx.ask("ZRANGEBYLEX", &names.owners(), &arguments)?;
+    let Some(first) = owners.first() else { return Ok(Exported::default()) };
+    let next_owner = owners.get(1).cloned();
+    let owner = std::str::from_utf8(first).ok().and_then(|owner| owner.parse::<OwnerId>().ok());
+    let Some(owner) = owner else { return Ok(Exported { entries: Vec::new(), next: next_owner }) };
+    let behind = after.filter(|(of, _)| *of == owner.as_str()).map(|(_, key)| key);
+    let mut keys: Vec<Vec<u8>> = tx.ask("HKEYS", &names.values(&owner), NOTHING)?;
+    keys.retain(|key| behind.is_none_or(|behind| key.as_slice() > behind));
+    keys.sort_unstable();
+    let more = keys.len() > STEP;
+    keys.truncate(STEP);
+    let next = match keys.last() {
+        Some(last) if more => Some([owner.as_str().as_bytes(), b"\0", last].concat()),
+        _ => next_owner,
+    };
+    let rows = all(keys.iter().map(|key| Ok(tx.peek_content(&names.value(&owner, key))?.and_then(Row::read))))?;
+    let entries = keys.into_iter().zip(rows).filter_map(|(key, row)| {
+        let Row { value, expires } = row?;
+        let (owner, version, value) = (owner.clone(), value.version, value.value);
+        Some(Entry::Value(entry::Value { owner, key, version, expires, value }))
+    });
+    Ok(Exported { entries: entries.collect(), next })
+}
+
+pub fn export_number(tx: &mut Tx, names: &Names, owner: &str) -> Step<Option<Entry>> {
+    let Ok(owner) = owner.parse::<OwnerId>() else { return Ok(None) };
+    let sums = tx.peek::<Sums>(names.value_sums(&owner))?.filter(|sums| sums.last > 0);
+    Ok(sums.map(|sums| Entry::Number(owner, sums.last)))
+}
+
+pub fn import(tx: &mut Tx, names: &Names, value: &entry::Value) -> Step<()> {
+    let entry::Value { owner, key, version, expires, value } = value;
+    let mut sums = sums(tx, names, owner)?;
+    sums.take_up((key.len() + value.len()) as u64, *version);
+    insert(tx, names, (owner, key), *version, (value, *expires));
+    tx.put(names.value_sums(owner), &sums)
+}
+
+pub fn import_number(tx: &mut Tx, names: &Names, owner: &OwnerId, last: u64) -> Step<()> {
+    let sums = sums(tx, names, owner)?;
+    tx.write("ZADD", names.owners(), &["0", owner.as_str()]);
+    tx.put(names.value_sums(owner), &Sums { last, ..sums })
 }
 
 fn remove(tx: &mut Tx, names: &Names, owner: &OwnerId, key: &[u8], row: &Row, sums: &mut Sums) {
@@ -165,7 +239,7 @@ fn remove_expired(
 /// Of one owner: removes what is over, at most `most`, and says when to look again; how many.
 pub fn sweep(tx: &mut Tx, names: &Names, owner: &OwnerId, now: Timestamp, most: u64) -> Step<u64> {
     let after = format!("({}", now.unix_millis());
-    let sums = tx.get::<Sums>(names.sums(owner));
+    let sums = tx.get::<Sums>(names.value_sums(owner));
     let next = tx.ask::<Vec<Vec<u8>>>(
         "ZRANGEBYSCORE",
         &names.expiring(owner),
@@ -174,7 +248,7 @@ pub fn sweep(tx: &mut Tx, names: &Names, owner: &OwnerId, now: Timestamp, most: 
     let mut sums = sums?.unwrap_or_default();
     let next = next?.into_iter().nth(1);
     let swept = remove_expired(tx, names, owner, &mut sums, now, most)?;
-    tx.put(names.sums(owner), &sums)?;
+    tx.put(names.value_sums(owner), &sums)?;
     if swept < most {
         match next {
             Some(score) => tx.write("ZADD", names.expiring_owners(), &[score.as_slice(), owner.as_str().as_bytes()]),

@@ -45,6 +45,21 @@ impl Record {
         }
     }
 
+    /// Of a module as it is; `last` is the highest number that it has given.
+    pub fn of(module: &Module, last: u32) -> Self {
+        Self {
+            id: module.id.clone(),
+            owner: module.owner.clone(),
+            name: module.name.clone(),
+            description: module.description.clone(),
+            public: module.public,
+            active: module.active,
+            previous: module.previous,
+            last,
+            limits: module.limits.clone(),
+        }
+    }
+
     /// Takes up a version, under the number that it has already where it is `known`; its number.
     pub fn take_up(&mut self, new: &NewVersion, known: Option<u32>) -> u32 {
         let number = known.unwrap_or(self.last + 1);
@@ -98,6 +113,11 @@ impl Record {
             last_executed: runs.and_then(|(_, last)| Timestamp::from_unix_millis(last)),
         }
     }
+}
+
+/// As [`Record::module`] takes them.
+pub fn runs(module: &Module) -> Option<(u64, i64)> {
+    module.last_executed.map(|last| (module.executions, last.unix_millis()))
 }
 
 /// The runs of a module after some more.

@@ -32,6 +32,13 @@ impl Sums {
         self.last
     }
 
+    /// Counts a value that has its number already.
+    pub fn take_up(&mut self, size: u64, number: u64) {
+        self.entries += 1;
+        self.bytes += size;
+        self.last = self.last.max(number);
+    }
+
     pub fn take(&mut self, size: u64) {
         self.entries = self.entries.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(size);

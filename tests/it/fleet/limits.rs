@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::{Fleet, followed};
+use super::{Fleet, PATIENT, followed};
 use crate::support::admin::NewKey;
 use crate::support::redis::Redis;
 use crate::support::toml::{keyed_proxy, route, tier};
@@ -240,7 +240,8 @@ fn what_guests_and_batches_charge_is_the_fleets() {
     let fleet = Fleet::new();
     let guest =
         "match.path_prefix = \"/guest\"\ntarget.handler = { module = \"acme/guest\", wall = \"60s\" }\nauth = \"key\"";
-    let config = fleet.config(&(day("daily", 60, "") + &route("guest", guest) + &api::config("")));
+    let config = PATIENT.to_owned() + &day("daily", 60, "") + &route("guest", guest) + &api::config("");
+    let config = fleet.config(&config);
     let nodes: Vec<_> = (0..2).map(|_| Gateway::start(&config)).collect();
     nodes.iter().for_each(followed);
     nodes[0].upload("acme/guest", "http-wasm", &c_guest("host_api_http"));

@@ -665,8 +665,13 @@ async fn one_rule_of_the_acl_is_enough_and_secrets_are_told_to_nobody() {
     let table = super::CASES.iter().find(|(case, _)| *case == "values_expire").unwrap();
     table.1(store.clone()).await;
     for (case, run) in super::CASES.iter().filter(|(case, _)| {
-        ["rotation_changes_both_keys_or_none", "a_deleted_module_is_gone", "limits_are_counted_here_or_shared"]
-            .contains(case)
+        [
+            "rotation_changes_both_keys_or_none",
+            "a_deleted_module_is_gone",
+            "limits_are_counted_here_or_shared",
+            "what_was_written_is_exported_as_it_is",
+        ]
+        .contains(case)
     }) {
         println!("case {case}");
         run(RedisStore::open(with("gate", "hunter2", &format!("test:{case}"))).unwrap()).await;
