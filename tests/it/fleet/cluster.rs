@@ -83,6 +83,10 @@ fn a_fleet_gets_over_a_cluster_that_lacks_a_node() {
     let (known, unknown) = (node.key(), node.key());
     assert_eq!(ask(&node, &known), 200);
     let gone = (fleet.redis.place(RECORDS) + 1) % 3;
+    // A node that was away for longer is taken back after twice that; half a minute, unless told.
+    for node in &fleet.redis.primaries {
+        node.cli(&["config", "set", "cluster-node-timeout", "3000"]);
+    }
     fleet.redis.primaries[gone].kill();
     eventually("it is down", || reasons(&node).iter().any(|reason| reason == "store-unreachable"));
     assert_eq!((ask(&node, &known), ask(&node, &unknown)), (200, 503));
