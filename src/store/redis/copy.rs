@@ -81,8 +81,11 @@ fn of_owners(
     Ok(Exported { entries: found.into_iter().flatten().collect(), next })
 }
 
-/// Those of an index by letters that are behind `after`, and where to go on; nowhere at the end.
-pub fn members(tx: &mut Tx, index: &str, after: Option<&[u8]>, most: u64) -> Step<(Vec<Vec<u8>>, Option<Vec<u8>>)> {
+/// Some members of an index, and where to go on; nowhere at the end.
+type Members = (Vec<Vec<u8>>, Option<Vec<u8>>);
+
+/// Those of an index by letters that are behind `after`.
+pub fn members(tx: &mut Tx, index: &str, after: Option<&[u8]>, most: u64) -> Step<Members> {
     let from = after.map_or(b"-".to_vec(), |after| [b"(", after].concat());
     let limit = most.to_string();
     let arguments: [&[u8]; 5] = [&from, b"+", b"LIMIT", b"0", limit.as_bytes()];

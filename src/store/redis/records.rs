@@ -99,7 +99,7 @@ pub fn put_token(tx: &mut Tx, names: &Names, hash: &KeyHash, token: &AdminToken)
     if there.is_some() || others.iter().any(|(_, other)| rules::token_is_taken(other, token)) {
         return Err(rules::token_taken(token).into());
     }
-    insert_token(tx, names, &hash, token)
+    insert_token(tx, names, hash, token)
 }
 
 /// By id.
