@@ -1,5 +1,6 @@
 //! Gateways that share a Redis: each a process of its own, before a real redis-server.
 
+mod cluster;
 mod copy;
 mod limits;
 mod nodes;
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 use wasmgate::store::redis::COMMANDS;
 
 use crate::support::admin::NewKey;
+use crate::support::cluster::Cluster;
 use crate::support::gateway::binary;
 use crate::support::redis::{Redis, Wire};
 use crate::support::toml::{route, upstream};
@@ -24,14 +26,37 @@ use crate::support::{Gateway, Upstream, api, c_guest, eventually, try_serve, wat
 const PATIENT: &str = "timeout = \"20s\"\n";
 
 /// A Redis, and what its gateways have in common.
-struct Fleet {
-    redis: Redis,
+struct Fleet<S = Redis> {
+    redis: S,
     secrets: TempDir,
+}
+
+/// What `[store.redis]` says of them.
+trait Servers {
+    fn settings(&self) -> String;
+}
+
+impl Servers for Redis {
+    fn settings(&self) -> String {
+        format!("urls = [{:?}]", self.url())
+    }
+}
+
+impl Servers for Cluster {
+    fn settings(&self) -> String {
+        format!("urls = {:?}\ncluster = true", self.urls())
+    }
 }
 
 impl Fleet {
     fn new() -> Fleet {
-        let fleet = Fleet { redis: Redis::start(), secrets: tempfile::tempdir().expect("a folder") };
+        Fleet::on(Redis::start())
+    }
+}
+
+impl<S: Servers> Fleet<S> {
+    fn on(redis: S) -> Self {
+        let fleet = Self { redis, secrets: tempfile::tempdir().expect("a folder") };
         fleet.secret("pepper", &"0123456789abcdef".repeat(4));
         fleet.secret("record.key", &"fedcba9876543210".repeat(4));
         fleet
@@ -48,9 +73,9 @@ impl Fleet {
     fn config(&self, more: &str) -> String {
         let secret = |name| self.secrets.path().join(name);
         format!(
-            "[auth]\npepper_file = {:?}\n[store]\nkind = \"redis\"\n[store.redis]\nurls = [{:?}]\nrecord_key_file = {:?}\n{more}\n",
+            "[auth]\npepper_file = {:?}\n[store]\nkind = \"redis\"\n[store.redis]\n{}\nrecord_key_file = {:?}\n{more}\n",
             secret("pepper"),
-            self.redis.url(),
+            self.redis.settings(),
             secret("record.key")
         )
     }

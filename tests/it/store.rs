@@ -1,5 +1,6 @@
 //! The store: one table of what the trait promises, for both stores, and what each does in faults of its own.
 
+mod cluster;
 pub mod copy;
 mod redis;
 

@@ -89,7 +89,7 @@ impl RedisStore {
     }
 
     async fn ask(&self, command: &mut Cmd) -> Result<Value> {
-        let answers = self.core.link.send(Channel::Rest, &[command.take()]).await?;
+        let answers = self.core.link.send(Channel::Blobs, &[command.take()]).await?;
         Ok(answers.into_iter().next().unwrap_or(Value::Nil))
     }
 

@@ -76,6 +76,10 @@ pub fn fault(error: &RedisError) -> Fault {
         let cluster = "redis: it is part of a cluster: name it as one";
         return Fault::refused(StoreError::Unavailable(cluster.into()));
     }
+    if says("TRYAGAIN") {
+        let moving = "redis: its cluster moves the records to another node: try again";
+        return Fault::refused(StoreError::Unavailable(moving.into()));
+    }
     if says("WRONGTYPE") {
         return Fault::refused(StoreError::Corrupt("a key in Redis has another type than what is kept there".into()));
     }

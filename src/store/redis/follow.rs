@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::Names;
 use super::core::Core;
 use super::keys::hash_of;
-use super::servers::Servers;
+use super::servers::{REDIRECTIONS, Servers, host_and_port};
 use crate::store::Changes;
 
 /// How often the connection is looked at, and how long its answer may take.
@@ -27,8 +27,6 @@ const MISSES: u32 = 2;
 const AGAIN: Duration = Duration::from_millis(200);
 /// Pushes that wait to be told of; more are as good as a lost connection.
 const QUEUED: usize = 65_536;
-/// Nodes of a cluster that point to each other.
-const REDIRECTIONS: usize = 4;
 
 struct Told {
     connection: MultiplexedConnection,
@@ -93,8 +91,7 @@ fn nobody() -> redis::RedisError {
 }
 
 fn address(node: &str, like: &ConnectionAddr) -> Option<ConnectionAddr> {
-    let (host, port) = node.rsplit_once(':')?;
-    let (host, port) = (host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?);
+    let (host, port) = host_and_port(node)?;
     Some(match like {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
             ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }

@@ -8,8 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use redis::aio::ConnectionLike;
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Value};
 use tokio::runtime::Handle;
 
 use super::RedisSettings;
@@ -26,18 +25,19 @@ pub type Answered<T> = std::result::Result<T, Fault>;
 
 /// What a call is for. Nothing large stands before a look-up of a key or a call of a lease, and nothing stands behind a commit,
 /// which may have to wait for replicas.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
     LookUps,
     Leases,
     Commits,
+    Blobs,
     Rest,
 }
 
 pub struct Link {
     client: Servers,
     runtime: Handle,
-    slots: [Slot; 4],
+    slots: [Slot; 5],
     connect: Duration,
     response: Duration,
     /// What the probe reads; any key that the store may read.
@@ -102,7 +102,10 @@ impl Link {
         if !matches!(channel, Channel::Leases) && matches!(&sent, Err(Fault { is_broken: true, is_open: true, .. })) {
             sent = self.attempt(channel, commands).await;
         }
+        // A node of a cluster that is away has taken its leases and blobs with it: nothing is known by them of the records' node.
+        let is_elsewhere = self.client.is_cluster() && matches!(channel, Channel::Leases | Channel::Blobs);
         match &sent {
+            _ if is_elsewhere => {}
             Err(fault) if fault.is_outage => self.failed(&fault.error),
             _ => self.failures.store(0, Ordering::Relaxed),
         }
@@ -112,20 +115,8 @@ impl Link {
     async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
         let slot = &self.slots[channel as usize];
         let (number, mut connection) = self.connection(slot).await?;
-        let sent = async {
-            match commands {
-                [one] => connection.req_packed_command(one).await.and_then(Value::extract_error).map(|v| vec![v]),
-                many => {
-                    let mut all = Pipeline::with_capacity(many.len());
-                    for command in many {
-                        all.add_command(command.clone());
-                    }
-                    all.query_async::<Vec<Value>>(&mut connection).await
-                }
-            }
-        };
         // A call that is given up leaves the connection in order: its answer is read and dropped.
-        let fault = match tokio::time::timeout(self.response, sent).await {
+        let fault = match tokio::time::timeout(self.response, connection.send(commands)).await {
             Ok(Ok(values)) => return Ok(values),
             Ok(Err(error)) => fault(&error),
             Err(_) => Fault::unreached(format!("no answer within {:?}", self.response)),

@@ -6,10 +6,11 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
-    ProtocolVersion, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    Pipeline, ProtocolVersion, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode, Value,
 };
 use tokio::sync::Mutex;
 
@@ -18,6 +19,8 @@ use crate::store::{Result, StoreError};
 
 /// Calls that wait to be written to a connection; further ones wait as well, but not in its memory.
 const QUEUED: usize = 512;
+/// Nodes of a cluster that point to each other.
+pub const REDIRECTIONS: usize = 4;
 /// Other protocols have other shapes of answers.
 const PROTOCOL: ProtocolVersion = ProtocolVersion::RESP2;
 
@@ -54,10 +57,11 @@ impl Servers {
             Server::Cluster(urls) => {
                 let nodes = urls.iter().map(|url| Ok(with_login(parse(url)?, settings))).collect::<Result<Vec<_>>>()?;
                 let mut builder = ClusterClient::builder(nodes.clone())
-                    .connection_timeout(settings.connect)
+                    // Nodes that are named, and then those that these know: one that is away keeps nobody from the others.
+                    .connection_timeout(settings.connect / 3)
                     .response_timeout(settings.response)
-                    // Redirections; what else fails is ours to try again, once it is known what failed.
-                    .retries(3);
+                    // What fails is ours to try again, once it is known what failed: not all may be done twice.
+                    .retries(0);
                 let mut nodes = nodes;
                 if let Some(certificates) = certificates {
                     let under_tls = |node| Client::build_with_tls(node, certificates.clone()).map_err(refused);
@@ -69,6 +73,10 @@ impl Servers {
             }
             Server::Sentinel { urls, primary } => sentinel(urls, primary, settings, certificates),
         }
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        matches!(self, Servers::Cluster(..))
     }
 
     /// One of these is the server that has the records, or leads to it.
@@ -160,30 +168,69 @@ fn refused(e: RedisError) -> StoreError {
     StoreError::Unavailable(format!("the URL of redis: {}", e.category()))
 }
 
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Connection::Single(c) => c.req_packed_command(command),
-            Connection::Cluster(c) => c.req_packed_command(command),
+impl Connection {
+    /// The answers, in order. An error of one is the error of all.
+    pub async fn send(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+        let connection = match self {
+            Connection::Single(connection) => return together(connection, commands).await,
+            Connection::Cluster(connection) => connection,
+        };
+        match together(connection, commands).await {
+            // Of a slot that is under way each key is on one node or on the other.
+            Err(error) if is_redirection(&error) => {
+                let mut answers = Vec::with_capacity(commands.len());
+                for command in commands {
+                    answers.push(redirected(connection, command).await?);
+                }
+                Ok(answers)
+            }
+            sent => sent,
         }
     }
+}
 
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Connection::Single(c) => c.req_packed_commands(pipeline, offset, count),
-            Connection::Cluster(c) => c.req_packed_commands(pipeline, offset, count),
-        }
+async fn together(connection: &mut impl ConnectionLike, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+    if let [one] = commands {
+        return connection.req_packed_command(one).await.and_then(Value::extract_error).map(|value| vec![value]);
     }
+    let mut all = Pipeline::with_capacity(commands.len());
+    for command in commands {
+        all.add_command(command.clone());
+    }
+    all.query_async(connection).await
+}
 
-    fn get_db(&self) -> i64 {
-        match self {
-            Connection::Single(c) => c.get_db(),
-            Connection::Cluster(c) => c.get_db(),
-        }
+fn is_redirection(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask))
+}
+
+/// To the node that it is told to go to: one that has refused it so has done nothing of it.
+async fn redirected(connection: &mut ClusterConnection, command: &Cmd) -> RedisResult<Value> {
+    let mut sent = connection.req_packed_command(command).await.and_then(Value::extract_error);
+    for _ in 0..REDIRECTIONS {
+        let Err(error) = &sent else { break };
+        let Some((host, port)) = error.redirect_node().and_then(|(node, _)| host_and_port(node)) else { break };
+        let node = SingleNodeRoutingInfo::ByAddress { host, port };
+        sent = if error.kind() == ErrorKind::Server(ServerErrorKind::Ask) {
+            let mut asking = Pipeline::with_capacity(2);
+            asking.cmd("ASKING").add_command(command.clone());
+            let answers = connection.route_pipeline(asking, 0, 2, node).await;
+            answers.and_then(|mut answers| answers.pop().unwrap_or(Value::Nil).extract_error())
+        } else {
+            let routing = RoutingInfo::SingleNode(node);
+            connection.route_command(command.clone(), routing).await.and_then(Value::extract_error)
+        };
     }
+    match sent {
+        Err(error) if is_redirection(&error) => {
+            Err((ErrorKind::ClusterConnectionNotFound, "its nodes don't agree on which has the records").into())
+        }
+        sent => sent,
+    }
+}
+
+/// Of a node, as redirections name it.
+pub fn host_and_port(node: &str) -> Option<(String, u16)> {
+    let (host, port) = node.rsplit_once(':')?;
+    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::{Fleet, followed};
+use super::{Fleet, PATIENT, followed};
 use crate::support::admin::NewKey;
 use crate::support::redis::Redis;
 use crate::support::toml::{keyed_proxy, route, tier};
@@ -18,7 +18,7 @@ fn start(fleet: &Fleet, up: &Upstream, tiers: &str, nodes: usize) -> Vec<Gateway
 }
 
 /// How often each status came, of so many requests by each of some clients to gateways in turn.
-fn storm(nodes: &[Gateway], key: &str, clients: usize, each: usize) -> BTreeMap<u16, usize> {
+pub fn storm(nodes: &[Gateway], key: &str, clients: usize, each: usize) -> BTreeMap<u16, usize> {
     let statuses = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for client in 0..clients {
@@ -34,7 +34,7 @@ fn storm(nodes: &[Gateway], key: &str, clients: usize, each: usize) -> BTreeMap<
     statuses.into_inner().expect("nobody panics")
 }
 
-fn day(name: &str, requests: u64, more: &str) -> String {
+pub fn day(name: &str, requests: u64, more: &str) -> String {
     tier(name, &format!("quotas = [{{ name = \"day\", requests = {requests}, window = \"1d\" }}]\n{more}"))
 }
 
@@ -240,7 +240,8 @@ fn what_guests_and_batches_charge_is_the_fleets() {
     let fleet = Fleet::new();
     let guest =
         "match.path_prefix = \"/guest\"\ntarget.handler = { module = \"acme/guest\", wall = \"60s\" }\nauth = \"key\"";
-    let config = fleet.config(&(day("daily", 60, "") + &route("guest", guest) + &api::config("")));
+    let config = PATIENT.to_owned() + &day("daily", 60, "") + &route("guest", guest) + &api::config("");
+    let config = fleet.config(&config);
     let nodes: Vec<_> = (0..2).map(|_| Gateway::start(&config)).collect();
     nodes.iter().for_each(followed);
     nodes[0].upload("acme/guest", "http-wasm", &c_guest("host_api_http"));

@@ -72,7 +72,7 @@ fn a_store_that_turns_out_to_be_anothers_is_not_used() {
 }
 
 /// What `/health/ready` says: always that the gateway is fit for traffic.
-fn reasons(node: &Gateway) -> Vec<String> {
+pub fn reasons(node: &Gateway) -> Vec<String> {
     let ready = Request::new(node.admin, "GET", "/health/ready").send().expect(200).json();
     let reasons: Vec<String> =
         ready["reasons"].as_array().into_iter().flatten().map(|r| r.as_str().expect("text").to_owned()).collect();
@@ -196,11 +196,11 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     let (fleet, up) = (Fleet::new(), Upstream::echo());
     let node = Gateway::start(&fleet.config(&keyed(&up)));
     followed(&node);
-    fleet.redis.cli(&["acl", "setuser", "default", "-client|tracking"]);
+    fleet.redis.cli(&["acl", "setuser", "default", "-client", "+client|kill"]);
     fleet.redis.cli(&["client", "kill", "type", "normal"]);
     eventually("it is known", || reasons(&node) == ["store-link-down"]);
     assert!(is_in(&node, "up"));
     assert_eq!(ask(&node, &node.key()), 200);
-    fleet.redis.cli(&["acl", "setuser", "default", "+client|tracking"]);
+    fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
 }

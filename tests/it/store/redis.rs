@@ -14,14 +14,14 @@ use wasmgate::store::{ALIVE, AdminToken, Batch, KvIncr, NewRoutes, NoRoom, Node,
 use super::{
     Case, at, check_acknowledged, entry, hash, key, kv, name, room, routes, together, version, write_all_kinds,
 };
-use crate::support::redis::{Redis, Wire};
+use crate::support::redis::{Redis, Wire, free_port};
 use crate::support::tls::{self, Certificate};
 use crate::support::{DEADLINE, eventually, eventually_async};
 
 const RECORD_KEY: [u8; 32] = [42; 32];
 
 /// Patient: the machine may be busy.
-fn settings(server: &Server, prefix: &str) -> RedisSettings {
+pub fn settings(server: &Server, prefix: &str) -> RedisSettings {
     let patience = Duration::from_secs(20);
     RedisSettings {
         prefix: prefix.into(),
@@ -630,29 +630,15 @@ async fn what_redis_refuses_is_told_with_what_to_do() {
 
 #[tokio::test]
 async fn records_travel_under_tls_with_an_authority_of_ones_own() {
-    let redis = Redis::start();
     let certificate = Certificate::for_name("localhost");
-    let (cert, key_file) = (redis.dir.path().join("cert"), redis.dir.path().join("key"));
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key_file) = (dir.path().join("cert"), dir.path().join("key"));
     certificate.write(&cert, &key_file);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port().to_string();
-    let (cert, key_file) = (cert.display().to_string(), key_file.display().to_string());
-    let listening = redis.cli(&[
-        "config",
-        "set",
-        "tls-cert-file",
-        &cert,
-        "tls-key-file",
-        &key_file,
-        "tls-ca-cert-file",
-        &cert,
-        "tls-auth-clients",
-        "no",
-        "tls-port",
-        &free,
-    ]);
-    assert_eq!(listening.trim(), "OK");
+    let (cert, key_file, port) = (cert.display().to_string(), key_file.display().to_string(), free_port().to_string());
+    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key_file, "--tls-ca-cert-file", &cert];
+    let redis = Redis::start_with(&[&files[..], &["--tls-auth-clients", "no", "--tls-port", &port]].concat());
     tls::install_provider();
-    let url = format!("rediss://localhost:{free}");
+    let url = format!("rediss://localhost:{port}");
     let trusting = |authorities: &str| RedisSettings {
         tls: Some(Tls { authorities: Some(authorities.as_bytes().to_vec()), certificate: None }),
         ..settings(&Server::Single(url.clone()), "test")

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod cluster;
 pub mod gateway;
 pub mod guest;
 pub mod h2c;
@@ -24,19 +25,27 @@ pub use upstream::Upstream;
 /// Long enough for a debug build on a busy machine; a test that meets it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Polls until `cond` holds. With its two other forms below, the only place in the tests that sleeps.
+/// Polls until `cond` holds. With its other forms below, the only place in the tests that sleeps.
 #[track_caller]
 pub fn eventually(what: &str, mut cond: impl FnMut() -> bool) {
     assert!(poll(DEADLINE, &mut cond), "not within {DEADLINE:?}: {what}");
 }
 
 /// As `eventually`, for tests on a runtime.
-pub async fn eventually_async(what: &str, mut cond: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
+pub async fn eventually_async(what: &str, cond: impl FnMut() -> bool) {
+    assert!(poll_async(DEADLINE, cond).await, "not within {DEADLINE:?}: {what}");
+}
+
+/// As `poll`, for tests on a runtime.
+pub async fn poll_async(deadline: Duration, mut cond: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline;
     while !cond() {
-        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        if Instant::now() >= end {
+            return false;
+        }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    true
 }
 
 /// Whether `cond` came to hold within `deadline`.

@@ -1,6 +1,9 @@
 //! A real redis-server of a test's own: on a socket in a folder of its own, every write on disk before it is acknowledged.
+//!
+//! Any Redis since 6.2, and Valkey: the one that `WASMGATE_TEST_REDIS` names, else the `redis-server` of the path.
 
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -9,6 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use super::eventually;
+
+/// Of a cluster.
+pub const SLOTS: u32 = 16_384;
 
 pub struct Redis {
     pub dir: TempDir,
@@ -41,20 +47,40 @@ impl Redis {
         let path = dir.path().join("sentinel.conf");
         std::fs::write(&path, file).expect("the folder is ours");
         let mut redis = Self { dir, port: Some(port), options: Vec::new(), child: None };
-        let mut command = Command::new("redis-server");
-        redis.run(command.arg(path).arg("--sentinel"));
+        redis.run(program().arg(path).arg("--sentinel"));
         eventually("the sentinel knows a replica", || redis.cli(&["sentinel", "replicas", "main"]).contains("name"));
         redis
     }
 
+    /// On a socket, with further options.
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::begin(None, options)
+    }
+
     /// A cluster of one node, which has all slots.
     pub fn start_cluster() -> Self {
-        // Nobody talks on the bus of a cluster of one.
-        let bus = free_port().to_string();
-        let redis = Self::begin(Some(free_port()), &["--cluster-enabled", "yes", "--cluster-port", &bus]);
-        redis.cli(&["cluster", "addslotsrange", "0", "16383"]);
+        let redis = Self::start_node();
+        redis.take_slots(0..SLOTS);
         redis.wait_for_cluster();
         redis
+    }
+
+    /// A node that belongs to no cluster yet.
+    pub fn start_node() -> Self {
+        Self::begin(Some(free_node_port()), &["--cluster-enabled", "yes"])
+    }
+
+    /// As a replica, in a cluster.
+    pub fn follow(&self, primary: &Redis) {
+        let id = primary.cli(&["cluster", "myid"]);
+        eventually("it knows its primary", || self.cli(&["cluster", "replicate", id.trim()]).trim() == "OK");
+        eventually("it replicates", || self.cli(&["info", "replication"]).contains("master_link_status:up"));
+    }
+
+    pub fn take_slots(&self, slots: Range<u32>) {
+        let slots: Vec<_> = slots.map(|slot| slot.to_string()).collect();
+        let taken = ["cluster", "addslots"].into_iter().chain(slots.iter().map(String::as_str));
+        assert_eq!(self.cli(&taken.collect::<Vec<_>>()).trim(), "OK");
     }
 
     fn begin(port: Option<u16>, options: &[&str]) -> Self {
@@ -68,14 +94,20 @@ impl Redis {
     /// In the same folder, with what is there.
     pub fn restart(&mut self) {
         self.kill();
-        let mut command = Command::new("redis-server");
-        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes"]);
+        let mut command = program();
+        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
         command.arg("--dir").arg(self.dir.path()).arg("--unixsocket").arg(self.socket());
         command.args(["--bind", "127.0.0.1", "--port", &self.port.unwrap_or(0).to_string()]).args(&self.options);
         self.run(&mut command);
         if self.cli(&["cluster", "info"]).contains("cluster_slots_assigned:16384") {
             self.wait_for_cluster();
         }
+    }
+
+    /// As [`Self::restart`], with an option more.
+    pub fn restart_with(&mut self, option: &str, value: &str) {
+        self.options.extend([option.to_owned(), value.to_owned()]);
+        self.restart();
     }
 
     fn run(&mut self, command: &mut Command) {
@@ -86,7 +118,7 @@ impl Redis {
         eventually("redis-server answers", || self.cli(&["ping"]).trim() == "PONG");
     }
 
-    fn wait_for_cluster(&self) {
+    pub fn wait_for_cluster(&self) {
         eventually("the cluster is up", || self.cli(&["cluster", "info"]).contains("cluster_state:ok"));
     }
 
@@ -144,11 +176,32 @@ impl Redis {
         self.signal(libc::SIGCONT);
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     fn signal(&self, signal: libc::c_int) {
         let id = self.child.as_ref().expect("it runs").id();
         // SAFETY: the process is a child that has not been waited for, so its id is its own.
         let sent = unsafe { libc::kill(id.cast_signed(), signal) };
         assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+/// The server that is tested against.
+fn program() -> Command {
+    Command::new(std::env::var_os("WASMGATE_TEST_REDIS").unwrap_or_else(|| "redis-server".into()))
+}
+
+/// Of a cluster's node, whose bus is 10,000 above. Below those that connections are given, so that none of them takes it.
+fn free_node_port() -> u16 {
+    let mut random = [0; 2];
+    loop {
+        getrandom::fill(&mut random).expect("there are random bytes");
+        let port = 20_000 + u16::from_ne_bytes(random) % 2_700;
+        if [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
+            return port;
+        }
     }
 }
 

@@ -1,0 +1,128 @@
+//! Gateways before a cluster of Redis: what they share lies on several nodes, one of which goes.
+
+use std::collections::BTreeMap;
+
+use super::limits::{day, storm};
+use super::outage::reasons;
+use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
+use crate::support::admin::NewKey;
+use crate::support::cluster::Cluster;
+use crate::support::toml::{keyed_proxy, route};
+use crate::support::{Gateway, Upstream, eventually};
+
+const RECORDS: &str = "wasmgate:{r}:sentinel";
+
+#[test]
+fn a_fleet_shares_what_a_cluster_has() {
+    let (fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
+    let handled = "match.path_prefix = \"/tagged\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/tag\" }]";
+    let config = PATIENT.to_owned() + &day("daily", 60, "") + &keyed_proxy(up.addr, "") + &route("tagged", handled);
+    let config = fleet.config(&config);
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    eventually("they know of each other", || nodes.iter().all(|node| node.metric("fleet_nodes", &[]) == 2.0));
+    // Limits of several owners, whose buckets are on several nodes.
+    let owners = ["acme", "globex", "initech", "umbrella"];
+    let key = |owner| nodes[0].new_key(&NewKey { owner, tier: "daily", ..Default::default() });
+    let keys = owners.map(key);
+    for key in &keys {
+        assert_eq!(storm(&nodes, &key.text, 4, 30), BTreeMap::from([(200, 60), (429, 60)]));
+    }
+    let requests = |owner: &str| {
+        let usage = nodes[1].admin("GET", &format!("/api/usage?owner={owner}")).send().expect(200).json();
+        usage["total"]["requests"].as_u64()
+    };
+    for owner in owners {
+        eventually("usage is added up", || requests(owner) == Some(120));
+    }
+    nodes[1].revoke(&keys[0]);
+    eventually("it is revoked", || ask(&nodes[0], &keys[0].text) == 401);
+    for tag in ["one", "two"] {
+        nodes[0].upload("acme/tag", "http-wasm", &tagging(tag));
+        for node in &nodes {
+            eventually("the version is live", || node.get("/tagged").send().header("x-tag") == Some(tag));
+        }
+    }
+    // Without shares of them, one node would have all.
+    assert!(fleet.redis.sizes().iter().all(|size| *size > 0), "{:?}", fleet.redis.sizes());
+}
+
+#[test]
+fn a_fleet_gets_over_a_failover_of_the_node_with_the_records() {
+    let (mut fleet, up) = (Fleet::on(Cluster::start_with_replicas()), Upstream::text("ok"));
+    let config = fleet.config(&keyed(&up));
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let (known, unknown) = (nodes[0].new_key(&NewKey::default()), nodes[0].key());
+    nodes.iter().for_each(|node| assert_eq!(ask(node, &known.text), 200));
+    let home = fleet.redis.place(RECORDS);
+    // Acknowledged by the primary alone; its replica has it a moment later.
+    assert_eq!(fleet.redis.primaries[home].cli(&["wait", "1", "20000"]).trim(), "1");
+    fleet.redis.primaries[home].kill();
+    for node in &nodes {
+        eventually("it is known", || reasons(node).iter().any(|reason| reason == "store-unreachable"));
+        assert_eq!((ask(node, &known.text), ask(node, &unknown)), (200, 503));
+    }
+    fleet.redis.promote(home);
+    for node in &nodes {
+        eventually("it heals by itself", || ask(node, &unknown) == 200);
+        eventually("it is whole", || reasons(node).is_empty());
+    }
+    nodes[0].revoke(&known);
+    eventually("it is revoked", || ask(&nodes[1], &known.text) == 401);
+    fleet.redis.primaries[home].restart();
+    nodes.iter().for_each(|node| assert_eq!(ask(node, &nodes[0].key()), 200));
+}
+
+/// While a primary without a replica is away, the cluster refuses everything.
+#[test]
+fn a_fleet_gets_over_a_cluster_that_lacks_a_node() {
+    let (mut fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
+    let node = Gateway::start(&fleet.config(&keyed(&up)));
+    followed(&node);
+    let (known, unknown) = (node.key(), node.key());
+    assert_eq!(ask(&node, &known), 200);
+    let gone = (fleet.redis.place(RECORDS) + 1) % 3;
+    // A node that was away for longer is taken back after twice that; half a minute, unless told.
+    for node in &fleet.redis.primaries {
+        node.cli(&["config", "set", "cluster-node-timeout", "3000"]);
+    }
+    fleet.redis.primaries[gone].kill();
+    eventually("it is down", || reasons(&node).iter().any(|reason| reason == "store-unreachable"));
+    assert_eq!((ask(&node, &known), ask(&node, &unknown)), (200, 503));
+    fleet.redis.primaries[gone].restart();
+    eventually("it heals by itself", || ask(&node, &unknown) == 200);
+    eventually("it is whole", || reasons(&node).is_empty());
+}
+
+#[test]
+fn one_acl_rule_is_enough_in_a_cluster() {
+    let (fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
+    let readme = include_str!("../../../README.md");
+    let rule = readme.split('`').find(|code| code.starts_with("~wasmgate:*")).expect("it has the rule");
+    let more = readme.split("in a cluster `").nth(1).and_then(|rest| rest.split('`').next()).expect("and what is more");
+    let user = "acl setuser wasmgate on >secret".split(' ').chain(rule.split_whitespace()).chain(more.split(' '));
+    let user: Vec<_> = user.collect();
+    for node in &fleet.redis.primaries {
+        assert_eq!(node.cli(&user).trim(), "OK");
+        node.cli(&["acl", "setuser", "default", "-@all", "+acl", "+cluster", "+config", "+dbsize", "+client"]);
+    }
+    let password = fleet.secret("password", "secret\n");
+    let login = format!("username = \"wasmgate\"\npassword_file = {password:?}\n");
+    let config = fleet.config(&(login + &keyed(&up)));
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let key = nodes[0].new_key(&NewKey::default());
+    assert_eq!(ask(&nodes[1], &key.text), 200);
+    nodes[0].upload("acme/tag", "http-wasm", &tagging("one"));
+    nodes[0].revoke(&key);
+    eventually("it is revoked", || ask(&nodes[1], &key.text) == 401);
+    let log = nodes.iter().map(Gateway::log).collect::<String>();
+    assert!(!log.contains("NOPERM") && !log.contains("ACL"), "{log}");
+    // What redis-rs tells of itself it may leave untold.
+    for node in &fleet.redis.primaries {
+        let log = node.cli(&["acl", "log"]);
+        let refused = |line: &str| ["ping", "asking"].contains(&line) || line.starts_with("cluster");
+        assert!(!log.lines().any(refused), "{log}");
+    }
+}
