@@ -97,7 +97,7 @@ pub struct AdminToken {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// Ordered: a viewer reads, an operator also changes, an admin also manages tokens and owners.
+/// Ordered: a viewer reads what has no secrets, an operator also changes, an admin also manages tokens and owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -137,6 +137,7 @@ pub struct Page<T> {
 
 /// Who is told of changes that others make to a shared store, on a thread of the store's: nothing here may wait.
 pub trait Changes: Send + Sync + 'static {
+    /// An API key, or an admin token.
     fn key(&self, hash: &KeyHash);
     /// Modules, tiers or routes.
     fn records(&self);

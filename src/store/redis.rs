@@ -249,13 +249,13 @@ impl Names {
     }
 
     /// What keys begin with whose changes are followed.
-    fn followed(&self) -> [String; 3] {
-        [self.of(&["kh:"]), self.changes(), self.tiers()]
+    fn followed(&self) -> [String; 4] {
+        [self.of(&["kh:"]), self.of(&["th:"]), self.changes(), self.tiers()]
     }
 
-    /// The hash, if this is the Redis key of an API key.
+    /// The hash, if this is the Redis key of an API key or of an admin token.
     fn followed_key<'a>(&self, key: &'a str) -> Option<&'a str> {
-        key.strip_prefix(&self.of(&["kh:"]))
+        ["kh:", "th:"].iter().find_map(|kind| key.strip_prefix(&self.of(&[kind])))
     }
 
     /// Bounds of an index by letters, whose members begin with the owner and a NUL.
