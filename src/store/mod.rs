@@ -154,7 +154,7 @@ pub trait Buckets: Send + Sync + 'static {
     async fn lease(&self, bucket: &str, arguments: Vec<String>) -> Result<Vec<i64>>;
     /// What other nodes have used of this sum, for as long as it lives, and says what this one has.
     async fn add_up(&self, sum: &str, node: &str, used: u64, life: Duration) -> Result<u64>;
-    /// Whether they can be reached.
+    /// Whether a call could be done.
     async fn probe(&self) -> Result<()>;
 }
 
