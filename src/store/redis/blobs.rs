@@ -16,10 +16,12 @@ use crate::store::{Result, StoreError};
 const PIECE: usize = 512 << 10;
 
 impl RedisStore {
-    /// Whether it was not there before.
+    /// Whether it was not there before. What is there is looked through: one that was altered is put right.
     pub async fn put_blob(&self, digest: Digest, bytes: &[u8]) -> Result<bool> {
-        if self.manifest(digest).await? == Some(bytes.len()) {
-            return Ok(false);
+        match self.get_blob(digest).await {
+            Ok(Some(_)) => return Ok(false),
+            Ok(None) | Err(StoreError::Corrupt(_)) => {}
+            Err(error) => return Err(error),
         }
         if Digest::of(bytes) != digest {
             return Err(StoreError::Corrupt(format!("these are not the bytes of `{digest}`")));

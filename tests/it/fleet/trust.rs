@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
 use crate::support::admin::NewKey;
 use crate::support::toml::route;
-use crate::support::{Gateway, Request, Upstream, eventually};
+use crate::support::{Gateway, Request, Upstream, api, c_guest, eventually};
 
 /// An admin token's id and text.
 fn token(node: &Gateway, name: &str, role: &str) -> (String, String) {
@@ -66,7 +66,8 @@ fn who_was_known_watches_an_outage_and_changes_nothing() {
     node.admin("POST", "/api/config/reload").send().problem(503, "store-unavailable");
     fleet.redis.restart();
     eventually("it is as the store says", || may(&node, &operator) == (200, 200));
-    for (token, status) in [(&viewer, (200, 403)), (&unused, (200, 200)), (&told.1, (401, 401)), (&here.1, (401, 401))] {
+    for (token, status) in [(&viewer, (200, 403)), (&unused, (200, 200)), (&told.1, (401, 401)), (&here.1, (401, 401))]
+    {
         assert_eq!(may(&node, token), status);
     }
 }
@@ -165,4 +166,46 @@ fn nothing_that_is_put_into_redis_is_believed_or_ends_a_gateway() {
         eventually("it is as before", || is_whole(node));
         assert!(!node.log().contains("panicked"), "{}", node.log());
     }
+}
+
+/// An upload of the same bytes puts them right.
+#[test]
+fn bytes_of_a_module_that_were_altered_run_nowhere() {
+    let fleet = Fleet::new();
+    let config = fleet.config(&(PATIENT.to_owned() + &api::config("")));
+    let first = Gateway::start(&config);
+    let key = first.key();
+    let run = |node: &Gateway| {
+        let call = json!({"module": "acme/upper", "input": "hello"});
+        node.post("/api/wasm/execute", call.to_string()).key(&key).header("Content-Type", "application/json").send()
+    };
+    let upload = || first.upload("acme/upper", "command", &c_guest("command"));
+    upload();
+    let piece = fleet.redis.cli(&["--scan", "--pattern", "wasmgate:b:*:0"]).trim().to_owned();
+    let manifest = piece.strip_suffix('0').expect("a piece").to_owned() + "m";
+    let other = tagging("evil");
+    let late = Gateway::start(&config);
+    for forge in ["altered", "replaced", "cut", "gone", "typed", "unsealed", "unnamed"] {
+        match forge {
+            "altered" => drop(fleet.redis.cli(&["setrange", &piece, "100", "x"])),
+            "replaced" => fleet.redis.set(&piece, &other),
+            "cut" => fleet.redis.set(&piece, &c_guest("command")[..200]),
+            "gone" => drop(fleet.redis.cli(&["del", &piece])),
+            "typed" => {
+                fleet.redis.cli(&["del", &piece, &manifest]);
+                fleet.redis.cli(&["rpush", &manifest, "x"]);
+                fleet.redis.cli(&["rpush", &piece, "x"]);
+            }
+            "unsealed" => fleet.redis.set(&manifest, b"999999999999"),
+            _ => drop(fleet.redis.cli(&["del", &manifest])),
+        }
+        let refused = run(&late);
+        assert!((500..=503).contains(&refused.status) && !refused.text().contains("HELLO"), "{forge}: {refused}");
+        assert!(run(&first).expect(200).text().contains("HELLO"), "{forge}: what it has itself is good");
+        upload();
+        let again = Gateway::start(&config);
+        assert!(run(&again).expect(200).text().contains("HELLO"), "{forge}");
+    }
+    assert!(run(&late).expect(200).text().contains("HELLO"));
+    assert!(!late.log().contains("panicked"), "{}", late.log());
 }

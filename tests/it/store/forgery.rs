@@ -7,8 +7,8 @@ use wasmgate::domain::Digest;
 use wasmgate::store::redis::RedisStore;
 use wasmgate::store::{Node, NodeState, Store};
 
-use super::redis::{server, settings};
 use super::at;
+use super::redis::{server, settings};
 use crate::support::redis::Redis;
 
 fn open(redis: &Redis) -> Arc<RedisStore> {
@@ -54,7 +54,11 @@ async fn nodes_of_nobody_are_not_even_passed_on() {
         assert_eq!((redis.cli(&["hlen", nodes]).trim(), a.forged_records()), ("2", 0), "it is gone: {forged}");
     }
     for time in ["-1", "1e400", "99999999999999999999", "0x10", ""] {
-        eval(&redis, &format!("redis.call('hset', KEYS[1], 'y', '{time} ' .. redis.call('hget', KEYS[1], 'a'))"), nodes);
+        eval(
+            &redis,
+            &format!("redis.call('hset', KEYS[1], 'y', '{time} ' .. redis.call('hget', KEYS[1], 'a'))"),
+            nodes,
+        );
         assert_eq!(beat(&a, "a").await, ["a", "b"], "{time}");
     }
     // More than any fleet has: those that live tell of themselves anew.
