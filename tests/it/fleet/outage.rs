@@ -1,7 +1,10 @@
 //! What a gateway does while its Redis is away, frozen, emptied or another one, and how it finds back.
 
+use std::sync::atomic::Ordering;
+
 use super::{Fleet, ask, followed, keyed, tagging};
 use crate::cli::{ok, verb};
+use crate::support::redis::Wire;
 use crate::support::toml::route;
 use crate::support::{Gateway, Request, Upstream, eventually, try_serve};
 
@@ -203,4 +206,81 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     assert_eq!(ask(&node, &node.key()), 200);
     fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
+}
+
+/// By a signal, and by a failure of its machine; whether or not Redis did what it could not answer.
+#[test]
+fn usage_of_an_outage_outlives_the_gateway_and_counts_once() {
+    let (mut fleet, up) = (Fleet::new(), Upstream::echo());
+    let wire = Wire::to(&fleet.redis);
+    let other = Gateway::start(&fleet.config(&keyed(&up)));
+    let routes = keyed(&up).replace("target.", "handlers = [{ module = \"acme/tag\" }]\ntarget.");
+    let config = fleet.config(&routes).replace(&fleet.redis.url(), &wire.url);
+    let mut node = Gateway::start(&config);
+    node.upload("acme/tag", "http-wasm", &tagging("one"));
+    let key = node.key();
+    followed(&node);
+    let journal = |node: &Gateway| node.dir.path().join("data/usage.journal");
+    let failures = |node: &Gateway| node.log().matches("could not be written").count();
+    let mut sent = 0;
+    let mut ask_some = |node: &Gateway| {
+        (0..20).for_each(|_| assert_eq!(ask(node, &key), 200));
+        sent += 20;
+        sent
+    };
+    let counted = |sent: u64| {
+        let told =
+            ["/api/usage?owner=acme", "/api/wasm/modules/tag?owner=acme"].map(|of| other.admin("GET", of).send());
+        if told.iter().any(|told| told.status != 200) {
+            return false;
+        }
+        let [usage, module] = told.map(|told| told.json());
+        let runs = module["execution_count"].as_u64().unwrap_or(0);
+        let requests = usage["total"]["requests"].as_u64().unwrap_or(0);
+        assert!(requests <= sent && runs <= sent, "{requests} and {runs} of {sent}");
+        (requests, runs) == (sent, sent)
+    };
+    let sent = ask_some(&node);
+    eventually("it is written", || counted(sent));
+    assert!(!journal(&node).exists(), "nothing is kept twice");
+    for is_killed in [false, true] {
+        ask_some(&node);
+        wire.cuts.store(u32::MAX, Ordering::SeqCst);
+        let before = failures(&node);
+        eventually("it is not told what became of them", || failures(&node) > before);
+        fleet.redis.kill();
+        let sent = ask_some(&node);
+        if is_killed {
+            let before = failures(&node);
+            eventually("the rest is kept", || failures(&node) > before + 1);
+        } else {
+            node.signal("TERM");
+            assert!(node.wait().success());
+        }
+        assert!(journal(&node).exists());
+        wire.cuts.store(0, Ordering::SeqCst);
+        fleet.redis.restart();
+        node = node.restart(&config);
+        eventually("it is sent by the next run", || counted(sent));
+        eventually("and kept no longer", || !journal(&node).exists());
+        assert!(node.log().contains("is sent to it now"));
+    }
+}
+
+/// It has not written that itself, or not all of it.
+#[test]
+fn a_journal_that_cannot_be_read_is_put_aside() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let config = fleet.config(&keyed(&up));
+    let node = Gateway::start(&config);
+    let data = node.dir.path().join("data");
+    std::fs::write(data.join("usage.journal"), "{\"sent\": 5").expect("the folder is ours");
+    let node = node.restart(&config);
+    assert!(node.log().contains("usage.journal-unread"), "{}", node.log());
+    let data = node.dir.path().join("data");
+    assert!(data.join("usage.journal-unread").exists() && !data.join("usage.journal").exists());
+    assert_eq!(ask(&node, &node.key()), 200);
+    let second = try_serve(node.dir.path(), &config);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(second.status.code() == Some(2) && said.contains("is in use by another wasmgate"), "{said}");
 }

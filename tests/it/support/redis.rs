@@ -240,7 +240,7 @@ impl Wire {
         let armed = cuts.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = UnixStream::connect(&socket) else { return };
+                let Ok(server) = UnixStream::connect(&socket) else { continue };
                 let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 let (armed, commits) = (armed.clone(), Arc::new(AtomicBool::new(false)));
                 let (commit, is_armed) = (commits.clone(), armed.clone());
