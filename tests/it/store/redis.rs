@@ -207,6 +207,28 @@ async fn a_look_up_of_a_key_is_one_command() {
     assert!(calls(&redis, "evalsha") >= 6);
 }
 
+/// That there is still a store one of them asks for all that wait.
+#[tokio::test]
+async fn absent_keys_at_once_are_hardly_more_than_a_command_each() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    store.put_key(hash(0), &key("alice", "key_0", 1), None).await.unwrap();
+    calls(&redis, "get");
+    let absent = |n| {
+        let store = store.clone();
+        async move { assert_eq!(store.key_by_hash(&hash(n)).await.unwrap(), None) }
+    };
+    together((1..=250).map(absent)).await;
+    let gets = calls(&redis, "get");
+    assert!((251..=350).contains(&gets), "{gets}");
+    // Of two after each other, the second does not believe what the first was told.
+    absent(1).await;
+    redis.cli(&["flushall"]);
+    let lost = |found: Result<_, StoreError>| assert!(matches!(found, Err(StoreError::Lost(_))), "{found:?}");
+    lost(store.key_by_hash(&hash(1)).await);
+    lost(store.key_by_hash(&hash(0)).await);
+}
+
 fn node(id: &str) -> Node {
     Node {
         id: id.into(),

@@ -193,12 +193,12 @@ fn program() -> Command {
     Command::new(std::env::var_os("WASMGATE_TEST_REDIS").unwrap_or_else(|| "redis-server".into()))
 }
 
-/// Of a cluster's node, whose bus is 10,000 above. Below those that connections are given, so that none of them takes it.
+/// Of a cluster's node, whose bus is 10,000 above. Below those that connections are given, so that none of them takes it; and ports and buses apart.
 fn free_node_port() -> u16 {
     let mut random = [0; 2];
     loop {
         getrandom::fill(&mut random).expect("there are random bytes");
-        let port = 20_000 + u16::from_ne_bytes(random) % 2_700;
+        let port = 10_000 + u16::from_ne_bytes(random) % 10_000;
         if [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return port;
         }
