@@ -9,6 +9,8 @@ use super::outage::reasons;
 use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
 use crate::support::admin::NewKey;
 use crate::support::cluster::Cluster;
+use crate::support::redis::tls_files;
+use crate::support::tls::Certificate;
 use crate::support::toml::{keyed_proxy, route, tier};
 use crate::support::{Gateway, Upstream, eventually};
 
@@ -139,6 +141,25 @@ fn a_fleet_gets_over_a_cluster_that_lacks_a_node() {
     fleet.redis.primaries[gone].restart();
     eventually("it heals by itself", || ask(&node, &unknown) == 200);
     eventually("it is whole", || reasons(&node).is_empty());
+}
+
+#[test]
+fn a_fleet_talks_to_a_cluster_under_tls() {
+    let (certificate, dir) = (Certificate::for_name("127.0.0.1"), tempfile::tempdir().expect("a folder"));
+    let fleet = Fleet::on(Cluster::start_under_tls(&tls_files(&certificate, dir.path())));
+    let up = Upstream::text("ok");
+    let authority = fleet.secret("ca.pem", &certificate.cert_pem);
+    let more = format!("{PATIENT}ca_file = {authority:?}\n{}{}", day("daily", 60, ""), keyed_proxy(up.addr, ""));
+    let config = fleet.config(&more).replace("\"redis://", "\"rediss://");
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let key = |owner| nodes[0].new_key(&NewKey { owner, tier: "daily", ..Default::default() });
+    let keys = ["acme", "globex", "initech", "umbrella"].map(key);
+    for key in &keys {
+        assert_eq!(storm(&nodes, &key.text, 2, 40), BTreeMap::from([(200, 60), (429, 20)]));
+    }
+    nodes[1].revoke(&keys[0]);
+    eventually("it is revoked", || ask(&nodes[0], &keys[0].text) == 401);
 }
 
 #[test]
