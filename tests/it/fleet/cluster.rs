@@ -9,7 +9,7 @@ use super::outage::reasons;
 use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
 use crate::support::admin::NewKey;
 use crate::support::cluster::Cluster;
-use crate::support::redis::tls_files;
+use crate::support::redis::{Redis, tls_files};
 use crate::support::tls::Certificate;
 use crate::support::toml::{keyed_proxy, route, tier};
 use crate::support::{Gateway, Upstream, eventually};
@@ -141,6 +141,42 @@ fn a_fleet_gets_over_a_cluster_that_lacks_a_node() {
     fleet.redis.primaries[gone].restart();
     eventually("it heals by itself", || ask(&node, &unknown) == 200);
     eventually("it is whole", || reasons(&node).is_empty());
+}
+
+/// The other nodes answer: that says nothing of the one where calls fail.
+#[test]
+fn limits_on_a_node_that_is_full_are_the_gateways_own() {
+    let (fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
+    let config = PATIENT.to_owned() + &day("daily", 60, "fail = \"share\"") + &keyed_proxy(up.addr, "");
+    let node = Gateway::start(&fleet.config(&config));
+    followed(&node);
+    // On a node without the records.
+    let home = fleet.redis.place(RECORDS);
+    let has_bucket = |redis: &Redis| redis.cli(&["keys", "wasmgate:l:*"]).contains("/daily");
+    let mut owners = ["acme", "globex", "initech", "umbrella", "hooli", "stark"].into_iter();
+    let (key, full) = owners
+        .find_map(|owner| {
+            let key = node.new_key(&NewKey { owner, tier: "daily", ..Default::default() }).text;
+            assert_eq!(ask(&node, &key), 200);
+            let of_others = |n: &usize| *n != home && has_bucket(&fleet.redis.primaries[*n]);
+            (0..3).find(of_others).map(|n| (key, n))
+        })
+        .expect("owners are on all nodes");
+    let full = &fleet.redis.primaries[full];
+    full.cli(&["config", "set", "maxmemory", "1"]);
+    let failed = || node.metric("lease_requests_total", &["failed"]);
+    eventually("it is known", || {
+        ask(&node, &key);
+        node.metric("lease_link_up", &[]) == 0.0
+    });
+    let probed = failed() + 10.0;
+    eventually("it is asked again and again", || {
+        assert!([200, 429].contains(&ask(&node, &key)));
+        assert_eq!(node.metric("lease_link_up", &[]), 0.0);
+        failed() >= probed
+    });
+    full.cli(&["config", "set", "maxmemory", "0"]);
+    eventually("it heals by itself", || node.metric("lease_link_up", &[]) == 1.0);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What a gateway does while its Redis is away, frozen, emptied or another one, and how it finds back.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use super::{Fleet, ask, followed, keyed, tagging};
+use super::limits::{day, storm};
+use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
 use crate::cli::{ok, verb};
 use crate::support::redis::Wire;
-use crate::support::toml::route;
+use crate::support::toml::{keyed_proxy, route};
 use crate::support::{Gateway, Request, Upstream, eventually, try_serve};
 
 /// What needs no store, a handler, and the rest with a key.
@@ -283,4 +285,47 @@ fn a_journal_that_cannot_be_read_is_put_aside() {
     let second = try_serve(node.dir.path(), &config);
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(second.status.code() == Some(2) && said.contains("is in use by another wasmgate"), "{said}");
+}
+
+/// One that is full, or has become a replica, still answers: what it says does not help, as nothing can be drawn from it.
+#[test]
+fn limits_are_the_gateways_own_while_redis_can_not_be_written_to() {
+    let full = ("config set maxmemory 1", "config set maxmemory 0");
+    let replica = ("replicaof 127.0.0.1 1", "replicaof no one");
+    for (what, undone) in [full, replica] {
+        let (fleet, up) = (Fleet::new(), Upstream::text("ok"));
+        let tier = day("daily", 100, "fail = \"share\"");
+        let config = fleet.config(&format!("{PATIENT}{tier}{}", keyed_proxy(up.addr, "")));
+        let nodes = [Gateway::start(&config), Gateway::start(&config)];
+        nodes.iter().for_each(followed);
+        eventually("they know of each other", || nodes.iter().all(|node| node.metric("fleet_nodes", &[]) == 2.0));
+        let key = nodes[0].key_of("daily");
+        assert_eq!(storm(&nodes, &key, 2, 10), BTreeMap::from([(200, 20)]));
+        let redis = |command: &str| fleet.redis.cli(&command.split(' ').collect::<Vec<_>>());
+        redis(what);
+        let link = |node: &Gateway| node.metric("lease_link_up", &[]);
+        eventually("it is known", || {
+            storm(&nodes, &key, 2, 1);
+            nodes.iter().all(|node| link(node) == 0.0)
+        });
+        let failed = |node: &Gateway| node.metric("lease_requests_total", &["failed"]);
+        let probed: Vec<f64> = nodes.iter().map(|node| failed(node) + 10.0).collect();
+        eventually("it is asked again and again", || {
+            let statuses = storm(&nodes, &key, 2, 8);
+            assert!(statuses.keys().all(|status| [200, 429].contains(status)), "{what}: {statuses:?}");
+            for node in &nodes {
+                assert_eq!(link(node), 0.0, "{what}: it can't be written to");
+            }
+            nodes.iter().zip(&probed).all(|(node, probed)| failed(node) >= *probed)
+        });
+        assert_eq!(storm(&nodes, &key, 2, 10), BTreeMap::from([(429, 20)]), "{what}: the shares are spent");
+        redis(undone);
+        eventually("the limits are the fleet's again", || nodes.iter().all(|node| link(node) == 1.0));
+        eventually("and what was let through counts", || {
+            storm(&nodes, &key, 2, 4);
+            nodes.iter().all(|node| node.get("/").key(&key).send().status == 429)
+        });
+        assert!((100..=120).contains(&up.seen().len()), "{what}: {}", up.seen().len());
+        eventually("nothing is left of probes", || !redis("keys *probe*").contains("probe"));
+    }
 }
