@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::open::does_without;
 use super::reload::{ModuleCheck, build_snapshot, first_line, start_all};
 use super::{App, AppError, files};
 use crate::config::{self, Config, ConfigError, ConfigErrors, Pushed, RoutesFrom};
@@ -181,7 +182,7 @@ impl App {
 
     /// Tries the newest version again, if it was refused: what it lacked may have come without a change in the store.
     pub(super) async fn retry_routes(&self) {
-        if self.refused.lock().is_none() {
+        if self.shared.refused_routes().is_none() {
             return;
         }
         let _turn = self.swapping.lock().await;
@@ -231,12 +232,10 @@ impl App {
 
     pub(super) fn refuse(&self, routes: Option<RefusedRoutes>) {
         self.shared.metrics.set_routes(self.routes_in_use(), routes.is_some());
-        let mut refused = self.refused.lock();
-        if *refused != routes {
+        if self.shared.set_refused_routes(routes.clone()) != routes {
             if let Some(RefusedRoutes { version, reason }) = &routes {
                 tracing::error!(version, reason, "pushed routes are not taken up, nothing was changed");
             }
-            *refused = routes;
             self.told.notify_one();
         }
     }
@@ -251,14 +250,28 @@ pub(super) async fn at_start(
     if own.store.routes == RoutesFrom::File {
         return Ok((own, None));
     }
+    match newest_at_start(&own, store, file).await {
+        Err(AppError::Store(error)) if does_without(&own, &error) => {
+            tracing::warn!("the routes are in the store: the gateway is not ready until it has told them");
+            Ok((own, None))
+        }
+        found => found,
+    }
+}
+
+async fn newest_at_start(
+    own: &Config,
+    store: &dyn Store,
+    file: Option<&Path>,
+) -> Result<(Config, Option<RefusedRoutes>), AppError> {
     let Some(version) = store.routes_versions().await?.into_iter().next() else {
         tracing::warn!("no routes were pushed yet: the gateway is not ready until `wasmgate routes push`");
-        return Ok((own, None));
+        return Ok((own.clone(), None));
     };
     let config = match fetch(store, &version).await {
         Ok(pushed) => {
             let name = shown(&pushed);
-            with_routes(&own, pushed, &name, file).await
+            with_routes(own, pushed, &name, file).await
         }
         Err(error) => Err(error),
     };
@@ -268,7 +281,7 @@ pub(super) async fn at_start(
             Ok((config, None))
         }
         Err(AppError::Store(error)) => Err(error.into()),
-        Err(error) => Ok((own, Some(refused(version.version, &error)))),
+        Err(error) => Ok((own.clone(), Some(refused(version.version, &error)))),
     }
 }
 

@@ -1,9 +1,10 @@
-//! What a gateway that serves does without, and why: it is degraded then, and still fit for traffic.
+//! What a gateway does without, and why: without routes it is not ready, without anything else degraded, and still fit for
+//! traffic.
 //!
 //! Invariant: what health says, and what the metrics show, come from here.
 
 use super::service::Shared;
-use crate::store::StoreError;
+use crate::store::{RefusedRoutes, StoreError};
 
 /// What is known of the store at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,15 @@ impl Shared {
         *self.unwritten.lock() = failed;
     }
 
+    /// The newest of the routes that were pushed, if they can't be used here; what it was before.
+    pub fn set_refused_routes(&self, routes: Option<RefusedRoutes>) -> Option<RefusedRoutes> {
+        std::mem::replace(&mut *self.refused_routes.lock(), routes)
+    }
+
+    pub fn refused_routes(&self) -> Option<RefusedRoutes> {
+        self.refused_routes.lock().clone()
+    }
+
     pub fn store_state(&self) -> StoreState {
         self.store_fault().map_or(StoreState::Up, |(state, _)| state)
     }
@@ -93,6 +103,7 @@ impl Shared {
     }
 
     fn lacks_with(&self, fault: Option<(StoreState, StoreError)>) -> Vec<Lack> {
+        let routes = self.routes_lack(fault.is_some());
         let store = fault.map(|(state, error)| Lack { reason: state.reason(), detail: error.to_string() });
         let link = (self.metrics.store_link_up.get() == 0).then(|| Lack {
             reason: "store-link-down",
@@ -102,6 +113,18 @@ impl Shared {
             reason: "limits-alone",
             detail: "the fleet's limits can't be reached: this gateway decides alone, as its tiers say".into(),
         });
-        store.into_iter().chain(link).chain(alone).collect()
+        routes.into_iter().chain(store).chain(link).chain(alone).collect()
+    }
+
+    fn routes_lack(&self, is_store_away: bool) -> Option<Lack> {
+        let lack = |reason, detail: &str| Some(Lack { reason, detail: detail.to_owned() });
+        match self.refused_routes() {
+            Some(RefusedRoutes { version, reason }) => {
+                lack("routes-refused", &format!("version {version} of the routes can't be used here: {reason}"))
+            }
+            None if !self.snapshot.load().config.lacks_routes() => None,
+            None if is_store_away => lack("routes-unknown", "its routes are in the store, which has not told them yet"),
+            None => lack("no-routes", "no routes were pushed yet: use `wasmgate routes push`"),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Fleet, PATIENT, followed};
+use crate::cli::verb;
 use crate::support::tls::Certificate;
 use crate::support::toml::{route, tier, upstream};
 use crate::support::{Gateway, Response, Upstream, eventually, try_serve};
@@ -44,6 +45,42 @@ fn own(node: &Gateway) -> Value {
 
 fn is_ready(node: &Gateway) -> bool {
     node.admin("GET", "/health/ready").send().status == 200
+}
+
+/// What health says: its reasons for all, and for the operator with details.
+fn health(node: &Gateway) -> (Value, String) {
+    let reasons = node.admin("GET", "/health/ready").send().json()["reasons"].clone();
+    (reasons, String::from_utf8_lossy(&verb(node, &["health"]).stdout).into_owned())
+}
+
+#[test]
+fn a_gateway_that_may_starts_without_its_routes_and_takes_them_up() {
+    let mut fleet = Fleet::new();
+    let first = Gateway::start(&in_store(&fleet));
+    assert_eq!(health(&first).0, json!(["no-routes"]));
+    pushed(&first, &says("/", "one"));
+    drop(first);
+    fleet.redis.kill();
+    let config = in_store(&fleet).replace(PATIENT, "on_start = \"degraded\"\n");
+    let node = Gateway::start(&config);
+    assert!(!is_ready(&node));
+    let (reasons, told) = health(&node);
+    assert_eq!(reasons[0], "routes-unknown", "{reasons}");
+    assert!(told.starts_with("starting ") && told.contains("routes-unknown: its routes are in the store"), "{told}");
+    node.get("/").send().problem(404, "not-found");
+    push(&node, &says("/", "two")).problem(503, "store-unavailable");
+    node.reload().problem(503, "store-unavailable");
+    fleet.redis.restart();
+    eventually("it takes them up", || said(&node) == "one" && is_ready(&node));
+    eventually("it lacks nothing", || health(&node).0.is_null());
+    // As long as none were pushed, it is ready for the first.
+    fleet.redis.cli(&["flushall"]);
+    fleet.redis.kill();
+    let empty = Gateway::start(&config);
+    fleet.redis.restart();
+    eventually("it knows that there are none", || health(&empty).0 == json!(["no-routes"]));
+    pushed(&empty, &says("/", "first"));
+    assert!(said(&empty) == "first" && is_ready(&empty));
 }
 
 #[test]
@@ -170,9 +207,14 @@ fn a_gateway_that_lacks_something_stays_with_what_it_has_and_says_so() {
     assert!(is_ready(&nodes[1]) && nodes[1].log().contains("not taken up"));
     assert_eq!((nodes[1].metric("routes_refused", &[]), nodes[1].metric("routes_version", &[])), (1.0, 1.0));
     assert!(own(&nodes[0])["routes_refused"].is_null());
+    let (reasons, told) = health(&nodes[1]);
+    assert_eq!(reasons, json!(["routes-refused"]));
+    let refused = |told: &str| told.contains("routes-refused: version 2 of the routes") && told.contains("ca.pem");
+    assert!(told.starts_with("degraded ") && refused(&told), "{told}");
     // One that has had nothing else is not ready with it.
     let late = Gateway::start(&config);
     assert!(!is_ready(&late) && own(&late)["routes_refused"]["version"] == 2);
+    assert!(refused(&health(&late).1), "{}", health(&late).1);
     for node in [&nodes[1], &late] {
         give(node);
         node.reload().expect(200);
