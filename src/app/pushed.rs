@@ -17,6 +17,8 @@ use crate::store::{NewRoutes, RefusedRoutes, RoutesVersion, Store, StoreError, r
 pub const MAX_ROUTES_BYTES: u64 = 4 << 20;
 /// Of a reason in the list of nodes, in characters.
 const MAX_REASON: usize = 1_000;
+/// As errors call what is pushed.
+const FILE: &str = "routes";
 /// Times that a push is begun anew because another one was faster.
 const TRIES: usize = 5;
 
@@ -41,7 +43,7 @@ impl App {
     /// What a push of this text would be warned of; all that it would be refused for.
     pub async fn check_routes(&self, text: String) -> Result<Vec<ConfigError>, AppError> {
         let digest = Digest::of(text.as_bytes());
-        self.checked(Pushed { version: 0, text: text.into(), digest }).await.map(|(_, warnings)| warnings)
+        self.prepare(Pushed { version: 0, text: text.into(), digest }).await.map(|(_, warnings)| warnings)
     }
 
     /// `by`: who pushes.
@@ -103,8 +105,7 @@ impl App {
             let above = self.routes_in_use();
             let same = newest.filter(|newest| newest.digest == digest && newest.version >= above);
             let version = same.as_ref().map_or(number.max(above) + 1, |same| same.version);
-            let (config, warnings) = self.checked(Pushed { version, text: shared.clone(), digest }).await?;
-            let next = self.build(config).await?;
+            let (next, warnings) = self.prepare(Pushed { version, text: shared.clone(), digest }).await?;
             let is_new = same.is_none();
             let stored = match same {
                 Some(same) => same,
@@ -195,9 +196,22 @@ impl App {
         self.config().pushed.as_ref().map_or(0, |pushed| pushed.version)
     }
 
+    /// What would be in use with these routes; all that keeps this gateway from using them.
+    async fn prepare(&self, pushed: Pushed) -> Result<(Arc<Snapshot>, Vec<ConfigError>), AppError> {
+        let (config, warnings) = self.checked(pushed).await?;
+        match self.build(config).await {
+            // Such as an upstream's address that has none here.
+            Err(AppError::Setting { key, message }) => {
+                let errors = vec![ConfigError { key, line: 0, message }];
+                Err(ConfigErrors { file: FILE.to_owned(), errors }.into())
+            }
+            built => built.map(|next| (next, warnings)),
+        }
+    }
+
     /// This gateway's configuration with these routes, all of whose modules are there and start.
     async fn checked(&self, pushed: Pushed) -> Result<(Config, Vec<ConfigError>), AppError> {
-        let file = "routes".to_owned();
+        let file = FILE.to_owned();
         let (config, mut warnings) = with_routes(&self.config(), pushed, &file, self.config_file.as_deref()).await?;
         if config.routes.is_empty() {
             let message = "there are none, so that every request would get 404: is this the right file?".into();

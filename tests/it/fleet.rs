@@ -6,6 +6,7 @@ mod limits;
 mod nodes;
 mod outage;
 mod routes;
+mod start;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

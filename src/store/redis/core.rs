@@ -212,7 +212,8 @@ impl Core {
     fn lost(&self, what: &str) -> StoreError {
         let file = self.settings.id_file.as_ref().map_or("store.id".into(), |file| file.display().to_string());
         StoreError::Lost(format!(
-            "{what}: restore Redis' data; to begin anew, delete `{file}` on every gateway, and restart them"
+            "{what}: if `store.redis.urls` leads to another Redis or database, correct it; else restore Redis' data; to begin anew, \
+             stop all gateways, delete `store.id` in each one's data directory (here `{file}`), and start them"
         ))
     }
 
@@ -220,7 +221,8 @@ impl Core {
         let content = Seal::new(&self.settings.record_key, SENTINEL).open(&At::key(self.names.sentinel()), record);
         let content = content.ok_or_else(|| {
             let other =
-                "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
+                "this store belongs to another record key, or its sentinel was altered: give this gateway the fleet's \
+                 (`store.redis.record_key_file` or `store.redis.record_key_env`)";
             StoreError::Foreign(other.into())
         })?;
         let sentinel: Sentinel = decode(content, "sentinel")?;

@@ -8,12 +8,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use redis::{Cmd, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::runtime::Handle;
 
 use super::RedisSettings;
 use super::fault::{Fault, fault};
-use super::servers::{Connection, Servers};
+use super::servers::{self, Connection, Servers};
 use crate::store::{Result, StoreError};
 
 /// Failures in a row that open the breaker.
@@ -36,6 +36,8 @@ pub enum Channel {
 
 pub struct Link {
     client: Servers,
+    /// Where the servers are, for messages.
+    place: String,
     runtime: Handle,
     slots: [Slot; 5],
     connect: Duration,
@@ -59,11 +61,12 @@ struct Slot {
 impl Link {
     /// Connects at the first call.
     pub fn new(settings: &RedisSettings, runtime: Handle, probe: String) -> Result<Arc<Self>> {
-        let client = Servers::new(settings)?;
+        let (client, place) = (Servers::new(settings)?, servers::place(&settings.server)?);
         let slots = Default::default();
         let (connect, response) = (settings.connect, settings.response);
         Ok(Arc::new_cyclic(|this| Self {
             client,
+            place,
             runtime,
             slots,
             connect,
@@ -91,11 +94,20 @@ impl Link {
         if self.is_up() { None } else { self.why.lock().clone() }
     }
 
+    /// As the layers above know it.
+    pub fn fault(&self, error: &RedisError) -> Fault {
+        fault(error).at(&self.place)
+    }
+
+    fn unreached(&self, why: impl std::fmt::Display) -> Fault {
+        Fault::unreached(why).at(&self.place)
+    }
+
     /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice,
     /// but calls of leases, which are sent once.
     pub async fn send(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
-        if !self.is_up() {
-            return Err(Fault::unreached("it has not answered, and is asked again in the background"));
+        if let Some(error) = self.outage() {
+            return Err(Fault { error, ..Fault::unreached("it has not answered") });
         }
         let mut sent = self.attempt(channel, commands).await;
         // As after a restart of Redis that nobody has noticed.
@@ -118,8 +130,8 @@ impl Link {
         // A call that is given up leaves the connection in order: its answer is read and dropped.
         let fault = match tokio::time::timeout(self.response, connection.send(commands)).await {
             Ok(Ok(values)) => return Ok(values),
-            Ok(Err(error)) => fault(&error),
-            Err(_) => Fault::unreached(format!("no answer within {:?}", self.response)),
+            Ok(Err(error)) => self.fault(&error),
+            Err(_) => self.unreached(format!("no answer within {:?}", self.response)),
         };
         if fault.is_broken {
             slot.give_up(number);
@@ -131,7 +143,8 @@ impl Link {
         if let Some(current) = slot.current.read().clone() {
             return Ok(current);
         }
-        let slow = || Fault::unreached(format!("no connection within {:?}", self.connect));
+        let is_tls = self.client.is_tls();
+        let slow = || self.unreached(format!("no connection within {:?}", self.connect)).of_connecting(is_tls);
         let connect = async {
             let mut made = slot.connecting.lock().await;
             if let Some(current) = slot.current.read().clone() {
@@ -142,8 +155,8 @@ impl Link {
             // Its driver runs where it was made, so not on the runtime of a caller, which may end.
             let made_there = self.runtime.spawn(async move { client.connect(connect).await });
             let connection = match made_there.await {
-                Ok(connection) => connection.map_err(|e| fault(&e))?,
-                Err(e) => return Err(Fault::unreached(format!("connecting failed: {e}"))),
+                Ok(connection) => connection.map_err(|e| self.fault(&e).of_connecting(is_tls))?,
+                Err(e) => return Err(self.unreached(format!("connecting failed: {e}"))),
             };
             *made += 1;
             *slot.current.write() = Some((*made, connection.clone()));
@@ -175,7 +188,10 @@ async fn probe(link: Weak<Link>) {
         let mut ask = redis::cmd("GET");
         ask.arg(&link.probe);
         match link.attempt(Channel::Rest, &[ask]).await {
-            Err(fault) if fault.is_outage => link.slots.iter().for_each(Slot::clear),
+            Err(fault) if fault.is_outage => {
+                link.slots.iter().for_each(Slot::clear);
+                *link.why.lock() = Some(fault.error);
+            }
             _ => {
                 link.failures.store(0, Ordering::Relaxed);
                 link.open.store(false, Ordering::Relaxed);

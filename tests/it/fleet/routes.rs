@@ -165,7 +165,10 @@ fn a_text_with_errors_changes_nothing_and_all_are_listed() {
     assert!(detail.contains("config_file: files of a gateway"), "{detail}");
     // What a machine lacks is found out where it is pushed.
     let unresolved = "[[upstreams]]\nname = \"up\"\nendpoints = [\"host.invalid:1\"]\n".to_owned() + &says("/", "bad");
-    push(&nodes[0], &unresolved).problem(400, "bad-request");
+    let detail = push(&nodes[0], &unresolved).problem(400, "bad-request")["detail"].to_string();
+    assert!(detail.contains("host.invalid"), "{detail}");
+    let report = nodes[0].admin("POST", "/api/routes/check").body(unresolved).send().expect(200).json();
+    assert!(report["ok"] == false && report["errors"][0]["message"].to_string().contains("host.invalid"), "{report}");
     push(&nodes[0], "[[routes]\n").problem(400, "bad-request");
     push(&nodes[0], &format!("# {}", "x".repeat(4 << 20))).problem(413, "payload-too-large");
     let report = nodes[0].admin("POST", "/api/routes/check").body(wrong).send().expect(200).json();
