@@ -29,6 +29,7 @@ const SCHEMA: u32 = 1;
 /// What the sentinel is sealed for.
 const SENTINEL: &str = "wasmgate sentinel";
 const COMMIT: &str = include_str!("commit.lua");
+const RIGHTS: &str = include_str!("rights.lua");
 /// How long an operation is remembered, so that it is not done again: longer than anybody tries.
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// How often a commit is sent whose answer is missing.
@@ -282,11 +283,35 @@ impl Core {
             copy::check_whole(self, &known.seal).await?;
         }
         let is_read_only = self.settings.purpose == Purpose::Source;
+        if !is_read_only {
+            self.may_all().await?;
+        }
         pepper::agree(self, &known, &self.settings.peppers, is_read_only).await?;
         if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none() && !is_read_only) {
             id_file::write(file, &known.id)?;
         }
         Ok(known)
+    }
+
+    /// Whether the ACL allows all that the store needs, before something fails half-way that is seldom done.
+    async fn may_all(&self) -> Result<()> {
+        let mut keys = Cmd::new();
+        keys.arg(1).arg(self.names.of(&["rights"]));
+        let told = Script::new(RIGHTS).run(&self.link, Channel::Rest, &keys, None).await?;
+        let missing = told.into_iter().next().map(Vec::<String>::from_redis_value);
+        let missing = missing.and_then(std::result::Result::ok).unwrap_or_default();
+        if !missing.is_empty() {
+            return Err(self.link.denied(&missing.join(" ")));
+        }
+        // Scripts can't do these; none of them changes anything.
+        let mut rest = vec![redis::cmd("CLIENT").arg("TRACKING").arg("OFF").take()];
+        if self.settings.replicas > 0 {
+            rest.push(redis::cmd("WAIT").arg(0).arg(1).take());
+        }
+        for command in rest {
+            self.link.send(Channel::Rest, &[command]).await?;
+        }
+        Ok(())
     }
 
     /// The store's number, once it was seen.
@@ -296,7 +321,7 @@ impl Core {
 
     /// What Redis is set to that would lose records; nothing when it does not say.
     pub async fn advice(&self) -> Vec<&'static str> {
-        let told = self.link.send(Channel::Rest, &[redis::cmd("INFO")]).await;
+        let told = self.link.attempt(Channel::Rest, &[redis::cmd("INFO")]).await;
         told.map(|told| told.iter().flat_map(advice).collect()).unwrap_or_default()
     }
 

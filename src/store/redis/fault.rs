@@ -16,6 +16,8 @@ pub struct Fault {
     pub is_broken: bool,
     /// Redis may have done what it was asked to, although there was no answer.
     pub is_open: bool,
+    /// Its ACL does not allow what was asked.
+    pub is_denied: bool,
     /// It does not know the script (any more).
     pub is_unknown_script: bool,
 }
@@ -51,11 +53,19 @@ impl Fault {
     /// No answer.
     pub fn unreached(why: impl std::fmt::Display) -> Self {
         let error = StoreError::Unavailable(format!("redis: {why}"));
-        Self { error, is_outage: true, is_broken: false, is_open: true, is_unknown_script: false }
+        Self { error, is_outage: true, is_broken: false, is_open: true, is_denied: false, is_unknown_script: false }
+    }
+
+    /// What it does not allow.
+    pub fn denied(what: &str) -> Self {
+        let refused = format!(
+            "redis: its ACL refuses what the store needs ({what}): allow `store.redis.username` `~<prefix>:* {COMMANDS}`"
+        );
+        Self { is_denied: true, ..Self::refused(StoreError::Unavailable(refused)) }
     }
 
     fn refused(error: StoreError) -> Self {
-        Self { error, is_outage: false, is_broken: false, is_open: false, is_unknown_script: false }
+        Self { error, is_outage: false, is_broken: false, is_open: false, is_denied: false, is_unknown_script: false }
     }
 }
 
@@ -71,6 +81,8 @@ const OUTAGES: [(&str, &str); 8] = [
     ("NOREPLICAS", "it has fewer replicas than it needs to accept writes (`min-replicas-to-write`)"),
 ];
 
+/// Of the ACL, inside of scripts, as Redis 7 and 6.2 say it.
+const DENIALS: [&str; 2] = ["ACL failure in script", "The user executing the script"];
 const LOGIN: &str = "it refuses the user or the password (WRONGPASS): look at `store.redis.username` and \
                      `store.redis.password_file`";
 
@@ -89,12 +101,9 @@ pub fn fault(error: &RedisError) -> Fault {
         let stuck = "redis: it can't persist what is written, so it refuses writes: see its log and its disk";
         return Fault::refused(if full { StoreError::Full } else { StoreError::Unavailable(stuck.into()) });
     }
-    if says("NOPERM") {
+    if says("NOPERM") || DENIALS.iter().any(|denial| text.contains(denial)) {
         // Names the command or the key, not what is in it.
-        let detail = error.detail().unwrap_or("see its log");
-        let refused =
-            format!("redis: its ACL refuses what the store needs ({detail}): the user needs `~<prefix>:* {COMMANDS}`");
-        return Fault::refused(StoreError::Unavailable(refused));
+        return Fault::denied(error.detail().unwrap_or("see `acl log`"));
     }
     if says("MOVED") || says("CROSSSLOT") {
         let cluster = "redis: it is part of a cluster: set `store.redis.cluster = true`";

@@ -54,7 +54,11 @@ pub async fn follow(core: Weak<Core>, changes: Arc<dyn Changes>) {
             }
             Err(error) => {
                 if let Some(core) = core.upgrade() {
-                    tracing::debug!(error = %core.link.fault(&error).error, "no connection to be told of changes on");
+                    let fault = core.link.fault(&error);
+                    if fault.is_denied {
+                        core.link.tell_denied(&fault.error);
+                    }
+                    tracing::debug!(error = %fault.error, "no connection to be told of changes on");
                 }
                 first += 1;
             }

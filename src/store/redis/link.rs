@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, RedisError, Value};
@@ -20,6 +20,8 @@ use crate::store::{Result, StoreError};
 const FAILURES: u32 = 3;
 /// Between two probes.
 const PROBE: Duration = Duration::from_millis(250);
+/// Between two lines about rights that are missing.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 pub type Answered<T> = std::result::Result<T, Fault>;
 
@@ -46,6 +48,8 @@ pub struct Link {
     probe: String,
     failures: AtomicU32,
     open: AtomicBool,
+    /// When it was last told that the ACL refuses something.
+    denied: Mutex<Option<Instant>>,
     /// Why the breaker opened.
     why: Mutex<Option<StoreError>>,
     this: Weak<Link>,
@@ -74,6 +78,7 @@ impl Link {
             probe,
             failures: AtomicU32::new(0),
             open: AtomicBool::new(false),
+            denied: Mutex::default(),
             why: Mutex::default(),
             this: this.clone(),
         }))
@@ -99,6 +104,10 @@ impl Link {
         fault(error).at(&self.place)
     }
 
+    pub fn denied(&self, what: &str) -> StoreError {
+        Fault::denied(what).at(&self.place).error
+    }
+
     fn unreached(&self, why: impl std::fmt::Display) -> Fault {
         Fault::unreached(why).at(&self.place)
     }
@@ -116,6 +125,9 @@ impl Link {
         }
         // A node of a cluster that is away has taken its leases and blobs with it: nothing is known by them of the records' node.
         let is_elsewhere = self.client.is_cluster() && matches!(channel, Channel::Leases | Channel::Blobs);
+        if let Err(Fault { is_denied: true, error, .. }) = &sent {
+            self.tell_denied(error);
+        }
         match &sent {
             _ if is_elsewhere => {}
             Err(fault) if fault.is_outage => self.failed(&fault.error),
@@ -124,7 +136,17 @@ impl Link {
         sent
     }
 
-    async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+    /// Whoever asked is told that the store is away; this is for the operator.
+    pub fn tell_denied(&self, error: &StoreError) {
+        let mut told = self.denied.lock();
+        if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+            *told = Some(Instant::now());
+            tracing::error!(%error, "redis refuses a command");
+        }
+    }
+
+    /// Once, and whatever comes of it is the caller's to tell.
+    pub async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
         let slot = &self.slots[channel as usize];
         let (number, mut connection) = self.connection(slot).await?;
         // A call that is given up leaves the connection in order: its answer is read and dropped.

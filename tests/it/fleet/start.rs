@@ -1,5 +1,7 @@
 //! What keeps a gateway from its Redis, as its start says it: where it looked, what it was told, and the setting to look at.
 
+use wasmgate::store::redis::COMMANDS;
+
 use super::Fleet;
 use crate::support::redis::{Redis, free_port};
 use crate::support::tls::Certificate;
@@ -58,6 +60,37 @@ fn what_is_wrong_with_redis_is_told_with_its_address_and_setting() {
     Gateway::start(&fleet.config(""));
     fleet.secret("record.key", &"00112233445566778899".repeat(4)[..64]);
     told(&url, "", &["another record key", "`store.redis.record_key_file`"]);
+}
+
+#[test]
+fn a_right_that_is_missing_is_found_at_the_start() {
+    let fleet = Fleet::new();
+    let password = fleet.secret("password", SECRET);
+    let login = format!("username = \"gate\"\npassword_file = {password:?}\n");
+    let allow = |commands: &[&str]| {
+        let secret = format!(">{SECRET}");
+        let user = ["acl", "setuser", "gate", "reset", "on", &secret, "~wasmgate:*"];
+        fleet.redis.cli(&[&user[..], commands].concat());
+    };
+    let all: Vec<_> = COMMANDS.split_whitespace().collect();
+    for missing in &all {
+        let rest: Vec<_> = all.iter().filter(|command| command != &missing).copied().collect();
+        allow(&rest);
+        let said = refused(&fleet.config(&format!("on_start = \"fail\"\n{login}")));
+        assert!(said.contains("its ACL refuses"), "without {missing}: {said}");
+        let detail = said.split("needs (").nth(1).and_then(|rest| rest.split("):").next()).expect("it says which");
+        assert!(detail.contains(missing.trim_start_matches('+')), "without {missing}: {said}");
+        assert!(said.contains(COMMANDS), "{said}");
+    }
+    assert_eq!(fleet.redis.cli(&["exists", "wasmgate:{r}:rights"]).trim(), "0");
+    // One that is taken away later.
+    allow(&all);
+    let node = Gateway::start(&fleet.config(&login));
+    allow(&all.iter().filter(|command| **command != "+zadd").copied().collect::<Vec<_>>());
+    let new_key = serde_json::json!({"owner": "acme", "tier": "free", "scopes": ["proxy"]});
+    node.admin("POST", "/api/auth/keys").json(&new_key).send().problem(503, "store-unavailable");
+    let told = || node.log().lines().any(|line| line.contains("redis refuses a command") && line.contains("ACL"));
+    eventually("it is told in the log", told);
 }
 
 #[test]
