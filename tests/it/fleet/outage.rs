@@ -3,7 +3,7 @@
 use super::{Fleet, ask, followed, keyed, tagging};
 use crate::cli::{ok, verb};
 use crate::support::toml::route;
-use crate::support::{Gateway, Request, Upstream, eventually, try_serve};
+use crate::support::{Gateway, Request, Upstream, api, c_guest, eventually, try_serve};
 
 /// What needs no store, a handler, and the rest with a key.
 fn mixed(up: &Upstream) -> String {
@@ -203,4 +203,31 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     assert_eq!(ask(&node, &node.key()), 200);
     fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
+}
+
+/// Which stored module a call means is asked of the store; which one a route means is known.
+#[test]
+fn an_outage_keeps_routes_and_inline_runs_and_stops_runs_of_stored_modules() {
+    let mut fleet = Fleet::new();
+    let handler = "match.path = \"/upper\"\ntarget.handler = { module = \"acme/upper\" }\nauth = \"none\"";
+    let config = fleet.config(&(api::config("") + &route("upper", handler)));
+    let config = config.replace("[auth]\n", "[auth]\nkey_max_stale = \"1h\"\n");
+    let node = Gateway::start(&config);
+    let key = node.key();
+    node.upload("acme/upper", "command", &c_guest("command"));
+    followed(&node);
+    let stored = || {
+        let call = serde_json::json!({"module": "acme/upper", "input": "hello"});
+        node.post("/api/wasm/execute", call.to_string()).key(&key).header("Content-Type", "application/json").send()
+    };
+    stored().expect(200);
+    let routed = || node.post("/upper", "hello").send().status;
+    assert_eq!(routed(), 200);
+    fleet.redis.kill();
+    eventually("it is refused", || stored().status == 503);
+    stored().problem(503, "store-unavailable");
+    assert_eq!(routed(), 200);
+    node.execute(&key, &c_guest("command"), b"hello").expect(200);
+    fleet.redis.restart();
+    eventually("it runs again", || stored().status == 200);
 }
