@@ -3,8 +3,16 @@
 //!
 //! Invariant: what health says, and what the metrics show, come from here.
 
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
 use super::service::Shared;
 use crate::store::{RefusedRoutes, StoreError};
+
+/// Until the same failure is told again, and another one.
+const AGAIN: Duration = Duration::from_secs(60);
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// What is known of the store at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +70,28 @@ pub struct Lack {
     pub detail: String,
 }
 
+/// A failure of the store that a request has met. The same one is told again after a while only: an outage is a line, not one
+/// a request.
+pub fn tell_failure(error: &StoreError) {
+    static TOLD: Mutex<Option<(StoreError, Instant)>> = Mutex::new(None);
+    let mut told = TOLD.lock();
+    let is_news = match (&*told, error) {
+        (_, StoreError::Corrupt(_)) | (None, _) => true,
+        (Some((before, at)), error) => at.elapsed() >= if before == error { AGAIN } else { BETWEEN },
+    };
+    if is_news {
+        *told = Some((error.clone(), Instant::now()));
+        tracing::error!(%error, "the store failed");
+    }
+}
+
 impl Shared {
-    /// The flush of usage and counters has ended so.
-    pub fn set_written(&self, failed: Option<StoreError>) {
-        *self.unwritten.lock() = failed;
+    /// The flush of usage and counters has ended so; whether it ended otherwise before.
+    pub fn set_written(&self, failed: Option<StoreError>) -> bool {
+        let mut unwritten = self.unwritten.lock();
+        let is_news = unwritten.is_some() != failed.is_some();
+        *unwritten = failed;
+        is_news
     }
 
     /// The newest of the routes that were pushed, if they can't be used here; what it was before.
@@ -90,7 +116,7 @@ impl Shared {
     pub async fn ask(&self) -> (StoreState, Vec<Lack>) {
         let failed = self.store.check().await.err();
         if let Some(error) = &failed {
-            tracing::warn!(%error, "the store failed a health check");
+            tell_failure(error);
         }
         let fault = failed.map(|error| (StoreState::of(&error), error)).or_else(|| self.store_fault());
         let state = fault.as_ref().map_or(StoreState::Up, |(state, _)| *state);

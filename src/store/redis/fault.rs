@@ -44,8 +44,13 @@ impl Fault {
         if let StoreError::Unavailable(why) = &mut self.error
             && !why.contains("`store.redis.")
         {
-            let scheme = if is_tls { " and `store.redis.ca_file`" } else { ", and whether it wants TLS (`rediss://`)" };
-            why.push_str(&format!("; look at `store.redis.urls`{scheme}"));
+            let is_nobody_there = why.contains("refused (os") || why.contains("lookup");
+            let more = match is_tls {
+                _ if is_nobody_there => "",
+                true => " and `store.redis.ca_file`",
+                false => ", and whether it wants TLS (`rediss://`)",
+            };
+            why.push_str(&format!("; look at `store.redis.urls`{more}"));
         }
         self
     }
