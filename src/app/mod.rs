@@ -80,8 +80,6 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
-    /// The newest of the routes that were pushed, if they can't be used here.
-    refused: parking_lot::Mutex<Option<RefusedRoutes>>,
     /// What the fleet knows of this gateway has changed.
     told: tokio::sync::Notify,
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
@@ -150,7 +148,6 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
-            refused: parking_lot::Mutex::default(),
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),

@@ -77,8 +77,9 @@ pub async fn run(app: Arc<App>) {
     loop {
         tokio::select! {
             _ = flush.tick() => {
-                app.flush().await;
-                app.prune().await;
+                if app.flush().await {
+                    app.prune().await;
+                }
             }
             _ = sweep.tick() => app.sweep().await,
             _ = tend.tick() => app.shared.engine.tend_artifacts().await,
@@ -156,8 +157,8 @@ impl App {
         self.store.save_counters(&counters, now.wall.unix_seconds() - COUNTER_LIFE_SECONDS).await
     }
 
-    /// Writes usage, execution counts and calendar counters.
-    pub async fn flush(&self) {
+    /// Writes usage, execution counts and calendar counters; whether it could.
+    pub async fn flush(&self) -> bool {
         let began = Instant::now();
         let mut unwritten = self.unwritten.lock().await;
         let mut failed = self.write_usage(&mut unwritten).await.err();
@@ -174,9 +175,14 @@ impl App {
             failed = Some(e);
         }
         self.shared.metrics.store_operation("flush", began.elapsed());
-        if let Some(e) = &failed {
-            tracing::error!(error = %e, "usage and counters could not be written; they are kept and tried again");
+        let error = failed.as_ref().map(ToString::to_string);
+        match (self.shared.set_written(failed), &error) {
+            (true, Some(error)) => {
+                tracing::error!(error, "usage and counters could not be written; they are kept and tried again");
+            }
+            (true, None) => tracing::info!("usage and counters are written again"),
+            (false, _) => {}
         }
-        self.shared.set_written(failed);
+        error.is_none()
     }
 }

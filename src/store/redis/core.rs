@@ -29,6 +29,7 @@ const SCHEMA: u32 = 1;
 /// What the sentinel is sealed for.
 const SENTINEL: &str = "wasmgate sentinel";
 const COMMIT: &str = include_str!("commit.lua");
+const RIGHTS: &str = include_str!("rights.lua");
 /// How long an operation is remembered, so that it is not done again: longer than anybody tries.
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// How often a commit is sent whose answer is missing.
@@ -225,7 +226,8 @@ impl Core {
     fn lost(&self, what: &str) -> StoreError {
         let file = self.settings.id_file.as_ref().map_or("store.id".into(), |file| file.display().to_string());
         StoreError::Lost(format!(
-            "{what}: restore Redis' data; to begin anew, delete `{file}` on every gateway, and restart them"
+            "{what}: if `store.redis.urls` leads to another Redis or database, correct it; else restore Redis' data; to begin anew, \
+             stop all gateways, delete `store.id` in each one's data directory (here `{file}`), and start them"
         ))
     }
 
@@ -233,7 +235,8 @@ impl Core {
         let content = Seal::new(&self.settings.record_key, SENTINEL).open(&At::key(self.names.sentinel()), record);
         let content = content.ok_or_else(|| {
             let other =
-                "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
+                "this store belongs to another record key, or its sentinel was altered: give this gateway the fleet's \
+                 (`store.redis.record_key_file` or `store.redis.record_key_env`)";
             StoreError::Foreign(other.into())
         })?;
         let sentinel: Sentinel = decode(content, "sentinel")?;
@@ -293,11 +296,35 @@ impl Core {
             copy::check_whole(self, &known.seal).await?;
         }
         let is_read_only = self.settings.purpose == Purpose::Source;
+        if !is_read_only {
+            self.may_all().await?;
+        }
         pepper::agree(self, &known, &self.settings.peppers, is_read_only).await?;
         if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none() && !is_read_only) {
             id_file::write(file, &known.id)?;
         }
         Ok(known)
+    }
+
+    /// Whether the ACL allows all that the store needs, before something fails half-way that is seldom done.
+    async fn may_all(&self) -> Result<()> {
+        let mut keys = Cmd::new();
+        keys.arg(1).arg(self.names.of(&["rights"]));
+        let told = Script::new(RIGHTS).run(&self.link, Channel::Rest, &keys, None).await?;
+        let missing = told.into_iter().next().map(Vec::<String>::from_redis_value);
+        let missing = missing.and_then(std::result::Result::ok).unwrap_or_default();
+        if !missing.is_empty() {
+            return Err(self.link.denied(&missing.join(" ")));
+        }
+        // Scripts can't do these; none of them changes anything.
+        let mut rest = vec![redis::cmd("CLIENT").arg("TRACKING").arg("OFF").take()];
+        if self.settings.replicas > 0 {
+            rest.push(redis::cmd("WAIT").arg(0).arg(1).take());
+        }
+        for command in rest {
+            self.link.send(Channel::Rest, &[command]).await?;
+        }
+        Ok(())
     }
 
     /// The store's number, once it was seen.
@@ -307,7 +334,7 @@ impl Core {
 
     /// What Redis is set to that would lose records; nothing when it does not say.
     pub async fn advice(&self) -> Vec<&'static str> {
-        let told = self.link.send(Channel::Rest, &[redis::cmd("INFO")]).await;
+        let told = self.link.attempt(Channel::Rest, &[redis::cmd("INFO")]).await;
         told.map(|told| told.iter().flat_map(advice).collect()).unwrap_or_default()
     }
 

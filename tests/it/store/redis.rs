@@ -570,7 +570,7 @@ fn a_gateway_that_knows_its_store_begins_no_other() {
     let id = RedisStore::open(again()).unwrap().store_id().to_owned();
     assert_eq!(RedisStore::open(again()).unwrap().store_id(), id);
     redis.cli(&["flushall"]);
-    let remedy = format!("delete `{}` on every gateway", file.display());
+    let remedy = format!("delete `store.id` in each one's data directory (here `{}`)", file.display());
     let refused = |what: &str| {
         let told = open_error(again());
         let StoreError::Lost(why) = &told else { panic!("{told:?}") };
