@@ -70,12 +70,12 @@ pub(super) fn upstream_health(snapshot: &Snapshot) -> Vec<UpstreamHealth> {
 pub(super) struct Status {
     /// `alive`; or `ready`, `degraded`, `starting` or `draining`.
     status: &'static str,
-    /// What a degraded gateway does without.
+    /// What it does without.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<&'static str>,
 }
 
-/// Something that a degraded gateway does without.
+/// Something that a gateway does without.
 #[derive(Serialize, utoipa::ToSchema)]
 struct Degraded {
     reason: &'static str,
@@ -86,6 +86,7 @@ struct Degraded {
 pub(super) struct Health {
     /// `ready`, `degraded`, `starting` or `draining`.
     status: &'static str,
+    /// Why it is degraded, or has no routes.
     degraded: Vec<Degraded>,
     version: &'static str,
     #[schema(value_type = String)]
@@ -111,16 +112,14 @@ pub(super) async fn live() -> Response {
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let lacks = api.app.shared.lacks();
     let (code, status) = state(&api, &lacks);
-    let reasons = lacks.iter().filter(|_| status == DEGRADED).map(|lack| lack.reason).collect();
+    let reasons = lacks.iter().map(|lack| lack.reason).collect();
     json(code, Status { status, reasons })
 }
-
-const DEGRADED: &str = "degraded";
 
 fn state(api: &Api, lacks: &[Lack]) -> (StatusCode, &'static str) {
     match api.app.state() {
         NodeState::Ready if lacks.is_empty() => (StatusCode::OK, NodeState::Ready.as_str()),
-        NodeState::Ready => (StatusCode::OK, DEGRADED),
+        NodeState::Ready => (StatusCode::OK, "degraded"),
         other => (StatusCode::SERVICE_UNAVAILABLE, other.as_str()),
     }
 }

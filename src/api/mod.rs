@@ -30,7 +30,7 @@ use std::time::Duration;
 use crate::app::{App, AppError};
 use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier};
 use crate::engine::Turns;
-use crate::gateway::ApiService;
+use crate::gateway::{ApiService, tell_failure};
 use crate::store::StoreError;
 
 pub use edge::Probe;
@@ -146,7 +146,7 @@ impl Api {
 /// A store error as the client sees it; what it does not see is logged.
 fn refused(error: StoreError) -> Rejection {
     if !error.is_refusal() {
-        tracing::error!(%error, "the store failed");
+        tell_failure(&error);
     }
     Rejection::from(error)
 }

@@ -6,6 +6,7 @@ mod catalogue;
 pub mod copy;
 pub mod files;
 mod follow;
+mod journal;
 pub mod nodes;
 mod open;
 mod outbox;
@@ -79,8 +80,6 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
-    /// The newest of the routes that were pushed, if they can't be used here.
-    refused: parking_lot::Mutex<Option<RefusedRoutes>>,
     /// What the fleet knows of this gateway has changed.
     told: tokio::sync::Notify,
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
@@ -88,7 +87,7 @@ pub struct App {
     pub catalogue: tokio::sync::RwLock<()>,
     /// Blobs of a shared store that nothing referred to at the last sweep.
     orphans: parking_lot::Mutex<HashSet<Digest>>,
-    outboxes: tokio::sync::Mutex<tickers::Outboxes>,
+    unwritten: tokio::sync::Mutex<tickers::Unwritten>,
 }
 
 impl Opened {
@@ -135,6 +134,7 @@ impl Opened {
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
         let (snapshot, refused) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
         let usage = Arc::new(UsageRecorder::default());
+        let unwritten = tickers::Unwritten::open(&config.data_dir, config.store.redis.is_some(), &usage)?;
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
         warm_later(&shared, snapshot, None);
         let app = Arc::new(App {
@@ -148,11 +148,10 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
-            refused: parking_lot::Mutex::default(),
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
-            outboxes: tokio::sync::Mutex::new(tickers::Outboxes::new()?),
+            unwritten: tokio::sync::Mutex::new(unwritten),
         });
         app.refuse(refused);
         follow::begin(&app);

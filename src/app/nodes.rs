@@ -72,7 +72,7 @@ impl App {
             config: snapshot.config.digest,
             follows_routes: snapshot.config.store.routes == RoutesFrom::Store,
             routes: snapshot.config.pushed.as_ref().map(|p| RoutesInUse { version: p.version, digest: p.digest }),
-            refused: self.refused.lock().clone(),
+            refused: self.shared.refused_routes(),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{AppError, secrets};
 use crate::auth::pepper::Peppers;
@@ -18,6 +18,8 @@ use crate::store::{Store, StoreError};
 
 /// Between two attempts to reach it.
 const AGAIN: Duration = Duration::from_millis(500);
+/// While it is not reached, for the same reason, that is told again.
+const REMIND: Duration = Duration::from_secs(30);
 /// Of a copy, for what Redis answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,13 +36,14 @@ pub async fn open(config: &Config, peppers: &Peppers) -> Result<Arc<dyn Store>, 
     let peppers = peppers.fingerprints();
     let store = RedisStore::new(RedisSettings { id_file, peppers, ..settings(redis, &config.data_dir)? });
     let store = store.map_err(|e| AppError::setting("store.redis", e))?;
-    let mut is_told = false;
+    let mut told: Option<(String, Instant)> = None;
     loop {
         match (store.check().await, redis.on_start) {
             (Ok(()), _) => return Ok(store),
             (Err(StoreError::Unavailable(why)), OnStart::Wait) => {
-                if !std::mem::replace(&mut is_told, true) {
+                if told.as_ref().is_none_or(|(before, at)| *before != why || at.elapsed() >= REMIND) {
                     tracing::warn!(error = why, "waiting for the store, as `store.redis.on_start` says");
+                    told = Some((why, Instant::now()));
                 }
                 tokio::time::sleep(AGAIN).await;
             }

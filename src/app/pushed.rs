@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::open::does_without;
 use super::reload::{ModuleCheck, build_snapshot, first_line, start_all};
 use super::{App, AppError, files};
 use crate::config::{self, Config, ConfigError, ConfigErrors, Pushed, RoutesFrom};
@@ -16,6 +17,8 @@ use crate::store::{NewRoutes, RefusedRoutes, RoutesVersion, Store, StoreError, r
 pub const MAX_ROUTES_BYTES: u64 = 4 << 20;
 /// Of a reason in the list of nodes, in characters.
 const MAX_REASON: usize = 1_000;
+/// As errors call what is pushed.
+const FILE: &str = "routes";
 /// Times that a push is begun anew because another one was faster.
 const TRIES: usize = 5;
 
@@ -40,7 +43,7 @@ impl App {
     /// What a push of this text would be warned of; all that it would be refused for.
     pub async fn check_routes(&self, text: String) -> Result<Vec<ConfigError>, AppError> {
         let digest = Digest::of(text.as_bytes());
-        self.checked(Pushed { version: 0, text: text.into(), digest }).await.map(|(_, warnings)| warnings)
+        self.prepare(Pushed { version: 0, text: text.into(), digest }).await.map(|(_, warnings)| warnings)
     }
 
     /// `by`: who pushes.
@@ -102,8 +105,7 @@ impl App {
             let above = self.routes_in_use();
             let same = newest.filter(|newest| newest.digest == digest && newest.version >= above);
             let version = same.as_ref().map_or(number.max(above) + 1, |same| same.version);
-            let (config, warnings) = self.checked(Pushed { version, text: shared.clone(), digest }).await?;
-            let next = self.build(config).await?;
+            let (next, warnings) = self.prepare(Pushed { version, text: shared.clone(), digest }).await?;
             let is_new = same.is_none();
             let stored = match same {
                 Some(same) => same,
@@ -181,7 +183,7 @@ impl App {
 
     /// Tries the newest version again, if it was refused: what it lacked may have come without a change in the store.
     pub(super) async fn retry_routes(&self) {
-        if self.refused.lock().is_none() {
+        if self.shared.refused_routes().is_none() {
             return;
         }
         let _turn = self.swapping.lock().await;
@@ -194,9 +196,22 @@ impl App {
         self.config().pushed.as_ref().map_or(0, |pushed| pushed.version)
     }
 
+    /// What would be in use with these routes; all that keeps this gateway from using them.
+    async fn prepare(&self, pushed: Pushed) -> Result<(Arc<Snapshot>, Vec<ConfigError>), AppError> {
+        let (config, warnings) = self.checked(pushed).await?;
+        match self.build(config).await {
+            // Such as an upstream's address that has none here.
+            Err(AppError::Setting { key, message }) => {
+                let errors = vec![ConfigError { key, line: 0, message }];
+                Err(ConfigErrors { file: FILE.to_owned(), errors }.into())
+            }
+            built => built.map(|next| (next, warnings)),
+        }
+    }
+
     /// This gateway's configuration with these routes, all of whose modules are there and start.
     async fn checked(&self, pushed: Pushed) -> Result<(Config, Vec<ConfigError>), AppError> {
-        let file = "routes".to_owned();
+        let file = FILE.to_owned();
         let (config, mut warnings) = with_routes(&self.config(), pushed, &file, self.config_file.as_deref()).await?;
         if config.routes.is_empty() {
             let message = "there are none, so that every request would get 404: is this the right file?".into();
@@ -231,12 +246,10 @@ impl App {
 
     pub(super) fn refuse(&self, routes: Option<RefusedRoutes>) {
         self.shared.metrics.set_routes(self.routes_in_use(), routes.is_some());
-        let mut refused = self.refused.lock();
-        if *refused != routes {
+        if self.shared.set_refused_routes(routes.clone()) != routes {
             if let Some(RefusedRoutes { version, reason }) = &routes {
                 tracing::error!(version, reason, "pushed routes are not taken up, nothing was changed");
             }
-            *refused = routes;
             self.told.notify_one();
         }
     }
@@ -251,14 +264,28 @@ pub(super) async fn at_start(
     if own.store.routes == RoutesFrom::File {
         return Ok((own, None));
     }
+    match newest_at_start(&own, store, file).await {
+        Err(AppError::Store(error)) if does_without(&own, &error) => {
+            tracing::warn!("the routes are in the store: the gateway is not ready until it has told them");
+            Ok((own, None))
+        }
+        found => found,
+    }
+}
+
+async fn newest_at_start(
+    own: &Config,
+    store: &dyn Store,
+    file: Option<&Path>,
+) -> Result<(Config, Option<RefusedRoutes>), AppError> {
     let Some(version) = store.routes_versions().await?.into_iter().next() else {
         tracing::warn!("no routes were pushed yet: the gateway is not ready until `wasmgate routes push`");
-        return Ok((own, None));
+        return Ok((own.clone(), None));
     };
     let config = match fetch(store, &version).await {
         Ok(pushed) => {
             let name = shown(&pushed);
-            with_routes(&own, pushed, &name, file).await
+            with_routes(own, pushed, &name, file).await
         }
         Err(error) => Err(error),
     };
@@ -268,7 +295,7 @@ pub(super) async fn at_start(
             Ok((config, None))
         }
         Err(AppError::Store(error)) => Err(error.into()),
-        Err(error) => Ok((own, Some(refused(version.version, &error)))),
+        Err(error) => Ok((own.clone(), Some(refused(version.version, &error)))),
     }
 }
 

@@ -84,7 +84,12 @@ pub(super) fn nodes(args: &ConnectArgs, as_json: bool) -> Outcome {
             ("ROUTES", "/routes_version"),
             ("SILENT_MS", "/silent_ms"),
         ];
-        output::objects(&list["nodes"], &columns)?;
+        let mut nodes = list["nodes"].clone();
+        for digest in nodes.as_array_mut().into_iter().flatten().filter_map(|node| node.get_mut("config_digest")) {
+            // To see which are the same; `--json` has all of it.
+            *digest = digest.as_str().map(|text| text.chars().take("sha256:".len() + 12).collect::<String>()).into();
+        }
+        output::objects(&nodes, &columns)?;
         for node in list["nodes"].as_array().into_iter().flatten().filter(|node| !node["routes_refused"].is_null()) {
             let at = |at: &str| output::cell(node, at);
             let (name, version, reason) = (at("/name"), at("/routes_refused/version"), at("/routes_refused/reason"));
@@ -197,6 +202,9 @@ struct TierChange {
     /// Runs of one module that one owner may have under way at once.
     #[arg(long)]
     instances: Option<u32>,
+    /// While the fleet's limits can't be reached: each gateway gives its part of them, or the whole, or answers 503.
+    #[arg(long, value_parser = ["share", "open", "closed"])]
+    fail: Option<String>,
 }
 
 fn quota(text: &str) -> Result<Quota, String> {
@@ -242,6 +250,9 @@ impl TierChange {
         put(&mut limits, "instances", self.instances.map(u64::from));
         if !limits.is_empty() {
             body.insert("limits".into(), limits.into());
+        }
+        if let Some(fail) = &self.fail {
+            body.insert("fail".into(), json!(fail));
         }
         if self.no_quotas || !self.quotas.is_empty() {
             body.insert("quotas".into(), json!(self.quotas));

@@ -1,6 +1,7 @@
 //! `routes`: those in force, and those that are pushed for all gateways that share a store.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -31,9 +32,9 @@ pub(super) struct RoutesArgs {
 enum RoutesVerb {
     /// List the routes in force; so does `routes` alone.
     List,
-    /// Check a file of tiers, upstreams and routes on the gateway; prints every error, with its line.
+    /// Check a file of tiers, upstreams and routes on the gateway (`-`: standard input); prints every error, with its line.
     Check { file: PathBuf },
-    /// Put such a file in use on all gateways that share the store.
+    /// Put such a file (`-`: standard input) in use on all gateways that share the store.
     Push {
         file: PathBuf,
         #[command(flatten)]
@@ -123,8 +124,13 @@ pub(super) fn run(args: RoutesArgs, as_json: bool) -> Outcome {
 
 /// The file's text, and what the gateway says of it; its errors and warnings are printed.
 fn check(client: &Client, file: &Path) -> Result<(Vec<u8>, Value), Failure> {
-    let read = std::fs::read(file).with_context(|| format!("`{}`", file.display()));
-    let text = read.map_err(|error| Failure { code: 2, error })?;
+    let read = if file == Path::new("-") {
+        let mut text = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut text).map(|_| text)
+    } else {
+        std::fs::read(file)
+    };
+    let text = read.with_context(|| format!("`{}`", file.display())).map_err(|error| Failure { code: 2, error })?;
     let report = client.call(Method::POST, "/api/routes/check", &[], Body::Toml(text.clone()))?;
     for finding in ["errors", "warnings"].iter().flat_map(|kind| report[*kind].as_array().into_iter().flatten()) {
         let text = |name: &str| output::printable(finding[name].as_str().unwrap_or_default());

@@ -273,11 +273,8 @@ fn read_quota(t: &Table<'_>) -> Option<Quota> {
     let requests = t.need("requests", int(1..=MANY));
     let window = t.need("window", from_str::<Window>);
     let burst = t.opt("burst", int(1..=MANY));
-    if burst.is_some() && window.is_some_and(|w| !matches!(w, Window::Rolling { .. })) {
-        t.error(
-            "burst",
-            "a calendar window (`1h`, `1d`, `1mo`) has no burst; remove it or use a window below one hour",
-        );
+    if let Some(Err(why)) = window.map(|window| window.check_burst(burst)) {
+        t.error("burst", why);
     }
     Some(Quota { name: name?, requests: requests?, window: window?, burst })
 }

@@ -95,6 +95,9 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
         let advice = "set `cluster = true` for a cluster's nodes, `primary` for sentinels, or keep one";
         t.error("urls", format!("several URLs are not those of one server; {advice}"));
     }
+    if cluster && urls.iter().any(|url| database(url).is_some_and(|number| number.parse() != Ok(0))) {
+        t.error("urls", "a cluster has the database 0 alone; remove the number behind the `/`");
+    }
     let replicas = t.get("replicas", 0, int(0..=64));
     if cluster && primary.is_some() {
         t.error("primary", "a cluster has no sentinels; remove it, or `cluster`");
@@ -143,7 +146,26 @@ fn url(s: &str) -> Result<String, String> {
     if place.split('/').next().is_some_and(|authority| authority.contains('@')) || place.contains("pass=") {
         return Err("a secret may not stand in a URL; use `username`, and `password_file` or `password_env`".into());
     }
+    if !s.starts_with("unix://") {
+        let authority = place.split('/').next().unwrap_or_default();
+        let port = match authority.rsplit_once(':') {
+            Some((_, port)) if !port.ends_with(']') => port,
+            _ => "6379",
+        };
+        if port.parse::<u16>().ok().is_none_or(|port| port == 0) {
+            return Err(format!("`{port}` is not a port of `{s}`; use 1 to 65535"));
+        }
+        if let Some(number) = database(s).filter(|number| number.parse::<u32>().is_err()) {
+            return Err(format!("`{number}` is not a database of `{s}`; use its number, or remove it"));
+        }
+    }
     Ok(s.to_owned())
+}
+
+/// What a URL says of it, if it does.
+fn database(url: &str) -> Option<&str> {
+    let (_, place) = url.split_once("://")?;
+    place.split_once('/').map(|(_, number)| number).filter(|number| !number.is_empty() && !url.starts_with("unix://"))
 }
 
 fn without_secret(url: &str) -> &str {

@@ -20,6 +20,18 @@ pub enum Window {
     Month,
 }
 
+impl Window {
+    /// Whether a quota over it may say how many come at once.
+    pub fn check_burst(self, burst: Option<u64>) -> Result<(), &'static str> {
+        match self {
+            Self::Hour | Self::Day | Self::Month if burst.is_some() => {
+                Err("a calendar window (`1h`, `1d`, `1mo`) has no burst; remove it or use a window below one hour")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl std::str::FromStr for Window {
     type Err = String;
 

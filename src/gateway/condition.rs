@@ -1,9 +1,18 @@
-//! What a gateway that serves does without, and why: it is degraded then, and still fit for traffic.
+//! What a gateway does without, and why: without routes it is not ready, without anything else degraded, and still fit for
+//! traffic.
 //!
 //! Invariant: what health says, and what the metrics show, come from here.
 
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
 use super::service::Shared;
-use crate::store::StoreError;
+use crate::store::{RefusedRoutes, StoreError};
+
+/// Until the same failure is told again, and another one.
+const AGAIN: Duration = Duration::from_secs(60);
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// What is known of the store at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +70,37 @@ pub struct Lack {
     pub detail: String,
 }
 
+/// A failure of the store that a request has met. The same one is told again after a while only: an outage is a line, not one
+/// a request.
+pub fn tell_failure(error: &StoreError) {
+    static TOLD: Mutex<Option<(StoreError, Instant)>> = Mutex::new(None);
+    let mut told = TOLD.lock();
+    let is_news = match (&*told, error) {
+        (_, StoreError::Corrupt(_)) | (None, _) => true,
+        (Some((before, at)), error) => at.elapsed() >= if before == error { AGAIN } else { BETWEEN },
+    };
+    if is_news {
+        *told = Some((error.clone(), Instant::now()));
+        tracing::error!(%error, "the store failed");
+    }
+}
+
 impl Shared {
-    /// The flush of usage and counters has ended so.
-    pub fn set_written(&self, failed: Option<StoreError>) {
-        *self.unwritten.lock() = failed;
+    /// The flush of usage and counters has ended so; whether it ended otherwise before.
+    pub fn set_written(&self, failed: Option<StoreError>) -> bool {
+        let mut unwritten = self.unwritten.lock();
+        let is_news = unwritten.is_some() != failed.is_some();
+        *unwritten = failed;
+        is_news
+    }
+
+    /// The newest of the routes that were pushed, if they can't be used here; what it was before.
+    pub fn set_refused_routes(&self, routes: Option<RefusedRoutes>) -> Option<RefusedRoutes> {
+        std::mem::replace(&mut *self.refused_routes.lock(), routes)
+    }
+
+    pub fn refused_routes(&self) -> Option<RefusedRoutes> {
+        self.refused_routes.lock().clone()
     }
 
     pub fn store_state(&self) -> StoreState {
@@ -80,7 +116,7 @@ impl Shared {
     pub async fn ask(&self) -> (StoreState, Vec<Lack>) {
         let failed = self.store.check().await.err();
         if let Some(error) = &failed {
-            tracing::warn!(%error, "the store failed a health check");
+            tell_failure(error);
         }
         let fault = failed.map(|error| (StoreState::of(&error), error)).or_else(|| self.store_fault());
         let state = fault.as_ref().map_or(StoreState::Up, |(state, _)| *state);
@@ -93,6 +129,7 @@ impl Shared {
     }
 
     fn lacks_with(&self, fault: Option<(StoreState, StoreError)>) -> Vec<Lack> {
+        let routes = self.routes_lack(fault.is_some());
         let store = fault.map(|(state, error)| Lack { reason: state.reason(), detail: error.to_string() });
         let link = (self.metrics.store_link_up.get() == 0).then(|| Lack {
             reason: "store-link-down",
@@ -102,6 +139,18 @@ impl Shared {
             reason: "limits-alone",
             detail: "the fleet's limits can't be reached: this gateway decides alone, as its tiers say".into(),
         });
-        store.into_iter().chain(link).chain(alone).collect()
+        routes.into_iter().chain(store).chain(link).chain(alone).collect()
+    }
+
+    fn routes_lack(&self, is_store_away: bool) -> Option<Lack> {
+        let lack = |reason, detail: &str| Some(Lack { reason, detail: detail.to_owned() });
+        match self.refused_routes() {
+            Some(RefusedRoutes { version, reason }) => {
+                lack("routes-refused", &format!("version {version} of the routes can't be used here: {reason}"))
+            }
+            None if !self.snapshot.load().config.lacks_routes() => None,
+            None if is_store_away => lack("routes-unknown", "its routes are in the store, which has not told them yet"),
+            None => lack("no-routes", "no routes were pushed yet: use `wasmgate routes push`"),
+        }
     }
 }

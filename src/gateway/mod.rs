@@ -47,7 +47,7 @@ pub mod snapshot;
 mod sys;
 mod upstream;
 
-pub use condition::{Lack, StoreState};
+pub use condition::{Lack, StoreState, tell_failure};
 #[cfg(fuzzing)]
 pub use head::check as check_head;
 pub use listener::BindError;

@@ -21,7 +21,7 @@ use crate::engine::{Cancel, Engine};
 use crate::limit::failures::FailureGate;
 use crate::limit::limiter::Limiter;
 use crate::limit::usage::UsageRecorder;
-use crate::store::{Store, StoreError};
+use crate::store::{RefusedRoutes, Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// A body as it arrives, or as it is to be sent.
@@ -59,6 +59,7 @@ pub struct Shared {
     pub(super) store: Arc<dyn Store>,
     /// Why usage and counters could not be written when that was tried last.
     pub(super) unwritten: Mutex<Option<StoreError>>,
+    pub(super) refused_routes: Mutex<Option<RefusedRoutes>>,
     listening: OnceLock<Listening>,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -85,6 +86,7 @@ impl Shared {
             usage,
             store: store.clone(),
             unwritten: Mutex::default(),
+            refused_routes: Mutex::default(),
             listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),

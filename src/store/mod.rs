@@ -324,7 +324,7 @@ pub struct Retention {
 
 /// Which write of one sender this is. An error may hide that it was done: it is then sent again, the same under the same
 /// number and nothing else before, until it is answered, and counts once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Batch {
     pub sender: String,
     pub number: u64,

@@ -131,6 +131,9 @@ fn routes_are_checked_pushed_shown_and_rolled_back() {
     assert_eq!(ok(verb(&gw, &["routes", "show", "2"])), says("two"));
     assert_eq!(ok(verb(&gw, &["routes", "show"])), says("one"));
     fails(verb(&gw, &["routes", "show", "7"]), 1, "routes@7");
+    let mut piped = command(&gw, &["routes", "check", "-"]);
+    piped.stdin(std::fs::File::open(&one).expect("it was written"));
+    assert_eq!(ok(run_to_end(piped)), "ok\n");
     let history = json(verb(&gw, &["routes", "history", "--json"]));
     assert_eq!((history["versions"].as_array().map(Vec::len), &history["in_use"]), (Some(3), &3.into()), "{history}");
     assert!(ok(verb(&gw, &["routes", "history"])).contains("bootstrap"));
@@ -182,7 +185,9 @@ fn keys_tiers_routes_and_usage_of_a_running_gateway() {
     assert!(ok(verb(&gw, &["routes"])).contains("all"));
     assert!(json(verb(&gw, &["usage", "--owner", "acme", "--json"])).is_object());
     assert!(ok(verb(&gw, &["audit"])).contains(id));
-    assert!(ok(verb(&gw, &["nodes"])).contains("ready"));
+    let nodes = ok(verb(&gw, &["nodes"]));
+    assert!(nodes.contains("ready") && nodes.contains("sha256:"), "{nodes}");
+    assert!(nodes.lines().all(|line| line.len() < 160), "{nodes}");
     assert_eq!(json(verb(&gw, &["nodes", "--json"]))["nodes"][0]["this"], true);
     ok(verb(&gw, &["health"]));
 }
@@ -402,6 +407,12 @@ fn a_tier_is_set_and_reset() {
     assert!(ok(tier(&["reset", "free"])).contains("file"));
     assert_eq!(free(json(tier(&["list", "--json"]))), before);
     assert!(ok(verb(&gw, &["audit"])).contains("concurrent: 7 -> 1"));
+    // What becomes of it while a fleet's limits can't be reached; a burst is of rolling windows alone, as in the file.
+    let set = json(tier(&["set", "free", "--fail", "closed", "--quota", "minute=20/1m:5", "--json"]));
+    assert_eq!((&set["fail"], &set["quotas"][0]["burst"]), (&Value::from("closed"), &Value::from(5)), "{set}");
+    fails(tier(&["set", "free", "--fail", "never"]), 2, "share");
+    fails(tier(&["set", "free", "--quota", "day=20/1d:5"]), 1, "a calendar window (`1h`, `1d`, `1mo`) has no burst");
+    ok(tier(&["reset", "free"]));
     // Again is harmless; a tier that isn't there is named.
     ok(tier(&["reset", "free"]));
     let shown = ok(tier(&["show", "free"]));

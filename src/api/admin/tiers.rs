@@ -15,8 +15,6 @@ use crate::api::{Api, refused};
 use crate::domain::{FailMode, LimitsChange, Name, Quota, Rejection, Tier};
 use crate::store::Role;
 
-/// Quotas one tier may state: every request checks all of them.
-
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::api) struct TierList {
     /// By rank.
@@ -48,6 +46,7 @@ pub(in crate::api) struct TierChange {
     modules: Option<u32>,
     keys: Option<u32>,
     limits: Option<LimitsChange>,
+    /// While the fleet's limits can't be reached: `share`, `open` or `closed`.
     #[schema(value_type = Option<String>)]
     fail: Option<FailMode>,
 }
@@ -147,6 +146,9 @@ impl TierChange {
             for (i, quota) in quotas.iter().enumerate() {
                 if quota.requests == 0 || quota.burst == Some(0) {
                     return bad(&format!("quotas[{i}]"), "`requests` and `burst` are numbers from 1");
+                }
+                if let Err(why) = quota.window.check_burst(quota.burst) {
+                    return bad(&format!("quotas[{i}].burst"), why);
                 }
                 if quotas[..i].iter().any(|q| q.name == quota.name) {
                     return bad(&format!("quotas[{i}].name"), "comes more than once");

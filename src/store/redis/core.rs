@@ -29,6 +29,7 @@ const SCHEMA: u32 = 1;
 /// What the sentinel is sealed for.
 const SENTINEL: &str = "wasmgate sentinel";
 const COMMIT: &str = include_str!("commit.lua");
+const RIGHTS: &str = include_str!("rights.lua");
 /// How long an operation is remembered, so that it is not done again: longer than anybody tries.
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// How often a commit is sent whose answer is missing.
@@ -44,6 +45,9 @@ pub struct Core {
     trouble: Mutex<Option<StoreError>>,
     /// Held by who looks whether the store can be used.
     opening: tokio::sync::Mutex<()>,
+    /// Looks at the sentinel that have begun; the number of the last one that has ended, and what it found.
+    looks: AtomicU64,
+    looked: tokio::sync::Mutex<(u64, Result<()>)>,
     commit: Script,
     /// Whose turn it is, when it is ours.
     name: String,
@@ -99,6 +103,8 @@ impl Core {
             known: OnceLock::new(),
             trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
+            looks: AtomicU64::new(0),
+            looked: tokio::sync::Mutex::new((0, Ok(()))),
             commit: Script::new(COMMIT),
             name: random()?,
             _running: running,
@@ -160,10 +166,18 @@ impl Core {
             return Ok(());
         }
         self.known().await?;
-        match self.sentinel().await {
-            Ok(found) => self.saw(found.as_deref()),
-            Err(error) => self.note(Err(error)),
+        // One looks for all that wait: a look counts for whoever had found nothing before it began.
+        let begun = self.looks.load(Ordering::SeqCst);
+        let mut looked = self.looked.lock().await;
+        if looked.0 <= begun {
+            let number = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
+            let found = match self.sentinel().await {
+                Ok(found) => self.saw(found.as_deref()),
+                Err(error) => self.note(Err(error)),
+            };
+            *looked = (number, found);
         }
+        looked.1.clone()
     }
 
     /// What is in the place of the sentinel, as it was just read.
@@ -212,7 +226,8 @@ impl Core {
     fn lost(&self, what: &str) -> StoreError {
         let file = self.settings.id_file.as_ref().map_or("store.id".into(), |file| file.display().to_string());
         StoreError::Lost(format!(
-            "{what}: restore Redis' data; to begin anew, delete `{file}` on every gateway, and restart them"
+            "{what}: if `store.redis.urls` leads to another Redis or database, correct it; else restore Redis' data; to begin anew, \
+             stop all gateways, delete `store.id` in each one's data directory (here `{file}`), and start them"
         ))
     }
 
@@ -220,7 +235,8 @@ impl Core {
         let content = Seal::new(&self.settings.record_key, SENTINEL).open(&At::key(self.names.sentinel()), record);
         let content = content.ok_or_else(|| {
             let other =
-                "this store belongs to another record key, or its sentinel was altered: use the fleet's record key";
+                "this store belongs to another record key, or its sentinel was altered: give this gateway the fleet's \
+                 (`store.redis.record_key_file` or `store.redis.record_key_env`)";
             StoreError::Foreign(other.into())
         })?;
         let sentinel: Sentinel = decode(content, "sentinel")?;
@@ -280,11 +296,35 @@ impl Core {
             copy::check_whole(self, &known.seal).await?;
         }
         let is_read_only = self.settings.purpose == Purpose::Source;
+        if !is_read_only {
+            self.may_all().await?;
+        }
         pepper::agree(self, &known, &self.settings.peppers, is_read_only).await?;
         if let Some(file) = self.settings.id_file.as_deref().filter(|_| expected.is_none() && !is_read_only) {
             id_file::write(file, &known.id)?;
         }
         Ok(known)
+    }
+
+    /// Whether the ACL allows all that the store needs, before something fails half-way that is seldom done.
+    async fn may_all(&self) -> Result<()> {
+        let mut keys = Cmd::new();
+        keys.arg(1).arg(self.names.of(&["rights"]));
+        let told = Script::new(RIGHTS).run(&self.link, Channel::Rest, &keys, None).await?;
+        let missing = told.into_iter().next().map(Vec::<String>::from_redis_value);
+        let missing = missing.and_then(std::result::Result::ok).unwrap_or_default();
+        if !missing.is_empty() {
+            return Err(self.link.denied(&missing.join(" ")));
+        }
+        // Scripts can't do these; none of them changes anything.
+        let mut rest = vec![redis::cmd("CLIENT").arg("TRACKING").arg("OFF").take()];
+        if self.settings.replicas > 0 {
+            rest.push(redis::cmd("WAIT").arg(0).arg(1).take());
+        }
+        for command in rest {
+            self.link.send(Channel::Rest, &[command]).await?;
+        }
+        Ok(())
     }
 
     /// The store's number, once it was seen.
@@ -294,7 +334,7 @@ impl Core {
 
     /// What Redis is set to that would lose records; nothing when it does not say.
     pub async fn advice(&self) -> Vec<&'static str> {
-        let told = self.link.send(Channel::Rest, &[redis::cmd("INFO")]).await;
+        let told = self.link.attempt(Channel::Rest, &[redis::cmd("INFO")]).await;
         told.map(|told| told.iter().flat_map(advice).collect()).unwrap_or_default()
     }
 

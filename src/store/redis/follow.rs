@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::Names;
 use super::core::Core;
+use super::fault::fault;
 use super::keys::hash_of;
 use super::servers::{REDIRECTIONS, Servers, host_and_port};
 use crate::store::Changes;
@@ -52,7 +53,13 @@ pub async fn follow(core: Weak<Core>, changes: Arc<dyn Changes>) {
                 );
             }
             Err(error) => {
-                tracing::debug!(error = %super::fault::fault(&error).error, "no connection to be told of changes on");
+                if let Some(core) = core.upgrade() {
+                    let fault = core.link.fault(&error);
+                    if fault.is_denied {
+                        core.link.tell_denied(&fault.error);
+                    }
+                    tracing::debug!(error = %fault.error, "no connection to be told of changes on");
+                }
                 first += 1;
             }
         }
@@ -152,7 +159,7 @@ impl Told {
             match looked {
                 Ok(()) => misses = 0,
                 Err(error) if error.is_timeout() && misses + 1 < MISSES => misses += 1,
-                Err(error) => return super::fault::fault(&error).error.to_string(),
+                Err(error) => return fault(&error).error.to_string(),
             }
         }
     }

@@ -5,21 +5,23 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use redis::{Cmd, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::runtime::Handle;
 
 use super::RedisSettings;
 use super::fault::{Fault, fault};
-use super::servers::{Connection, Servers};
+use super::servers::{self, Connection, Servers};
 use crate::store::{Result, StoreError};
 
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 3;
 /// Between two probes.
 const PROBE: Duration = Duration::from_millis(250);
+/// Between two lines about rights that are missing.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 pub type Answered<T> = std::result::Result<T, Fault>;
 
@@ -36,6 +38,8 @@ pub enum Channel {
 
 pub struct Link {
     client: Servers,
+    /// Where the servers are, for messages.
+    place: String,
     runtime: Handle,
     slots: [Slot; 5],
     connect: Duration,
@@ -44,6 +48,8 @@ pub struct Link {
     probe: String,
     failures: AtomicU32,
     open: AtomicBool,
+    /// When it was last told that the ACL refuses something.
+    denied: Mutex<Option<Instant>>,
     /// Why the breaker opened.
     why: Mutex<Option<StoreError>>,
     this: Weak<Link>,
@@ -59,11 +65,12 @@ struct Slot {
 impl Link {
     /// Connects at the first call.
     pub fn new(settings: &RedisSettings, runtime: Handle, probe: String) -> Result<Arc<Self>> {
-        let client = Servers::new(settings)?;
+        let (client, place) = (Servers::new(settings)?, servers::place(&settings.server)?);
         let slots = Default::default();
         let (connect, response) = (settings.connect, settings.response);
         Ok(Arc::new_cyclic(|this| Self {
             client,
+            place,
             runtime,
             slots,
             connect,
@@ -71,6 +78,7 @@ impl Link {
             probe,
             failures: AtomicU32::new(0),
             open: AtomicBool::new(false),
+            denied: Mutex::default(),
             why: Mutex::default(),
             this: this.clone(),
         }))
@@ -91,11 +99,24 @@ impl Link {
         if self.is_up() { None } else { self.why.lock().clone() }
     }
 
+    /// As the layers above know it.
+    pub fn fault(&self, error: &RedisError) -> Fault {
+        fault(error).at(&self.place)
+    }
+
+    pub fn denied(&self, what: &str) -> StoreError {
+        Fault::denied(what).at(&self.place).error
+    }
+
+    fn unreached(&self, why: impl std::fmt::Display) -> Fault {
+        Fault::unreached(why).at(&self.place)
+    }
+
     /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice,
     /// but calls of leases, which are sent once.
     pub async fn send(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
-        if !self.is_up() {
-            return Err(Fault::unreached("it has not answered, and is asked again in the background"));
+        if let Some(error) = self.outage() {
+            return Err(Fault { error, ..Fault::unreached("it has not answered") });
         }
         let mut sent = self.attempt(channel, commands).await;
         // As after a restart of Redis that nobody has noticed.
@@ -104,6 +125,9 @@ impl Link {
         }
         // A node of a cluster that is away has taken its leases and blobs with it: nothing is known by them of the records' node.
         let is_elsewhere = self.client.is_cluster() && matches!(channel, Channel::Leases | Channel::Blobs);
+        if let Err(Fault { is_denied: true, error, .. }) = &sent {
+            self.tell_denied(error);
+        }
         match &sent {
             _ if is_elsewhere => {}
             Err(fault) if fault.is_outage => self.failed(&fault.error),
@@ -112,14 +136,24 @@ impl Link {
         sent
     }
 
-    async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
+    /// Whoever asked is told that the store is away; this is for the operator.
+    pub fn tell_denied(&self, error: &StoreError) {
+        let mut told = self.denied.lock();
+        if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+            *told = Some(Instant::now());
+            tracing::error!(%error, "redis refuses a command");
+        }
+    }
+
+    /// Once, and whatever comes of it is the caller's to tell.
+    pub async fn attempt(&self, channel: Channel, commands: &[Cmd]) -> Answered<Vec<Value>> {
         let slot = &self.slots[channel as usize];
         let (number, mut connection) = self.connection(slot).await?;
         // A call that is given up leaves the connection in order: its answer is read and dropped.
         let fault = match tokio::time::timeout(self.response, connection.send(commands)).await {
             Ok(Ok(values)) => return Ok(values),
-            Ok(Err(error)) => fault(&error),
-            Err(_) => Fault::unreached(format!("no answer within {:?}", self.response)),
+            Ok(Err(error)) => self.fault(&error),
+            Err(_) => self.unreached(format!("no answer within {:?}", self.response)),
         };
         if fault.is_broken {
             slot.give_up(number);
@@ -131,7 +165,8 @@ impl Link {
         if let Some(current) = slot.current.read().clone() {
             return Ok(current);
         }
-        let slow = || Fault::unreached(format!("no connection within {:?}", self.connect));
+        let is_tls = self.client.is_tls();
+        let slow = || self.unreached(format!("no connection within {:?}", self.connect)).of_connecting(is_tls);
         let connect = async {
             let mut made = slot.connecting.lock().await;
             if let Some(current) = slot.current.read().clone() {
@@ -142,8 +177,8 @@ impl Link {
             // Its driver runs where it was made, so not on the runtime of a caller, which may end.
             let made_there = self.runtime.spawn(async move { client.connect(connect).await });
             let connection = match made_there.await {
-                Ok(connection) => connection.map_err(|e| fault(&e))?,
-                Err(e) => return Err(Fault::unreached(format!("connecting failed: {e}"))),
+                Ok(connection) => connection.map_err(|e| self.fault(&e).of_connecting(is_tls))?,
+                Err(e) => return Err(self.unreached(format!("connecting failed: {e}"))),
             };
             *made += 1;
             *slot.current.write() = Some((*made, connection.clone()));
@@ -175,7 +210,10 @@ async fn probe(link: Weak<Link>) {
         let mut ask = redis::cmd("GET");
         ask.arg(&link.probe);
         match link.attempt(Channel::Rest, &[ask]).await {
-            Err(fault) if fault.is_outage => link.slots.iter().for_each(Slot::clear),
+            Err(fault) if fault.is_outage => {
+                link.slots.iter().for_each(Slot::clear);
+                *link.why.lock() = Some(fault.error);
+            }
             _ => {
                 link.failures.store(0, Ordering::Relaxed);
                 link.open.store(false, Ordering::Relaxed);

@@ -75,6 +75,15 @@ impl Servers {
         }
     }
 
+    pub fn is_tls(&self) -> bool {
+        let nodes = match self {
+            Servers::Single(client) => std::slice::from_ref(client.get_connection_info()),
+            Servers::Cluster(_, nodes) => nodes,
+            Servers::Sentinel(_) => &[],
+        };
+        nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::TcpTls { .. }))
+    }
+
     pub fn is_cluster(&self) -> bool {
         matches!(self, Servers::Cluster(..))
     }
@@ -150,6 +159,22 @@ fn sentinel(
 
 fn parse(url: &str) -> Result<ConnectionInfo> {
     url.into_connection_info().map_err(refused)
+}
+
+/// Where they are: addresses, and the database if it is another one than 0.
+pub fn place(server: &Server) -> Result<String> {
+    let urls = match server {
+        Server::Single(url) => std::slice::from_ref(url),
+        Server::Cluster(urls) | Server::Sentinel { urls, .. } => urls,
+    };
+    let shown = |url: &String| {
+        let info = parse(url)?;
+        Ok(match info.redis_settings().db() {
+            0 => format!("`{}`", info.addr()),
+            database => format!("`{}/{database}`", info.addr()),
+        })
+    };
+    Ok(urls.iter().map(shown).collect::<Result<Vec<_>>>()?.join(", "))
 }
 
 fn with_login(info: ConnectionInfo, settings: &RedisSettings) -> ConnectionInfo {

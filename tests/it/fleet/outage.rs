@@ -1,12 +1,14 @@
 //! What a gateway does while its Redis is away, frozen, emptied or another one, and how it finds back.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use super::limits::{day, storm};
-use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
+use super::{Fleet, PATIENT, ask, flushed, followed, keyed, tagging};
 use crate::cli::{ok, verb};
+use crate::support::redis::Wire;
 use crate::support::toml::{keyed_proxy, route};
-use crate::support::{Gateway, Request, Upstream, eventually, try_serve};
+use crate::support::{Gateway, Request, Upstream, api, c_guest, eventually, try_serve};
 
 /// What needs no store, a handler, and the rest with a key.
 fn mixed(up: &Upstream) -> String {
@@ -134,7 +136,10 @@ fn a_flushed_store_is_told_without_being_asked() {
     fleet.redis.cli(&["flushall"]);
     eventually("it is known", || is_in(&node, "lost"));
     assert_eq!(reasons(&node), ["store-lost"]);
-    let remedy = format!("delete `{}` on every gateway", node.dir.path().join("data/store.id").display());
+    let remedy = format!(
+        "delete `store.id` in each one's data directory (here `{}`)",
+        node.dir.path().join("data/store.id").display()
+    );
     let details = node.admin("GET", "/health").send().expect(200).json();
     assert!(details["degraded"][0]["detail"].as_str().is_some_and(|detail| detail.contains(&remedy)), "{details}");
     assert!(node.log().contains(&remedy), "{}", node.log());
@@ -170,7 +175,8 @@ fn an_operator_begins_anew_after_a_loss() {
     let (node, other) = (Gateway::start(&config), Gateway::start(&config));
     let key = node.key();
     let id = |node: &Gateway| node.dir.path().join("data/store.id");
-    let remedy = |node: &Gateway| format!("delete `{}` on every gateway, and restart them", id(node).display());
+    let remedy =
+        |node: &Gateway| format!("delete `store.id` in each one's data directory (here `{}`)", id(node).display());
     let refused = |node: &Gateway, what: &str| {
         let again = try_serve(node.dir.path(), &config);
         let said = String::from_utf8_lossy(&again.stderr).into_owned();
@@ -206,6 +212,80 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     assert_eq!(ask(&node, &node.key()), 200);
     fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
+}
+
+/// By a signal, and by a failure of its machine; whether or not Redis did what it could not answer.
+#[test]
+fn usage_of_an_outage_outlives_the_gateway_and_counts_once() {
+    let (mut fleet, up) = (Fleet::new(), Upstream::echo());
+    let wire = Wire::to(&fleet.redis);
+    let other = Gateway::start(&fleet.config(&keyed(&up)));
+    let routes = keyed(&up).replace("target.", "handlers = [{ module = \"acme/tag\" }]\ntarget.");
+    let config = fleet.config(&routes).replace(&fleet.redis.url(), &wire.url);
+    let mut node = Gateway::start(&config);
+    node.upload("acme/tag", "http-wasm", &tagging("one"));
+    let key = node.key();
+    followed(&node);
+    let journal = |node: &Gateway| node.dir.path().join("data/usage.journal");
+    let mut sent = 0;
+    let mut ask_some = |node: &Gateway| {
+        (0..20).for_each(|_| assert_eq!(ask(node, &key), 200));
+        sent += 20;
+        sent
+    };
+    let counted = |sent: u64| {
+        let told =
+            ["/api/usage?owner=acme", "/api/wasm/modules/tag?owner=acme"].map(|of| other.admin("GET", of).send());
+        if told.iter().any(|told| told.status != 200) {
+            return false;
+        }
+        let [usage, module] = told.map(|told| told.json());
+        let runs = module["execution_count"].as_u64().unwrap_or(0);
+        let requests = usage["total"]["requests"].as_u64().unwrap_or(0);
+        assert!(requests <= sent && runs <= sent, "{requests} and {runs} of {sent}");
+        (requests, runs) == (sent, sent)
+    };
+    let sent = ask_some(&node);
+    eventually("it is written", || counted(sent));
+    assert!(!journal(&node).exists(), "nothing is kept twice");
+    for is_killed in [false, true] {
+        ask_some(&node);
+        wire.cuts.store(u32::MAX, Ordering::SeqCst);
+        flushed(&node);
+        fleet.redis.kill();
+        let sent = ask_some(&node);
+        if is_killed {
+            flushed(&node);
+        } else {
+            node.signal("TERM");
+            assert!(node.wait().success());
+        }
+        assert!(journal(&node).exists());
+        wire.cuts.store(0, Ordering::SeqCst);
+        fleet.redis.restart();
+        node = node.restart(&config);
+        eventually("it is sent by the next run", || counted(sent));
+        eventually("and kept no longer", || !journal(&node).exists());
+        assert!(node.log().contains("is sent to it now"));
+    }
+}
+
+/// It has not written that itself, or not all of it.
+#[test]
+fn a_journal_that_cannot_be_read_is_put_aside() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let config = fleet.config(&keyed(&up));
+    let node = Gateway::start(&config);
+    let data = node.dir.path().join("data");
+    std::fs::write(data.join("usage.journal"), "{\"sent\": 5").expect("the folder is ours");
+    let node = node.restart(&config);
+    assert!(node.log().contains("usage.journal-unread"), "{}", node.log());
+    let data = node.dir.path().join("data");
+    assert!(data.join("usage.journal-unread").exists() && !data.join("usage.journal").exists());
+    assert_eq!(ask(&node, &node.key()), 200);
+    let second = try_serve(node.dir.path(), &config);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(second.status.code() == Some(2) && said.contains("is in use by another wasmgate"), "{said}");
 }
 
 /// One that is full, or has become a replica, still answers: what it says does not help, as nothing can be drawn from it.
@@ -249,4 +329,38 @@ fn limits_are_the_gateways_own_while_redis_can_not_be_written_to() {
         assert!((100..=120).contains(&up.seen().len()), "{what}: {}", up.seen().len());
         eventually("nothing is left of probes", || !redis("keys *probe*").contains("probe"));
     }
+}
+
+/// Which stored module a call means is asked of the store; which one a route means is known.
+#[test]
+fn an_outage_keeps_routes_and_inline_runs_and_stops_runs_of_stored_modules() {
+    let mut fleet = Fleet::new();
+    let handler = "match.path = \"/upper\"\ntarget.handler = { module = \"acme/upper\" }\nauth = \"none\"";
+    let config = fleet.config(&(api::config("") + &route("upper", handler)));
+    let config = config.replace("[auth]\n", "[auth]\nkey_max_stale = \"1h\"\n");
+    let node = Gateway::start(&config);
+    let key = node.key();
+    node.upload("acme/upper", "command", &c_guest("command"));
+    followed(&node);
+    let stored = || {
+        let call = serde_json::json!({"module": "acme/upper", "input": "hello"});
+        node.post("/api/wasm/execute", call.to_string()).key(&key).header("Content-Type", "application/json").send()
+    };
+    stored().expect(200);
+    let routed = || node.post("/upper", "hello").send().status;
+    assert_eq!(routed(), 200);
+    fleet.redis.kill();
+    eventually("it is refused", || stored().status == 503);
+    stored().problem(503, "store-unavailable");
+    assert_eq!(routed(), 200);
+    node.execute(&key, &c_guest("command"), b"hello").expect(200);
+    // An outage is a line, not one a request.
+    let told = || node.log().lines().filter(|line| line.contains("\"the store failed\"")).count();
+    for _ in 0..100 {
+        stored().problem(503, "store-unavailable");
+        node.admin("GET", "/health").send();
+    }
+    assert!(told() < 50, "{}", node.log());
+    fleet.redis.restart();
+    eventually("it runs again", || stored().status == 200);
 }

@@ -49,6 +49,42 @@ fn is_ready(node: &Gateway) -> bool {
     node.admin("GET", "/health/ready").send().status == 200
 }
 
+/// What health says: its reasons for all, and for the operator with details.
+fn health(node: &Gateway) -> (Value, String) {
+    let reasons = node.admin("GET", "/health/ready").send().json()["reasons"].clone();
+    (reasons, String::from_utf8_lossy(&verb(node, &["health"]).stdout).into_owned())
+}
+
+#[test]
+fn a_gateway_that_may_starts_without_its_routes_and_takes_them_up() {
+    let mut fleet = Fleet::new();
+    let first = Gateway::start(&in_store(&fleet));
+    assert_eq!(health(&first).0, json!(["no-routes"]));
+    pushed(&first, &says("/", "one"));
+    drop(first);
+    fleet.redis.kill();
+    let config = in_store(&fleet).replace(PATIENT, "on_start = \"degraded\"\n");
+    let node = Gateway::start(&config);
+    assert!(!is_ready(&node));
+    let (reasons, told) = health(&node);
+    assert_eq!(reasons[0], "routes-unknown", "{reasons}");
+    assert!(told.starts_with("starting ") && told.contains("routes-unknown: its routes are in the store"), "{told}");
+    node.get("/").send().problem(404, "not-found");
+    push(&node, &says("/", "two")).problem(503, "store-unavailable");
+    node.reload().problem(503, "store-unavailable");
+    fleet.redis.restart();
+    eventually("it takes them up", || said(&node) == "one" && is_ready(&node));
+    eventually("it lacks nothing", || health(&node).0.is_null());
+    // As long as none were pushed, it is ready for the first.
+    fleet.redis.cli(&["flushall"]);
+    fleet.redis.kill();
+    let empty = Gateway::start(&config);
+    fleet.redis.restart();
+    eventually("it knows that there are none", || health(&empty).0 == json!(["no-routes"]));
+    pushed(&empty, &says("/", "first"));
+    assert!(said(&empty) == "first" && is_ready(&empty));
+}
+
 #[test]
 fn a_push_is_taken_up_whole_by_all_gateways() {
     let fleet = Fleet::new();
@@ -131,7 +167,10 @@ fn a_text_with_errors_changes_nothing_and_all_are_listed() {
     assert!(detail.contains("config_file: files of a gateway"), "{detail}");
     // What a machine lacks is found out where it is pushed.
     let unresolved = "[[upstreams]]\nname = \"up\"\nendpoints = [\"host.invalid:1\"]\n".to_owned() + &says("/", "bad");
-    push(&nodes[0], &unresolved).problem(400, "bad-request");
+    let detail = push(&nodes[0], &unresolved).problem(400, "bad-request")["detail"].to_string();
+    assert!(detail.contains("host.invalid"), "{detail}");
+    let report = nodes[0].admin("POST", "/api/routes/check").body(unresolved).send().expect(200).json();
+    assert!(report["ok"] == false && report["errors"][0]["message"].to_string().contains("host.invalid"), "{report}");
     push(&nodes[0], "[[routes]\n").problem(400, "bad-request");
     push(&nodes[0], &format!("# {}", "x".repeat(4 << 20))).problem(413, "payload-too-large");
     let report = nodes[0].admin("POST", "/api/routes/check").body(wrong).send().expect(200).json();
@@ -173,9 +212,14 @@ fn a_gateway_that_lacks_something_stays_with_what_it_has_and_says_so() {
     assert!(is_ready(&nodes[1]) && nodes[1].log().contains("not taken up"));
     assert_eq!((nodes[1].metric("routes_refused", &[]), nodes[1].metric("routes_version", &[])), (1.0, 1.0));
     assert!(own(&nodes[0])["routes_refused"].is_null());
+    let (reasons, told) = health(&nodes[1]);
+    assert_eq!(reasons, json!(["routes-refused"]));
+    let refused = |told: &str| told.contains("routes-refused: version 2 of the routes") && told.contains("ca.pem");
+    assert!(told.starts_with("degraded ") && refused(&told), "{told}");
     // One that has had nothing else is not ready with it.
     let late = Gateway::start(&config);
     assert!(!is_ready(&late) && own(&late)["routes_refused"]["version"] == 2);
+    assert!(refused(&health(&late).1), "{}", health(&late).1);
     for node in [&nodes[1], &late] {
         give(node);
         node.reload().expect(200);
