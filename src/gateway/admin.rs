@@ -128,8 +128,10 @@ impl HttpServerApp for AdminApp {
                 return None;
             }
         }
-        // Whoever sends all of a body before it reads an answer would get a reset in the place of a refusal.
-        let _ = session.drain_request_body().await;
+        // Whoever sends all of a body before it reads an answer would get a reset in the place of a refusal. Of HTTP/2 a stream ends alone.
+        if !session.is_http2() {
+            let _ = session.drain_request_body().await;
+        }
         let settings = HttpPersistentSettings::for_session(&session);
         let reusable = session.finish().await.ok().flatten()?;
         Some(ReusedHttpStream::from_reusable_stream(reusable, settings))
