@@ -92,6 +92,24 @@ const UNSEALED: &str = "local function of(r) return '\\1' .. string.rep('\\0', 3
         for at = 1, #all, 2 do redis.call('hset', KEYS[1], all[at], of(all[at + 1])) end
     end";
 
+fn forgeries() -> Vec<String> {
+    FORGERIES.iter().map(|put| format!("redis.call('del', KEYS[1]) {put}")).chain([UNSEALED.into()]).collect()
+}
+
+/// What reads records of each kind.
+const READS: [&str; 10] = [
+    "/api/auth/keys",
+    "/api/tokens",
+    "/api/tiers",
+    "/api/wasm/modules",
+    "/api/wasm/modules/tag?owner=acme",
+    "/api/usage",
+    "/api/audit",
+    "/api/nodes",
+    "/api/routes/versions",
+    "/api/routes/versions/1",
+];
+
 #[test]
 fn nothing_that_is_put_into_redis_is_believed_or_ends_a_gateway() {
     let (fleet, up) = (Fleet::new(), Upstream::text("answer"));
@@ -104,8 +122,7 @@ fn nothing_that_is_put_into_redis_is_believed_or_ends_a_gateway() {
     nodes.iter().for_each(followed);
     nodes[0].upload("acme/tag", "http-wasm", &tagging("one"));
     nodes[0].admin("PUT", "/api/routes").body(routes).send().expect(201);
-    let free = json!({"concurrent": 3});
-    nodes[0].admin("PATCH", "/api/tiers/free").json(&free).send();
+    nodes[0].admin("PUT", "/api/tiers/free").json(&json!({"concurrent": 3})).send().expect(200);
     let (good, revoked) = (nodes[0].key(), nodes[0].new_key(&NewKey::default()));
     nodes[0].revoke(&revoked);
     let (_, viewer) = token(&nodes[0], "eyes", "viewer");
@@ -129,18 +146,7 @@ fn nothing_that_is_put_into_redis_is_believed_or_ends_a_gateway() {
         assert_ne!(changed, 200, "{what}");
         assert!([401, 503].contains(&may(node, &gone).0), "{what}");
         node.get("/tagged").send();
-        for target in [
-            "/api/auth/keys",
-            "/api/tokens",
-            "/api/tiers",
-            "/api/wasm/modules",
-            "/api/wasm/modules/tag?owner=acme",
-            "/api/usage",
-            "/api/audit",
-            "/api/nodes",
-            "/api/routes/versions",
-            "/api/routes/versions/1",
-        ] {
+        for target in READS {
             node.admin("GET", target).send();
         }
         node.admin("POST", "/api/config/reload").send();
@@ -149,10 +155,8 @@ fn nothing_that_is_put_into_redis_is_believed_or_ends_a_gateway() {
     let lasting = |key: &&str| !key.contains(":op:") && !key.contains(":turn:") && !key.contains(":l:");
     let keys: Vec<&str> = all.lines().filter(lasting).collect();
     assert!(keys.len() > 20, "{keys:?}");
-    let forgeries: Vec<String> =
-        FORGERIES.iter().map(|put| format!("redis.call('del', KEYS[1]) {put}")).chain([UNSEALED.into()]).collect();
     for (n, key) in keys.into_iter().enumerate() {
-        for (m, forged) in forgeries.iter().enumerate() {
+        for (m, forged) in forgeries().iter().enumerate() {
             fleet.redis.cli(&["copy", key, "saved", "replace"]);
             let done = fleet.redis.cli(&["eval", forged, "1", key]);
             assert!(done.trim().is_empty(), "{forged}: {done}");
