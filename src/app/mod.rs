@@ -6,6 +6,7 @@ mod catalogue;
 pub mod copy;
 pub mod files;
 mod follow;
+mod journal;
 pub mod nodes;
 mod open;
 mod outbox;
@@ -86,7 +87,7 @@ pub struct App {
     pub catalogue: tokio::sync::RwLock<()>,
     /// Blobs of a shared store that nothing referred to at the last sweep.
     orphans: parking_lot::Mutex<HashSet<Digest>>,
-    outboxes: tokio::sync::Mutex<tickers::Outboxes>,
+    unwritten: tokio::sync::Mutex<tickers::Unwritten>,
 }
 
 impl Opened {
@@ -133,6 +134,7 @@ impl Opened {
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
         let (snapshot, refused) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
         let usage = Arc::new(UsageRecorder::default());
+        let unwritten = tickers::Unwritten::open(&config.data_dir, config.store.redis.is_some(), &usage)?;
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
         warm_later(&shared, snapshot, None);
         let app = Arc::new(App {
@@ -149,7 +151,7 @@ impl Opened {
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
-            outboxes: tokio::sync::Mutex::new(tickers::Outboxes::new()?),
+            unwritten: tokio::sync::Mutex::new(unwritten),
         });
         app.refuse(refused);
         follow::begin(&app);

@@ -2,11 +2,14 @@
 //!
 //! Invariant: a batch that was sent stays as it was until then; what comes meanwhile goes into later ones.
 
+use serde::{Deserialize, Serialize};
+
 use crate::store::{Batch, Result};
 
 /// Rows of a batch: it has to be written within the time of one command.
 const ROWS: usize = 1_000;
 
+#[derive(Serialize, Deserialize)]
 pub struct Outbox<T> {
     batch: Batch,
     /// Beginning with those of the batch.

@@ -1,15 +1,21 @@
 //! Background work of a running gateway: usage and counters to the store, idle state out of memory, files
 //! that nothing needs off the disk.
 //!
-//! Invariant: what cannot be written stays in memory and is tried again; `flush` at shutdown writes the rest.
+//! Invariant: what cannot be written stays in memory, of a shared store in the journal as well, and is tried again; `flush` at
+//! shutdown writes the rest.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::App;
+use super::journal::Journal;
 use super::outbox::Outbox;
 use crate::domain::{Name, OwnerId, Timestamp, UsageDelta};
 use crate::limit::limiter::Now;
+use crate::limit::usage::UsageRecorder;
 use crate::store::{Retention, StoreError};
 
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
@@ -25,14 +31,38 @@ const COUNTER_LIFE_SECONDS: i64 = 32 * 86_400;
 type Run = (OwnerId, Name, u64, Timestamp);
 
 /// What is to be added to sums in the store.
+#[derive(Serialize, Deserialize)]
 pub struct Outboxes {
     usage: Outbox<UsageDelta>,
     runs: Outbox<Run>,
 }
 
-impl Outboxes {
-    pub fn new() -> Result<Self, StoreError> {
-        Ok(Self { usage: Outbox::new()?, runs: Outbox::new()? })
+/// These, and where they are kept that a shared store does not take.
+pub struct Unwritten {
+    outboxes: Outboxes,
+    journal: Option<Journal>,
+}
+
+impl Unwritten {
+    /// With what an earlier run has left.
+    pub fn open(data_dir: &Path, is_shared: bool, usage: &UsageRecorder) -> Result<Self, StoreError> {
+        let (journal, left) = is_shared.then(|| Journal::open(data_dir)).transpose()?.unzip();
+        let outboxes = match left.flatten() {
+            Some((outboxes, gathered)) => {
+                tracing::info!("usage that the store did not have when this gateway ended is sent to it now");
+                usage.restore(gathered);
+                outboxes
+            }
+            None => Outboxes { usage: Outbox::new()?, runs: Outbox::new()? },
+        };
+        Ok(Self { outboxes, journal })
+    }
+
+    /// Before what has changed here is sent.
+    async fn keep(&mut self, usage: &UsageRecorder, at_all: bool) {
+        if let Some(journal) = self.journal.as_mut().filter(|journal| at_all || journal.is_there()) {
+            journal.write(&self.outboxes, &usage.gathered()).await;
+        }
     }
 }
 
@@ -89,28 +119,30 @@ impl App {
     }
 
     /// First what an earlier flush has left.
-    async fn write_usage(&self, usage: &mut Outbox<UsageDelta>) -> Result<(), StoreError> {
+    async fn write_usage(&self, unwritten: &mut Unwritten) -> Result<(), StoreError> {
         for is_new in [false, true] {
             if is_new {
-                usage.fill(self.shared.usage.drain());
+                unwritten.outboxes.usage.fill(self.shared.usage.drain());
+                unwritten.keep(&self.shared.usage, false).await;
             }
-            while let Some((batch, rows)) = usage.unanswered() {
+            while let Some((batch, rows)) = unwritten.outboxes.usage.unanswered() {
                 self.store.add_usage(batch, rows).await?;
-                usage.answered();
+                unwritten.outboxes.usage.answered();
             }
         }
         Ok(())
     }
 
-    async fn write_runs(&self, runs: &mut Outbox<Run>) -> Result<(), StoreError> {
+    async fn write_runs(&self, unwritten: &mut Unwritten) -> Result<(), StoreError> {
         for is_new in [false, true] {
             if is_new {
                 let (ran, at) = (self.shared.usage.drain_runs(), Timestamp::now());
-                runs.fill(ran.into_iter().map(|((owner, name), n)| (owner, name, n, at)));
+                unwritten.outboxes.runs.fill(ran.into_iter().map(|((owner, name), n)| (owner, name, n, at)));
+                unwritten.keep(&self.shared.usage, false).await;
             }
-            while let Some((batch, rows)) = runs.unanswered() {
+            while let Some((batch, rows)) = unwritten.outboxes.runs.unanswered() {
                 self.store.count_executions(batch, rows).await?;
-                runs.answered();
+                unwritten.outboxes.runs.answered();
             }
         }
         Ok(())
@@ -128,12 +160,17 @@ impl App {
     /// Writes usage, execution counts and calendar counters; whether it could.
     pub async fn flush(&self) -> bool {
         let began = Instant::now();
-        let mut outboxes = self.outboxes.lock().await;
-        let mut failed = self.write_usage(&mut outboxes.usage).await.err();
-        if let Err(e) = self.write_runs(&mut outboxes.runs).await {
+        let mut unwritten = self.unwritten.lock().await;
+        let mut failed = self.write_usage(&mut unwritten).await.err();
+        if let Err(e) = self.write_runs(&mut unwritten).await {
             failed = Some(e);
         }
-        drop(outboxes);
+        if failed.is_some() {
+            unwritten.keep(&self.shared.usage, true).await;
+        } else if let Some(journal) = &mut unwritten.journal {
+            journal.remove().await;
+        }
+        drop(unwritten);
         if let Err(e) = self.save_counters().await {
             failed = Some(e);
         }

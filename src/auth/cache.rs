@@ -101,8 +101,10 @@ struct Inner {
     front: Front<Arc<Entry>>,
     /// By the hash under the newest pepper.
     absent: Cache<KeyHash, (), ByHash>,
-    /// Admin tokens that were good a while ago, by the hash under the newest pepper.
+    /// Admin tokens that were good a while ago, by the hash that the store has.
     tokens: Cache<KeyHash, AdminToken, ByHash>,
+    /// How often one of them was forgotten.
+    forgotten: AtomicU64,
     flights: Mutex<Flights>,
     lookups: Semaphore,
     link: Link,
@@ -195,6 +197,7 @@ impl Authenticator {
                 .max_capacity(MAX_TOKENS)
                 .time_to_live(TOKEN_STALE)
                 .build_with_hasher(ByHash::default()),
+            forgotten: AtomicU64::new(0),
             front: Front::new(front_key),
             store,
             peppers,
@@ -289,9 +292,16 @@ impl Authenticator {
         self.inner.link.is_up.store(true, Ordering::Release);
         // What others have made meanwhile exists.
         self.inner.absent.invalidate_all();
+        self.forget_tokens();
     }
 
-    /// A revocation or rotation is seen by the next request.
+    /// Each is read anew before it is known again.
+    pub fn forget_tokens(&self) {
+        self.inner.forgotten.fetch_add(1, Ordering::AcqRel);
+        self.inner.tokens.invalidate_all();
+    }
+
+    /// A revocation or rotation of a key or a token is seen by the next request.
     pub fn invalidate(&self, hash: &KeyHash) {
         let mut flights = self.inner.flights.lock();
         for load in flights.0.values_mut() {
@@ -299,6 +309,8 @@ impl Authenticator {
         }
         self.inner.known.invalidate(hash);
         self.inner.absent.invalidate(hash);
+        self.inner.forgotten.fetch_add(1, Ordering::AcqRel);
+        self.inner.tokens.invalidate(hash);
         // Last: who saw the old generation may still have read the old entry.
         self.inner.front.forget_all();
     }
@@ -329,23 +341,27 @@ impl Authenticator {
         let read = async {
             for hash in &hashes {
                 if let Some(token) = inner.store.token_by_hash(hash).await? {
-                    return Ok(Some(token));
+                    return Ok(Some((*hash, token)));
                 }
             }
             Ok(None)
         };
-        let newest = hashes.first().copied().ok_or(AuthError::Invalid)?;
+        let before = inner.forgotten.load(Ordering::Acquire);
         match inner.bounded(read).await {
-            Ok(Some(token)) if token.revoked_at.is_none() => {
-                inner.tokens.insert(newest, token.clone());
+            Ok(Some((hash, token))) if token.revoked_at.is_none() => {
+                inner.tokens.insert(hash, token.clone());
+                // It was revoked while it was read, maybe: whoever forgets it counts first.
+                if inner.forgotten.load(Ordering::Acquire) != before {
+                    inner.tokens.invalidate(&hash);
+                }
                 Ok(token)
             }
             Err(AuthError::StoreUnavailable) => {
-                let known = inner.tokens.get(&newest).ok_or(AuthError::StoreUnavailable)?;
+                let known = hashes.iter().find_map(|hash| inner.tokens.get(hash)).ok_or(AuthError::StoreUnavailable)?;
                 Ok(AdminToken { role: Role::Viewer, ..known })
             }
             Ok(_) => {
-                inner.tokens.invalidate(&newest);
+                hashes.iter().for_each(|hash| inner.tokens.invalidate(hash));
                 Err(AuthError::Invalid)
             }
             Err(error) => Err(error),

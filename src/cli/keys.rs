@@ -130,7 +130,7 @@ enum TokenVerb {
     Create {
         /// Shown in the audit log.
         name: Name,
-        /// `viewer` reads, `operator` also changes, `admin` also manages tokens.
+        /// `viewer` reads all but the text of pushed routes, `operator` also changes, `admin` also manages tokens.
         #[arg(long, default_value = "operator", value_parser = ["viewer", "operator", "admin"])]
         role: String,
     },

@@ -161,14 +161,18 @@ fn told(client: &Client, pushed: &Value, how: &How, as_json: bool) -> Outcome {
         let lacks = |node: &&Value| node["routes_version"].as_u64().is_none_or(|n| n < version);
         let missing: Vec<&Value> = known.values().filter(follows).filter(lacks).collect();
         let is_told = |node: &&Value| node["routes_refused"]["version"].as_u64().is_some_and(|n| n >= version);
+        let is_gone = |node: &&Value| nodes.iter().all(|live| live["id"] != node["id"]);
         if missing.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
-        if missing.iter().all(is_told) || Instant::now() > end {
+        if missing.iter().all(|node| is_told(node) || is_gone(node)) || Instant::now() > end {
             for node in missing {
-                let why = match is_told(&node) {
-                    true => output::cell(node, "/routes_refused/reason"),
-                    false => "it has not been heard of since".into(),
+                let why = if is_told(&node) {
+                    output::cell(node, "/routes_refused/reason")
+                } else if is_gone(&node) {
+                    "it is not heard of any more".into()
+                } else {
+                    format!("it has not said so within {} s", WAIT.as_secs())
                 };
                 eprintln!("{} has not taken it up: {why}", output::cell(node, "/name"));
             }

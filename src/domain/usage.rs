@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{KeyId, OwnerId};
 
 /// What one request adds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UsageDelta {
     pub owner: OwnerId,
     pub key: KeyId,

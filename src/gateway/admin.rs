@@ -90,7 +90,8 @@ impl AdminApp {
         head.set(&REQUEST_ID, request_id.clone())?;
         session.set_keepalive(None);
         session.write_response_header(Box::new(head)).await?;
-        session.write_response_body(body.into(), true).await
+        session.write_response_body(body.into(), true).await?;
+        session.finish_body().await
     }
 }
 
@@ -127,6 +128,8 @@ impl HttpServerApp for AdminApp {
                 return None;
             }
         }
+        // Whoever sends all of a body before it reads an answer would get a reset in the place of a refusal.
+        let _ = session.drain_request_body().await;
         let settings = HttpPersistentSettings::for_session(&session);
         let reusable = session.finish().await.ok().flatten()?;
         Some(ReusedHttpStream::from_reusable_stream(reusable, settings))

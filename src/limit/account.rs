@@ -172,8 +172,7 @@ impl Account {
             let last = leases.close(now.mono, link);
             let heir = self.buckets.iter_mut().find(|bucket| bucket.tier.name == *leases.tier());
             if let Some(heir) = heir.and_then(|bucket| bucket.leases.as_mut()) {
-                // A debt that is on its way is settled with that call.
-                heir.inherit(&leases, last.is_empty() && !leases.all.lease.is_asking(), now.mono);
+                heir.inherit(&leases, now.mono);
             }
             leases.wake();
             calls.extend(last);

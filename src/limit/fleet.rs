@@ -20,20 +20,12 @@ use super::lease::link::Link;
 use super::lease::wire::Reply;
 use super::leased::{Held, Holder, LeaseId, Outgoing};
 use super::limiter::{Limiter, Now, Shard};
+use super::patience::Patience;
 use super::quota::Tick;
 use crate::store::{Buckets, StoreError};
 
 /// How long a request waits in all. Long before, three calls have failed, and each gateway decides alone.
 pub const PATIENCE: Duration = Duration::from_millis(500);
-/// How long an answer may take before it is late: what it takes usually and four times what that varies (RFC 6298 section 2),
-/// between these.
-const SOONEST: Duration = Duration::from_millis(5);
-const LATEST: Duration = Duration::from_millis(150);
-/// The link is not lost because of answers that are late, before nothing at all was heard for three times as long: a moment in which
-/// this process or Redis is not given a processor is no outage.
-const SILENCE: Duration = Duration::from_millis(35);
-/// Seconds, until one was measured.
-const ROUND_TRIP: RoundTrip = RoundTrip { mean: 0.01, deviation: 0.005 };
 /// Calls that no request waits for, begun at once; the next as many follow a moment later.
 const AT_ONCE: usize = 256;
 const MOMENT: u64 = 10_000_000;
@@ -46,27 +38,13 @@ pub struct Fleet {
     node: String,
     runtime: Handle,
     link: Mutex<Link>,
-    round_trip: Mutex<RoundTrip>,
-    heard: Mutex<Heard>,
+    patience: Mutex<Patience>,
     /// When the first alarm goes off.
     next: AtomicU64,
     alarm: Notify,
     /// The store has been lost sight of: nobody may have asked since.
     doubted: AtomicBool,
     figures: Figures,
-}
-
-/// When an answer came last, and when a failure was counted last.
-struct Heard {
-    answer: Instant,
-    failure: Instant,
-}
-
-/// Seconds, smoothed.
-#[derive(Clone, Copy)]
-struct RoundTrip {
-    mean: f64,
-    deviation: f64,
 }
 
 #[derive(Default)]
@@ -118,8 +96,7 @@ impl Fleet {
             node: format!("{:016x}", random_bits()),
             runtime: Handle::current(),
             link: Mutex::new(Link::new(1)),
-            round_trip: Mutex::new(ROUND_TRIP),
-            heard: Mutex::new(Heard { answer: Instant::now(), failure: Instant::now() }),
+            patience: Mutex::new(Patience::new(Instant::now())),
             next: AtomicU64::new(u64::MAX),
             alarm: Notify::new(),
             doubted: AtomicBool::new(false),
@@ -145,52 +122,30 @@ impl Fleet {
         }
     }
 
-    fn patience(&self) -> Duration {
-        let RoundTrip { mean, deviation } = *self.round_trip.lock();
-        Duration::from_secs_f64(mean + 4.0 * deviation).clamp(SOONEST, LATEST)
-    }
-
-    fn took(&self, time: Duration) {
-        let known = &mut *self.round_trip.lock();
-        let difference = time.as_secs_f64() - known.mean;
-        known.deviation += 0.25 * (difference.abs() - known.deviation);
-        known.mean += 0.125 * difference;
-    }
-
     /// The answer, however late; `is_silent` is called as often as one could have come while none came to anybody.
     async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>, is_silent: impl Fn()) -> Option<T> {
         let (sent, mut call) = (Instant::now(), std::pin::pin!(call));
         let mut in_time = true;
         let answer = loop {
-            let patience = self.patience();
+            let patience = self.patience.lock().is();
             match tokio::time::timeout(patience, &mut call).await {
                 Ok(answer) => break answer,
-                Err(_) => {
-                    let (now, heard) = (Instant::now(), &mut *self.heard.lock());
-                    let last = heard.answer.max(heard.failure).max(sent);
-                    if now.duration_since(last) >= patience.max(SILENCE) {
-                        heard.failure = now;
-                        is_silent();
-                    }
-                }
+                Err(_) if self.patience.lock().is_failure(sent, Instant::now()) => is_silent(),
+                Err(_) => {}
             }
             in_time = false;
         };
         let figures = &self.figures;
         match answer {
             Ok(answer) => {
-                self.took(sent.elapsed());
-                self.heard.lock().answer = Instant::now();
+                self.patience.lock().answered(sent, Instant::now());
                 if in_time { &figures.answered } else { &figures.late }.fetch_add(1, Ordering::Relaxed);
                 Some(answer)
             }
             Err(error) => {
                 tracing::debug!(%error, "a call for limits failed");
                 figures.failed.fetch_add(1, Ordering::Relaxed);
-                // What fails together, as with its connection, has failed once.
-                let heard = &mut *self.heard.lock();
-                if sent > heard.failure {
-                    heard.failure = Instant::now();
+                if self.patience.lock().is_new_failure(sent, Instant::now()) {
                     is_silent();
                 }
                 None

@@ -106,3 +106,43 @@ impl Fuel {
         self.count.used > self.told
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn at(mono: u64) -> Tick {
+        Tick { mono, wall: 1_709_251_198_000 }
+    }
+
+    /// It is told when there is somebody to tell.
+    #[test]
+    fn an_alarm_in_an_outage_is_not_the_last_one() {
+        let mut fuel = Fuel::new(at(0).seconds());
+        fuel.add(500, at(0));
+        let alarm = fuel.new_alarm(at(0), false).expect("the others don't know");
+        assert!(fuel.tick(alarm, at(alarm), true).is_none(), "nobody can be told");
+        fuel.add(70, at(alarm + MS));
+        let back = alarm + 5_000 * MS;
+        let again = fuel.new_alarm(at(back), false).expect("they still don't know");
+        let told = fuel.tick(again, at(again), false).expect("somebody can be told");
+        assert_eq!(told.used, 570);
+        fuel.answered(&told, Some(30));
+        assert_eq!((fuel.used(at(again)), fuel.is_untold()), (600, false));
+        assert!(fuel.new_alarm(at(again), false).is_none());
+    }
+
+    #[test]
+    fn what_was_told_without_an_answer_is_told_again() {
+        let mut fuel = Fuel::new(at(0).seconds());
+        fuel.add(500, at(0));
+        let alarm = fuel.new_alarm(at(0), false).expect("the others don't know");
+        let told = fuel.tick(alarm, at(alarm), false).expect("it is time");
+        assert!(fuel.new_alarm(at(alarm), true).is_none(), "one at a time");
+        fuel.answered(&told, None);
+        let again = fuel.new_alarm(at(alarm), false).expect("they may not know");
+        assert_eq!(fuel.tick(again, at(again), false).map(|told| told.used), Some(500));
+    }
+}

@@ -325,8 +325,9 @@ impl Lease {
         !self.is_busy() && !held && now >= self.blocked
     }
 
-    /// Takes over what one of the same caller knows of calendar windows, under the policies as they were; `owed`: and what it owes.
-    pub fn inherit(&mut self, before: &Lease, owed: bool, now: u64) {
+    /// Takes over what one of the same caller knows of calendar windows, under the policies as they were, and what it owes
+    /// of which no call tells.
+    pub fn inherit(&mut self, before: &Lease, now: u64) {
         let olds = || before.sides.iter().zip(&before.plan.policies);
         for (side, (name, terms)) in self.sides.iter_mut().zip(&self.plan.policies) {
             let old = olds().find(|(_, (known, _))| known == name);
@@ -338,9 +339,7 @@ impl Lease {
                 *side = Side { left, debt: 0, share: Share::default(), ..*old };
             }
         }
-        if owed {
-            self.owe(now, before.debt());
-        }
+        self.owe(now, before.untold_debt());
     }
 
     /// Forgetting it would leave somebody waiting, or a debt unsettled.
@@ -348,14 +347,14 @@ impl Lease {
         self.in_flight.is_some() || self.waiting > 0 || self.in_debt()
     }
 
-    /// A call is on its way.
-    pub fn is_asking(&self) -> bool {
-        self.in_flight.is_some()
-    }
-
     /// Tokens spent without a grant that no reply has acknowledged.
     pub fn debt(&self) -> u64 {
         self.sides.iter().map(|side| side.debt).max().unwrap_or(0)
+    }
+
+    fn untold_debt(&self) -> u64 {
+        let told = |at: usize| self.in_flight.as_ref().and_then(|sent| sent.debts.get(at)).copied().unwrap_or(0);
+        self.sides.iter().enumerate().map(|(at, side)| side.debt.saturating_sub(told(at))).max().unwrap_or(0)
     }
 
     fn send(&mut self, now: u64, keep: u64, want: u64) -> Call {

@@ -248,8 +248,14 @@ impl Leases {
         calls.into_iter().map(|(serial, (plan, call))| Outgoing { id: self.id(serial), plan, call }).collect()
     }
 
-    /// Takes over what those of another configuration know; `owed`: and what they owe and could not settle.
-    pub fn inherit(&mut self, before: &Leases, owed: bool, now: u64) {
-        self.all.lease.inherit(&before.all.lease, owed, now);
+    /// Takes over what those of another configuration know and owe, after their last calls were made.
+    pub fn inherit(&mut self, before: &Leases, now: u64) {
+        self.all.lease.inherit(&before.all.lease, now);
+        for (policy, held) in &before.single {
+            let name = &before.tier.quotas[*policy].name;
+            if let Some(heir) = self.tier.quotas.iter().position(|quota| quota.name == *name) {
+                self.lease(Some(heir), now).lease.inherit(&held.lease, now);
+            }
+        }
     }
 }

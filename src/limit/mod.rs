@@ -13,6 +13,7 @@ pub mod lease;
 mod leased;
 pub mod limiter;
 pub mod network;
+mod patience;
 pub mod quota;
 mod table;
 pub mod usage;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::spread;
 use crate::domain::{KeyId, Name, OwnerId, UsageDelta, UsageRecord};
@@ -20,6 +21,13 @@ const MAX_MODULES: usize = 10_000;
 /// A key's rows: one, or two around midnight.
 type Rows = HashMap<KeyId, Vec<UsageDelta>>;
 type Runs = HashMap<(OwnerId, Name), u64>;
+
+/// All of it, as it can be kept.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Gathered {
+    usage: Vec<UsageDelta>,
+    runs: Vec<((OwnerId, Name), u64)>,
+}
 
 #[derive(Default)]
 pub struct UsageRecorder {
@@ -64,5 +72,23 @@ impl UsageRecorder {
     /// As [`Self::drain`], of what `record_runs` gathered.
     pub fn drain_runs(&self) -> Vec<((OwnerId, Name), u64)> {
         self.runs.iter().flat_map(|shard| std::mem::take(&mut *shard.lock())).collect()
+    }
+
+    /// It stays here.
+    pub fn gathered(&self) -> Gathered {
+        let usage = self.shards.iter().flat_map(|shard| shard.lock().values().flatten().cloned().collect::<Vec<_>>());
+        let runs =
+            self.runs.iter().flat_map(|shard| shard.lock().iter().map(|(of, n)| (of.clone(), *n)).collect::<Vec<_>>());
+        Gathered { usage: usage.collect(), runs: runs.collect() }
+    }
+
+    /// What an earlier run of the process had gathered.
+    pub fn restore(&self, gathered: Gathered) {
+        for UsageDelta { owner, key, day, add } in &gathered.usage {
+            self.record(owner, key, *day, add);
+        }
+        for ((owner, name), n) in &gathered.runs {
+            self.record_runs(owner, name, *n);
+        }
     }
 }

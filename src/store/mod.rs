@@ -97,7 +97,7 @@ pub struct AdminToken {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// Ordered: a viewer reads, an operator also changes, an admin also manages tokens and owners.
+/// Ordered: a viewer reads what has no secrets, an operator also changes, an admin also manages tokens and owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -137,6 +137,7 @@ pub struct Page<T> {
 
 /// Who is told of changes that others make to a shared store, on a thread of the store's: nothing here may wait.
 pub trait Changes: Send + Sync + 'static {
+    /// An API key, or an admin token.
     fn key(&self, hash: &KeyHash);
     /// Modules, tiers or routes.
     fn records(&self);
@@ -153,7 +154,7 @@ pub trait Buckets: Send + Sync + 'static {
     async fn lease(&self, bucket: &str, arguments: Vec<String>) -> Result<Vec<i64>>;
     /// What other nodes have used of this sum, for as long as it lives, and says what this one has.
     async fn add_up(&self, sum: &str, node: &str, used: u64, life: Duration) -> Result<u64>;
-    /// Whether they can be reached.
+    /// Whether a call could be done.
     async fn probe(&self) -> Result<()>;
 }
 
@@ -323,7 +324,7 @@ pub struct Retention {
 
 /// Which write of one sender this is. An error may hide that it was done: it is then sent again, the same under the same
 /// number and nothing else before, until it is answered, and counts once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Batch {
     pub sender: String,
     pub number: u64,

@@ -44,9 +44,9 @@ use writer::Writer;
 
 /// The commands that a user of Redis needs beside `~<prefix>:*`; one rule of an ACL, and the README's. Sentinels want `+role` as
 /// well, `replicas` want `+wait`, a cluster `+cluster|slots +ping +asking`; with `+info` the store can tell of settings that lose records.
-pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hgetall +hkeys +lindex +llen +lrange \
-                            +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem +smembers +eval \
-                            +evalsha +time +client|tracking";
+pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hlen +hgetall +hkeys +lindex +llen \
+                            +lrange +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem \
+                            +smembers +eval +evalsha +time +client|tracking";
 
 /// The Redis servers. A URL is `redis://`, `rediss://` (which wants the process to have a default provider of rustls) or
 /// `unix://`, with user and password or without.
@@ -249,13 +249,13 @@ impl Names {
     }
 
     /// What keys begin with whose changes are followed.
-    fn followed(&self) -> [String; 3] {
-        [self.of(&["kh:"]), self.changes(), self.tiers()]
+    fn followed(&self) -> [String; 4] {
+        [self.of(&["kh:"]), self.of(&["th:"]), self.changes(), self.tiers()]
     }
 
-    /// The hash, if this is the Redis key of an API key.
+    /// The hash, if this is the Redis key of an API key or of an admin token.
     fn followed_key<'a>(&self, key: &'a str) -> Option<&'a str> {
-        key.strip_prefix(&self.of(&["kh:"]))
+        ["kh:", "th:"].iter().find_map(|kind| key.strip_prefix(&self.of(&[kind])))
     }
 
     /// Bounds of an index by letters, whose members begin with the owner and a NUL.

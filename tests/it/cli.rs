@@ -23,7 +23,7 @@ pub fn verb(gw: &Gateway, args: &[&str]) -> Output {
     run_to_end(command(gw, args))
 }
 
-fn command(gw: &Gateway, args: &[&str]) -> Command {
+pub fn command(gw: &Gateway, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     let token_file = gw.ready["admin_token_file"].as_str().expect("a path");
     command.args(args).env("WASMGATE_ADMIN", format!("http://{}", gw.admin));

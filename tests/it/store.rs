@@ -2,6 +2,7 @@
 
 mod cluster;
 pub mod copy;
+mod forgery;
 mod redis;
 
 use std::future::Future;

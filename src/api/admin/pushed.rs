@@ -142,6 +142,8 @@ pub(in crate::api) async fn versions(State(api): State<Arc<Api>>, actor: Actor) 
 }
 
 /// Shows a version with its text.
+///
+/// Needs the role `operator`: the text may have secrets, such as fields that a route sets.
 #[utoipa::path(get, path = "/api/routes/versions/{version}", tag = "admin",
     params(("version" = u64, Path, description = "its number")),
     responses(
@@ -153,7 +155,6 @@ pub(in crate::api) async fn version(
     actor: Actor,
     Path(version): Path<u64>,
 ) -> Result<Response, Rejection> {
-    // It may have secrets, as fields that are set.
     actor.need_role(Role::Operator)?;
     let versions = api.app.store.routes_versions().await.map_err(refused)?;
     let missing = || Rejection::NotFound(format!("`routes@{version}` does not exist"));

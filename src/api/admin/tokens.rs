@@ -134,6 +134,7 @@ pub(in crate::api) async fn revoke(
         return Err(Rejection::NotFound(detail));
     }
     let revoked = api.app.store.revoke_token(&TokenId::from(id.as_str()), Timestamp::now()).await.map_err(refused)?;
+    api.app.shared.auth.forget_tokens();
     api.audit(&actor, "token.revoke", id, revoked.name.as_str()).await;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

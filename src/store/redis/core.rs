@@ -45,6 +45,9 @@ pub struct Core {
     trouble: Mutex<Option<StoreError>>,
     /// Held by who looks whether the store can be used.
     opening: tokio::sync::Mutex<()>,
+    /// Looks at the sentinel that have begun; the number of the last one that has ended, and what it found.
+    looks: AtomicU64,
+    looked: tokio::sync::Mutex<(u64, Result<()>)>,
     commit: Script,
     /// Whose turn it is, when it is ours.
     name: String,
@@ -100,6 +103,8 @@ impl Core {
             known: OnceLock::new(),
             trouble: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
+            looks: AtomicU64::new(0),
+            looked: tokio::sync::Mutex::new((0, Ok(()))),
             commit: Script::new(COMMIT),
             name: random()?,
             _running: running,
@@ -161,10 +166,18 @@ impl Core {
             return Ok(());
         }
         self.known().await?;
-        match self.sentinel().await {
-            Ok(found) => self.saw(found.as_deref()),
-            Err(error) => self.note(Err(error)),
+        // One looks for all that wait: a look counts for whoever had found nothing before it began.
+        let begun = self.looks.load(Ordering::SeqCst);
+        let mut looked = self.looked.lock().await;
+        if looked.0 <= begun {
+            let number = self.looks.fetch_add(1, Ordering::SeqCst) + 1;
+            let found = match self.sentinel().await {
+                Ok(found) => self.saw(found.as_deref()),
+                Err(error) => self.note(Err(error)),
+            };
+            *looked = (number, found);
         }
+        looked.1.clone()
     }
 
     /// What is in the place of the sentinel, as it was just read.

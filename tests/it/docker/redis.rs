@@ -58,15 +58,21 @@ impl Redis {
     }
 
     /// `kill -9`, then a new process on the same folder.
-    fn restart(&mut self, port: u16) {
+    pub fn restart(&mut self, port: u16) {
         self.child.kill().expect("it is our child");
         self.child.wait().expect("it is our child");
         self.port = port;
         self.child = spawn(self.dir.path(), port);
     }
 
+    /// It ends by itself, as at `docker compose stop`.
+    pub fn shut_down(&mut self) {
+        let _ = self.as_test(&["SHUTDOWN"]);
+        assert!(poll(DEADLINE, || self.child.try_wait().expect("it is our child").is_some()), "it does not end");
+    }
+
     /// Waits until it is healthy, or has ended.
-    fn answers(&mut self) -> bool {
+    pub fn answers(&mut self) -> bool {
         let mut ended = false;
         let healthy = poll(DEADLINE, || {
             ended = self.child.try_wait().expect("it is our child").is_some();
@@ -91,11 +97,24 @@ impl Redis {
         run_to_end(cli)
     }
 
+    /// By a user beside those of the ACL file, who may do all.
+    fn as_test(&self, command: &[&str]) -> Output {
+        let words = ["--tls", "--cacert", "/run/secrets/ca.pem", "--user", "test", "--pass", "x", "--no-auth-warning"];
+        self.cli(&words.iter().chain(command).map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
     /// What Redis refused to whom, and how often; nothing when all may do what they did.
     pub fn refusals(&self) -> String {
-        let words = ["--tls", "--cacert", "/run/secrets/ca.pem", "--user", "test", "--pass", "x", "--no-auth-warning"];
-        let args: Vec<String> = words.iter().chain(&["ACL", "LOG"]).map(|s| (*s).to_owned()).collect();
-        ok(self.cli(&args)).trim().to_owned()
+        ok(self.as_test(&["ACL", "LOG"])).trim().to_owned()
+    }
+
+    /// What Redis says to whoever names no user, or its own, with this password.
+    pub fn as_its_own_user(&self, password: Option<&str>) -> String {
+        let login = password.map(|password| ["--user", "default", "--pass", password]);
+        let words = ["--tls", "--cacert", "/run/secrets/ca.pem", "--no-auth-warning"];
+        let words = words.iter().chain(login.iter().flatten()).chain(&["DBSIZE"]);
+        let said = self.cli(&words.map(|s| (*s).to_owned()).collect::<Vec<_>>());
+        String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned()
     }
 
     /// A command as the gateways' user: its answer, or the error.

@@ -326,3 +326,49 @@ fn manifest_or_file(word: &str) -> PathBuf {
     let below = files::folder().join("kubernetes").join(word);
     if below.exists() { below } else { files::folder().join(word) }
 }
+
+/// Redis replays its file as its own user, which nobody can log in as ([redis#14541](https://github.com/redis/redis/issues/14541)).
+#[test]
+fn what_the_fleet_has_written_outlives_redis() {
+    let mut fleet = Fleet::start();
+    let url = format!("https://localhost:{}", fleet.gw.admin.port());
+    let run = |fleet: &Fleet, verb: &str| {
+        fleet.run(&verb.split(' ').map(str::to_owned).collect::<Vec<_>>(), &url).trim().to_owned()
+    };
+    let keys = |fleet: &Fleet| {
+        let list = serde_json::from_str::<serde_json::Value>(&run(fleet, "key list --json")).expect("JSON");
+        list["keys"].as_array().expect("a list").clone()
+    };
+    let good = run(&fleet, "key create --owner acme --tier pro");
+    let mut revoked: Vec<String> = Vec::new();
+    for ends_by_itself in [false, true] {
+        // What is written just before.
+        revoked.push(run(&fleet, "key create --owner acme --tier pro"));
+        let id = |key: &serde_json::Value| text(&key["id"]).to_owned();
+        let newest = keys(&fleet).iter().map(id).next_back().expect("a key");
+        run(&fleet, &format!("key revoke {newest}"));
+        let before = keys(&fleet);
+        if ends_by_itself {
+            fleet.redis.shut_down();
+        }
+        fleet.redis.restart(fleet.redis.port);
+        assert!(fleet.redis.answers());
+        // One that remembers nothing.
+        let other = fleet.others.remove(0);
+        let config = std::fs::read_to_string(other.dir.path().join("wasmgate.toml")).expect("its file");
+        let other = other.restart(&config);
+        other.get("/").key(&good).send().expect(200);
+        for key in &revoked {
+            other.get("/").key(key).send().problem(401, "unauthorized");
+        }
+        fleet.others.push(other);
+        let token = &fleet.gw.admin_token;
+        let is_back = || fleet.ask(&fleet.gw, "GET", "/api/auth/keys", "gateway-0", token).status == 200;
+        eventually("the others find it again", is_back);
+        assert_eq!(keys(&fleet), before);
+        assert!(fleet.redis.as_its_own_user(None).contains("NOAUTH"));
+        for password in ["", "x", "wasmgate", "default"] {
+            assert!(fleet.redis.as_its_own_user(Some(password)).contains("WRONGPASS"), "`{password}`");
+        }
+    }
+}

@@ -1,13 +1,17 @@
 //! Gateways before a cluster of Redis: what they share lies on several nodes, one of which goes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::limits::{day, storm};
 use super::outage::reasons;
 use super::{Fleet, PATIENT, ask, followed, keyed, tagging};
 use crate::support::admin::NewKey;
 use crate::support::cluster::Cluster;
-use crate::support::toml::{keyed_proxy, route};
+use crate::support::redis::{Redis, tls_files};
+use crate::support::tls::Certificate;
+use crate::support::toml::{keyed_proxy, route, tier};
 use crate::support::{Gateway, Upstream, eventually};
 
 const RECORDS: &str = "wasmgate:{r}:sentinel";
@@ -74,6 +78,50 @@ fn a_fleet_gets_over_a_failover_of_the_node_with_the_records() {
     nodes.iter().for_each(|node| assert_eq!(ask(node, &nodes[0].key()), 200));
 }
 
+/// The others are answered all the time, so that the link is not lost; nobody waits for what the frozen one has, and gets no 503.
+#[test]
+fn limits_on_a_frozen_node_are_decided_without_it() {
+    let (fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
+    let quota = "quotas = [{ name = \"minute\", requests = 60_000, window = \"1m\", burst = 20 }]\nfail = \"share\"";
+    let node =
+        Gateway::start(&fleet.config(&(PATIENT.to_owned() + &tier("sharing", quota) + &keyed_proxy(up.addr, ""))));
+    followed(&node);
+    let home = fleet.redis.place(RECORDS);
+    let at_home = |owner: &str| fleet.redis.place(&format!("wasmgate:l:{{o/{owner}/sharing}}")) == home;
+    let owners = ["acme", "globex", "initech", "umbrella", "hooli", "stark"];
+    let key = |owner| node.new_key(&NewKey { owner, tier: "sharing", ..Default::default() }).text;
+    let near = key(owners.into_iter().find(|owner| at_home(owner)).expect("one of six"));
+    let (away, far) =
+        owners.into_iter().find(|owner| !at_home(owner)).map(|owner| (owner, key(owner))).expect("one of six");
+    assert_eq!([ask(&node, &near), ask(&node, &far)], [200, 200]);
+    let frozen = &fleet.redis.primaries[fleet.redis.place(&format!("wasmgate:l:{{o/{away}/sharing}}"))];
+    for node in &fleet.redis.primaries {
+        node.cli(&["config", "set", "cluster-node-timeout", "600000"]);
+    }
+    frozen.freeze();
+    let is_over = AtomicBool::new(false);
+    let alone = || node.metric("rate_limit_alone_total", &["mode=\"share\""]);
+    let statuses = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = Instant::now();
+            while !is_over.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(120) {
+                assert!([200, 429].contains(&ask(&node, &near)));
+            }
+        });
+        let mut statuses = BTreeMap::new();
+        eventually("some are decided by the share", || {
+            *statuses.entry(ask(&node, &far)).or_insert(0) += 1;
+            alone() >= 10.0
+        });
+        is_over.store(true, Ordering::SeqCst);
+        statuses
+    });
+    assert!(statuses.keys().all(|status| [200, 429].contains(status)), "{statuses:?}");
+    frozen.thaw();
+    eventually("the fleet's limits are back", || node.metric("lease_link_up", &[]) == 1.0);
+    assert_eq!(ask(&node, &far), 200);
+}
+
 /// While a primary without a replica is away, the cluster refuses everything.
 #[test]
 fn a_fleet_gets_over_a_cluster_that_lacks_a_node() {
@@ -93,6 +141,61 @@ fn a_fleet_gets_over_a_cluster_that_lacks_a_node() {
     fleet.redis.primaries[gone].restart();
     eventually("it heals by itself", || ask(&node, &unknown) == 200);
     eventually("it is whole", || reasons(&node).is_empty());
+}
+
+/// The other nodes answer: that says nothing of the one where calls fail.
+#[test]
+fn limits_on_a_node_that_is_full_are_the_gateways_own() {
+    let (fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
+    let config = PATIENT.to_owned() + &day("daily", 60, "fail = \"share\"") + &keyed_proxy(up.addr, "");
+    let node = Gateway::start(&fleet.config(&config));
+    followed(&node);
+    // On a node without the records.
+    let home = fleet.redis.place(RECORDS);
+    let has_bucket = |redis: &Redis| redis.cli(&["keys", "wasmgate:l:*"]).contains("/daily");
+    let mut owners = ["acme", "globex", "initech", "umbrella", "hooli", "stark"].into_iter();
+    let (key, full) = owners
+        .find_map(|owner| {
+            let key = node.new_key(&NewKey { owner, tier: "daily", ..Default::default() }).text;
+            assert_eq!(ask(&node, &key), 200);
+            let of_others = |n: &usize| *n != home && has_bucket(&fleet.redis.primaries[*n]);
+            (0..3).find(of_others).map(|n| (key, n))
+        })
+        .expect("owners are on all nodes");
+    let full = &fleet.redis.primaries[full];
+    full.cli(&["config", "set", "maxmemory", "1"]);
+    let failed = || node.metric("lease_requests_total", &["failed"]);
+    eventually("it is known", || {
+        ask(&node, &key);
+        node.metric("lease_link_up", &[]) == 0.0
+    });
+    let probed = failed() + 10.0;
+    eventually("it is asked again and again", || {
+        assert!([200, 429].contains(&ask(&node, &key)));
+        assert_eq!(node.metric("lease_link_up", &[]), 0.0);
+        failed() >= probed
+    });
+    full.cli(&["config", "set", "maxmemory", "0"]);
+    eventually("it heals by itself", || node.metric("lease_link_up", &[]) == 1.0);
+}
+
+#[test]
+fn a_fleet_talks_to_a_cluster_under_tls() {
+    let (certificate, dir) = (Certificate::for_name("127.0.0.1"), tempfile::tempdir().expect("a folder"));
+    let fleet = Fleet::on(Cluster::start_under_tls(&tls_files(&certificate, dir.path())));
+    let up = Upstream::text("ok");
+    let authority = fleet.secret("ca.pem", &certificate.cert_pem);
+    let more = format!("{PATIENT}ca_file = {authority:?}\n{}{}", day("daily", 60, ""), keyed_proxy(up.addr, ""));
+    let config = fleet.config(&more).replace("\"redis://", "\"rediss://");
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let key = |owner| nodes[0].new_key(&NewKey { owner, tier: "daily", ..Default::default() });
+    let keys = ["acme", "globex", "initech", "umbrella"].map(key);
+    for key in &keys {
+        assert_eq!(storm(&nodes, &key.text, 2, 40), BTreeMap::from([(200, 60), (429, 20)]));
+    }
+    nodes[1].revoke(&keys[0]);
+    eventually("it is revoked", || ask(&nodes[0], &keys[0].text) == 401);
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! What a gateway does while its Redis is away, frozen, emptied or another one, and how it finds back.
 
-use super::{Fleet, ask, followed, keyed, tagging};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use super::limits::{day, storm};
+use super::{Fleet, PATIENT, ask, flushed, followed, keyed, tagging};
 use crate::cli::{ok, verb};
-use crate::support::toml::route;
+use crate::support::redis::Wire;
+use crate::support::toml::{keyed_proxy, route};
 use crate::support::{Gateway, Request, Upstream, api, c_guest, eventually, try_serve};
 
 /// What needs no store, a handler, and the rest with a key.
@@ -207,6 +212,123 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     assert_eq!(ask(&node, &node.key()), 200);
     fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
+}
+
+/// By a signal, and by a failure of its machine; whether or not Redis did what it could not answer.
+#[test]
+fn usage_of_an_outage_outlives_the_gateway_and_counts_once() {
+    let (mut fleet, up) = (Fleet::new(), Upstream::echo());
+    let wire = Wire::to(&fleet.redis);
+    let other = Gateway::start(&fleet.config(&keyed(&up)));
+    let routes = keyed(&up).replace("target.", "handlers = [{ module = \"acme/tag\" }]\ntarget.");
+    let config = fleet.config(&routes).replace(&fleet.redis.url(), &wire.url);
+    let mut node = Gateway::start(&config);
+    node.upload("acme/tag", "http-wasm", &tagging("one"));
+    let key = node.key();
+    followed(&node);
+    let journal = |node: &Gateway| node.dir.path().join("data/usage.journal");
+    let mut sent = 0;
+    let mut ask_some = |node: &Gateway| {
+        (0..20).for_each(|_| assert_eq!(ask(node, &key), 200));
+        sent += 20;
+        sent
+    };
+    let counted = |sent: u64| {
+        let told =
+            ["/api/usage?owner=acme", "/api/wasm/modules/tag?owner=acme"].map(|of| other.admin("GET", of).send());
+        if told.iter().any(|told| told.status != 200) {
+            return false;
+        }
+        let [usage, module] = told.map(|told| told.json());
+        let runs = module["execution_count"].as_u64().unwrap_or(0);
+        let requests = usage["total"]["requests"].as_u64().unwrap_or(0);
+        assert!(requests <= sent && runs <= sent, "{requests} and {runs} of {sent}");
+        (requests, runs) == (sent, sent)
+    };
+    let sent = ask_some(&node);
+    eventually("it is written", || counted(sent));
+    assert!(!journal(&node).exists(), "nothing is kept twice");
+    for is_killed in [false, true] {
+        ask_some(&node);
+        wire.cuts.store(u32::MAX, Ordering::SeqCst);
+        flushed(&node);
+        fleet.redis.kill();
+        let sent = ask_some(&node);
+        if is_killed {
+            flushed(&node);
+        } else {
+            node.signal("TERM");
+            assert!(node.wait().success());
+        }
+        assert!(journal(&node).exists());
+        wire.cuts.store(0, Ordering::SeqCst);
+        fleet.redis.restart();
+        node = node.restart(&config);
+        eventually("it is sent by the next run", || counted(sent));
+        eventually("and kept no longer", || !journal(&node).exists());
+        assert!(node.log().contains("is sent to it now"));
+    }
+}
+
+/// It has not written that itself, or not all of it.
+#[test]
+fn a_journal_that_cannot_be_read_is_put_aside() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let config = fleet.config(&keyed(&up));
+    let node = Gateway::start(&config);
+    let data = node.dir.path().join("data");
+    std::fs::write(data.join("usage.journal"), "{\"sent\": 5").expect("the folder is ours");
+    let node = node.restart(&config);
+    assert!(node.log().contains("usage.journal-unread"), "{}", node.log());
+    let data = node.dir.path().join("data");
+    assert!(data.join("usage.journal-unread").exists() && !data.join("usage.journal").exists());
+    assert_eq!(ask(&node, &node.key()), 200);
+    let second = try_serve(node.dir.path(), &config);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(second.status.code() == Some(2) && said.contains("is in use by another wasmgate"), "{said}");
+}
+
+/// One that is full, or has become a replica, still answers: what it says does not help, as nothing can be drawn from it.
+#[test]
+fn limits_are_the_gateways_own_while_redis_can_not_be_written_to() {
+    let full = ("config set maxmemory 1", "config set maxmemory 0");
+    let replica = ("replicaof 127.0.0.1 1", "replicaof no one");
+    for (what, undone) in [full, replica] {
+        let (fleet, up) = (Fleet::new(), Upstream::text("ok"));
+        let tier = day("daily", 100, "fail = \"share\"");
+        let config = fleet.config(&format!("{PATIENT}{tier}{}", keyed_proxy(up.addr, "")));
+        let nodes = [Gateway::start(&config), Gateway::start(&config)];
+        nodes.iter().for_each(followed);
+        eventually("they know of each other", || nodes.iter().all(|node| node.metric("fleet_nodes", &[]) == 2.0));
+        let key = nodes[0].key_of("daily");
+        assert_eq!(storm(&nodes, &key, 2, 10), BTreeMap::from([(200, 20)]));
+        let redis = |command: &str| fleet.redis.cli(&command.split(' ').collect::<Vec<_>>());
+        redis(what);
+        let link = |node: &Gateway| node.metric("lease_link_up", &[]);
+        eventually("it is known", || {
+            storm(&nodes, &key, 2, 1);
+            nodes.iter().all(|node| link(node) == 0.0)
+        });
+        let failed = |node: &Gateway| node.metric("lease_requests_total", &["failed"]);
+        let probed: Vec<f64> = nodes.iter().map(|node| failed(node) + 10.0).collect();
+        eventually("it is asked again and again", || {
+            let statuses = storm(&nodes, &key, 2, 8);
+            assert!(statuses.keys().all(|status| [200, 429].contains(status)), "{what}: {statuses:?}");
+            for node in &nodes {
+                assert_eq!(link(node), 0.0, "{what}: it can't be written to");
+            }
+            nodes.iter().zip(&probed).all(|(node, probed)| failed(node) >= *probed)
+        });
+        assert_eq!(storm(&nodes, &key, 2, 10), BTreeMap::from([(429, 20)]), "{what}: the shares are spent");
+        redis(undone);
+        eventually("the limits are the fleet's again", || nodes.iter().all(|node| link(node) == 1.0));
+        eventually("and what was let through counts", || {
+            storm(&nodes, &key, 2, 4);
+            nodes.iter().all(|node| node.get("/").key(&key).send().status == 429)
+        });
+        assert!((100..=120).contains(&up.seen().len()), "{what}: {}", up.seen().len());
+        eventually("nothing is left of probes", || !redis("keys *probe*").contains("probe"));
+    }
 }
 
 /// Which stored module a call means is asked of the store; which one a route means is known.

@@ -1,12 +1,14 @@
 //! Routes that are pushed into the store, and taken up by each gateway whole or not at all.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{Fleet, PATIENT, followed};
-use crate::cli::verb;
+use crate::cli::{command, ok, verb};
 use crate::support::tls::Certificate;
 use crate::support::toml::{route, tier, upstream};
-use crate::support::{Gateway, Response, Upstream, eventually, try_serve};
+use crate::support::{Conn, Gateway, Request, Response, Upstream, eventually, poll, try_serve};
 
 /// Routes of a gateway of this fleet are those that are pushed.
 fn in_store(fleet: &Fleet) -> String {
@@ -342,4 +344,121 @@ fn a_gateway_with_a_store_of_its_own_has_them_there_as_well() {
     assert!(said(&node) == "two" && is_ready(&node));
     node.admin("POST", "/api/routes/rollback").json(&json!({})).send().expect(201);
     assert_eq!(said(&node), "one");
+}
+
+/// The wrong file, most likely: with it every request would get 404.
+#[test]
+fn a_text_without_routes_is_not_pushed() {
+    let config = "[store]\nroutes = \"store\"\n";
+    let node = Gateway::start(config);
+    pushed(&node, &says("/", "good"));
+    let file = node.dir.path().join("pushed.toml");
+    for text in [String::new(), "# nothing\n".into(), tier("gold", "quotas = []")] {
+        let detail = push(&node, &text).problem(400, "bad-request")["detail"].to_string();
+        assert!(detail.contains("every request would get 404"), "{detail}");
+        let report = node.admin("POST", "/api/routes/check").body(text.as_str()).send().expect(200).json();
+        assert_eq!((&report["ok"], &report["errors"][0]["key"]), (&json!(false), &json!("routes")), "{report}");
+        std::fs::write(&file, text).expect("writable");
+        let refused = verb(&node, &["routes", "push", file.to_str().expect("UTF-8")]);
+        let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && errors.contains("is this the right file?"), "{errors}");
+    }
+    let list = node.admin("GET", "/api/routes/versions").send().expect(200).json();
+    assert_eq!((list["versions"].as_array().map(Vec::len), said(&node)), (Some(1), "good".into()), "{list}");
+}
+
+/// Whoever sends it all before reading an answer gets the answer.
+#[test]
+fn a_text_over_the_bound_is_told_the_bound() {
+    let node = Gateway::start("[store]\nroutes = \"store\"\n");
+    let body = vec![b'#'; 6 << 20];
+    let is_told = |answer: Response| {
+        let problem = answer.problem(413, "payload-too-large");
+        assert!(problem["detail"].to_string().contains(&(4 << 20).to_string()), "{problem}");
+    };
+    for (method, target) in [("PUT", "/api/routes"), ("POST", "/api/routes/check")] {
+        // Whole, or in chunks, so that nobody knows ahead how long it is.
+        let whole = node.admin(method, target).body(body.as_slice()).bytes();
+        let chunked = node.admin(method, target).header("Transfer-Encoding", "chunked").bytes();
+        let chunks = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+        for sent in [whole, [chunked, chunks].concat()] {
+            let mut conn = Conn::connect(node.admin);
+            assert!(conn.try_write(&sent), "{method} {target}: the connection was closed before it was all sent");
+            is_told(conn.try_read(method).expect("an answer"));
+        }
+    }
+    // Nor does a stranger lose its answer.
+    let mut conn = Conn::connect(node.admin);
+    assert!(conn.try_write(&Request::new(node.admin, "PUT", "/api/routes").body(body.as_slice()).bytes()));
+    conn.try_read("PUT").expect("an answer").problem(401, "unauthorized");
+    let file = node.dir.path().join("pushed.toml");
+    std::fs::write(&file, body).expect("writable");
+    let refused = verb(&node, &["routes", "push", file.to_str().expect("UTF-8")]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(errors.contains(&(4 << 20).to_string()), "{errors}");
+}
+
+/// A text may have secrets: fields that a route sets.
+#[test]
+fn a_viewer_sees_which_versions_there_are_and_not_what_is_in_them() {
+    let node = Gateway::start("[store]\nroutes = \"store\"\n");
+    pushed(&node, &says("/", "secret"));
+    let body = json!({"name": "eyes", "role": "viewer"});
+    let token = node.admin("POST", "/api/tokens").json(&body).send().expect(201).json()["token"].clone();
+    let bearer = format!("Bearer {}", token.as_str().expect("text"));
+    let see = |target: &str| Request::new(node.admin, "GET", target).header("Authorization", &bearer).send();
+    let list = see("/api/routes/versions").expect(200).json();
+    assert!(list["versions"][0]["version"] == 1 && !list.to_string().contains("secret"), "{list}");
+    let refused = see("/api/routes/versions/1").problem(403, "forbidden");
+    assert!(refused["detail"].to_string().contains("`operator`"), "{refused}");
+    let told = &see("/api/openapi.json").expect(200).json()["paths"]["/api/routes/versions/{version}"]["get"];
+    assert!(told["responses"]["403"].is_object() && told["description"].to_string().contains("`operator`"), "{told}");
+    assert!(ok(verb(&node, &["routes", "show", "1"])).contains("secret"));
+}
+
+#[test]
+fn who_waits_for_a_push_is_told_of_gateways_that_fall_silent() {
+    let fleet = Fleet::new();
+    let named = |name: &str| Gateway::start(&format!("[server]\nname = \"{name}\"\n{}", in_store(&fleet)));
+    let (first, frozen, killed) = (named("first"), named("frozen"), named("killed"));
+    [&first, &frozen, &killed].into_iter().for_each(followed);
+    pushed(&first, &says("/", "one"));
+    for node in [&frozen, &killed] {
+        eventually("all have it", || said(node) == "one");
+    }
+    eventually("and tell", || {
+        let list = first.admin("GET", "/api/nodes").send().expect(200).json();
+        list["nodes"].as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|n| n["routes_version"] == 1))
+    });
+    let file = first.dir.path().join("pushed.toml");
+    std::fs::write(&file, says("/", "two")).expect("writable");
+    frozen.signal("STOP");
+    drop(killed);
+    let (out, errors) = (first.dir.path().join("out"), first.dir.path().join("errors"));
+    let create = |path| std::fs::File::create(path).expect("writable");
+    let mut waiting = command(&first, &["routes", "push", file.to_str().expect("UTF-8"), "--wait"])
+        .stdout(create(&out))
+        .stderr(create(&errors))
+        .spawn()
+        .expect("the binary starts");
+    let mut ended = None;
+    // They count as silent after ten seconds, and it waits for half a minute at most.
+    poll(Duration::from_secs(90), || {
+        ended = waiting.try_wait().expect("it is our child");
+        ended.is_some()
+    });
+    frozen.signal("CONT");
+    let errors = std::fs::read_to_string(errors).expect("it was written");
+    let Some(ended) = ended else {
+        waiting.kill().expect("it is our child");
+        panic!("it waits for ever: {errors}");
+    };
+    assert_eq!(ended.code(), Some(1), "{errors}");
+    for name in ["frozen", "killed"] {
+        assert!(errors.contains(&format!("{name} has not taken it up: it is not heard of any more")), "{errors}");
+    }
+    assert!(!errors.contains("first has not"), "{errors}");
+    assert!(std::fs::read_to_string(out).expect("it was written").starts_with("version 2 "));
+    eventually("it comes back, and takes it up", || said(&frozen) == "two");
+    ok(verb(&first, &["routes", "push", file.to_str().expect("UTF-8"), "--wait"]));
 }

@@ -116,7 +116,8 @@ fn grants_that_come_late_serve_who_waits_but_never_in_another_window() {
     assert_eq!(pair.decide(0, 1), Verdict::Wait);
     let (_, reply) = pair.ask(0);
     pair.lease.on_reply(20 * MS, &reply, 0.5);
-    assert_eq!(pair.lease.resume(20 * MS, 1, &pair.link), Verdict::Spend);
+    // Nor is who waits given a processor at once.
+    assert_eq!(pair.lease.resume(45 * MS, 1, &pair.link), Verdict::Spend);
     assert!(pair.lease.is_idle(SECOND));
 
     let mut pair = Pair::new(&[(100, "1d", None)]);
@@ -169,6 +170,26 @@ fn debts_are_sent_until_they_are_acknowledged() {
     assert!(pair.lease.tick(now + 70 * MS, &pair.link).is_none());
     // All nodes have settled: tokens are drawn again.
     assert_eq!(pair.decide(now + SECOND, 1), Verdict::Wait);
+}
+
+/// A tier that changes takes its debts along, but for those of which a call tells already.
+#[test]
+fn debts_are_inherited_once() {
+    let mut pair = Pair::new(&[(1_000, "1d", None)]);
+    assert_eq!(pair.request(0, 1), Verdict::Spend);
+    let heir = |pair: &Pair, now| {
+        let mut heir = Lease::new(plan(&[(500, "1d", None)], OVERSHOOT_PERCENT), now);
+        heir.inherit(&pair.lease, now);
+        (heir.debt(), heir.left(now).next().expect("a policy").0)
+    };
+    pair.lose_link(MS);
+    (0..7).for_each(|_| assert_eq!(pair.decide(2 * MS, 1), Verdict::Spend));
+    assert_eq!(heir(&pair, 3 * MS), (7, 499));
+    pair.link.on_success(3 * MS);
+    assert_eq!(pair.lease.tick(3 * MS, &pair.link).expect("a debt is due").policies[0].debt, 7);
+    assert_eq!(heir(&pair, 4 * MS).0, 0);
+    (0..2).for_each(|_| assert_eq!(pair.decide(5 * MS, 1), Verdict::Spend));
+    assert_eq!(heir(&pair, 6 * MS).0, 2);
 }
 
 #[test]

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use sha2::Sha256;
+use wasmgate::auth::cache::{Authenticator, Peppers, Settings};
 use wasmgate::domain::{ApiKey, Digest, UsageDelta, UsageRecord};
+use wasmgate::limit::failures::FailureGate;
 use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
 use wasmgate::store::{ALIVE, AdminToken, Batch, KvIncr, NewRoutes, NoRoom, Node, NodeState, Role, Store, StoreError};
 
 use super::{
     Case, at, check_acknowledged, entry, hash, key, kv, name, room, routes, together, version, write_all_kinds,
 };
-use crate::support::redis::{Redis, Wire, free_port};
+use crate::support::redis::{Redis, Wire, free_port, tls_files};
 use crate::support::tls::{self, Certificate};
 use crate::support::{DEADLINE, eventually, eventually_async};
 
@@ -205,6 +207,64 @@ async fn a_look_up_of_a_key_is_one_command() {
     }))
     .await;
     assert!(calls(&redis, "evalsha") >= 6);
+}
+
+/// That there is still a store one of them asks for all that wait.
+#[tokio::test]
+async fn absent_keys_at_once_are_hardly_more_than_a_command_each() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    store.put_key(hash(0), &key("alice", "key_0", 1), None).await.unwrap();
+    calls(&redis, "get");
+    let absent = |n| {
+        let store = store.clone();
+        async move { assert_eq!(store.key_by_hash(&hash(n)).await.unwrap(), None) }
+    };
+    together((1..=250).map(absent)).await;
+    let gets = calls(&redis, "get");
+    assert!((251..=350).contains(&gets), "{gets}");
+    // Of two after each other, the second does not believe what the first was told.
+    absent(1).await;
+    redis.cli(&["flushall"]);
+    let lost = |found: Result<_, StoreError>| assert!(matches!(found, Err(StoreError::Lost(_))), "{found:?}");
+    lost(store.key_by_hash(&hash(1)).await);
+    lost(store.key_by_hash(&hash(0)).await);
+}
+
+/// As requests ask: their address first, and then the store. What a large attack sends in a second, in process.
+#[tokio::test]
+async fn a_flood_of_well_formed_junk_hardly_reaches_redis() {
+    const FAILURES: u32 = 60;
+    const ADDRESSES: u8 = 10;
+    let redis = Redis::start();
+    let store = open(&redis);
+    let settings = Settings {
+        key_fresh: Duration::from_secs(3600),
+        key_max_stale: Duration::ZERO,
+        absent_ttl: Duration::from_secs(5),
+        entries: 10_000,
+    };
+    let auth = Authenticator::new(store.clone(), Peppers(vec![(1, vec![7; 32])]), settings);
+    let good = auth.mint().unwrap();
+    store.put_key(good.hash, &key("alice", "key_1", 1), None).await.unwrap();
+    auth.authenticate(&good.secret, at(2)).await.unwrap();
+    let junk: Vec<_> = (0..100_000).map(|_| auth.mint().unwrap().secret).collect();
+    let gate = FailureGate::new(FAILURES);
+    calls(&redis, "get");
+    let (began, mut refused) = (Instant::now(), 0);
+    for (n, junk) in (0..).zip(&junk) {
+        assert!(auth.cached(junk, at(2)).is_none());
+        match gate.attempt([10, 0, 0, (n % usize::from(ADDRESSES)) as u8].into(), Instant::now()) {
+            Ok(_charged) => assert!(auth.authenticate(junk, at(2)).await.is_err()),
+            Err(_) => refused += 1,
+        }
+        assert!(auth.cached(&good.secret, at(2)).is_some_and(|found| found.is_ok()));
+    }
+    // Each address has a minute's failures at once, and then one a second: a key, and the look at the sentinel.
+    let each = FAILURES as usize + 1 + began.elapsed().as_secs() as usize;
+    let gets = calls(&redis, "get");
+    assert!(gets <= 2 * usize::from(ADDRESSES) * each, "{gets} in {:?}", began.elapsed());
+    assert!(refused >= 90_000, "{refused}");
 }
 
 fn node(id: &str) -> Node {
@@ -632,11 +692,9 @@ async fn what_redis_refuses_is_told_with_what_to_do() {
 async fn records_travel_under_tls_with_an_authority_of_ones_own() {
     let certificate = Certificate::for_name("localhost");
     let dir = tempfile::tempdir().unwrap();
-    let (cert, key_file) = (dir.path().join("cert"), dir.path().join("key"));
-    certificate.write(&cert, &key_file);
-    let (cert, key_file, port) = (cert.display().to_string(), key_file.display().to_string(), free_port().to_string());
-    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key_file, "--tls-ca-cert-file", &cert];
-    let redis = Redis::start_with(&[&files[..], &["--tls-auth-clients", "no", "--tls-port", &port]].concat());
+    let (files, port) = (tls_files(&certificate, dir.path()), free_port().to_string());
+    let options: Vec<_> = files.iter().map(String::as_str).chain(["--tls-port", &port]).collect();
+    let redis = Redis::start_with(&options);
     tls::install_provider();
     let url = format!("rediss://localhost:{port}");
     let trusting = |authorities: &str| RedisSettings {

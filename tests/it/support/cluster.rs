@@ -21,6 +21,11 @@ impl Cluster {
         Self::form(nodes(), nodes())
     }
 
+    pub fn start_under_tls(files: &[String]) -> Self {
+        let files: Vec<_> = files.iter().map(String::as_str).collect();
+        Self::form((0..PRIMARIES).map(|_| Redis::start_node_under_tls(&files)).collect(), Vec::new())
+    }
+
     fn form(primaries: Vec<Redis>, replicas: Vec<Redis>) -> Self {
         for (n, node) in (0..).zip(&primaries) {
             node.take_slots(SLOTS * n / PRIMARIES..SLOTS * (n + 1) / PRIMARIES);

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use super::eventually;
+use super::tls::Certificate;
 
 /// Of a cluster.
 pub const SLOTS: u32 = 16_384;
@@ -68,6 +69,13 @@ impl Redis {
     /// A node that belongs to no cluster yet.
     pub fn start_node() -> Self {
         Self::begin(Some(free_node_port()), &["--cluster-enabled", "yes"])
+    }
+
+    /// As [`Self::start_node`], on a port under TLS alone.
+    pub fn start_node_under_tls(files: &[&str]) -> Self {
+        let port = free_node_port();
+        let tls = ["--cluster-enabled", "yes", "--tls-cluster", "yes", "--port", "0", "--tls-port", &port.to_string()];
+        Self::begin(Some(port), &[&tls, files].concat())
     }
 
     /// As a replica, in a cluster.
@@ -188,17 +196,27 @@ impl Redis {
     }
 }
 
+/// What has a server show this certificate; clients need none.
+pub fn tls_files(certificate: &Certificate, dir: &Path) -> Vec<String> {
+    let (cert, key) = (dir.join("cert"), dir.join("key"));
+    certificate.write(&cert, &key);
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    let files = [("cert-file", &*cert), ("key-file", &*key), ("ca-cert-file", &*cert), ("auth-clients", "no")];
+    files.iter().flat_map(|(name, value)| [format!("--tls-{name}"), (*value).to_owned()]).collect()
+}
+
 /// The server that is tested against.
 fn program() -> Command {
     Command::new(std::env::var_os("WASMGATE_TEST_REDIS").unwrap_or_else(|| "redis-server".into()))
 }
 
-/// Of a cluster's node, whose bus is 10,000 above. Below those that connections are given, so that none of them takes it.
+/// Of a cluster's node, whose bus is 10,000 above. Below those that connections are given, so that none of them takes it, and
+/// not among the buses.
 fn free_node_port() -> u16 {
     let mut random = [0; 2];
     loop {
         getrandom::fill(&mut random).expect("there are random bytes");
-        let port = 20_000 + u16::from_ne_bytes(random) % 2_700;
+        let port = 10_000 + u16::from_ne_bytes(random) % 10_000;
         if [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return port;
         }
@@ -240,7 +258,7 @@ impl Wire {
         let armed = cuts.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = UnixStream::connect(&socket) else { return };
+                let Ok(server) = UnixStream::connect(&socket) else { continue };
                 let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 let (armed, commits) = (armed.clone(), Arc::new(AtomicBool::new(false)));
                 let (commit, is_armed) = (commits.clone(), armed.clone());
