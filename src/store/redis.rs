@@ -44,6 +44,7 @@ use writer::Writer;
 
 /// The commands that a user of Redis needs beside `~<prefix>:*`; one rule of an ACL, and the README's. Sentinels want `+role` as
 /// well, `replicas` want `+wait`, a cluster `+cluster|slots +ping +asking`; with `+info` the store can tell of settings that lose records.
+/// Each is tried by `redis/rights.lua`.
 pub const COMMANDS: &str = "+get +set +del +exists +pexpire +getrange +hget +hset +hdel +hlen +hgetall +hkeys +lindex +llen \
                             +lrange +rpush +ltrim +zadd +zrem +zlexcount +zrangebylex +zrangebyscore +sadd +srem \
                             +smembers +eval +evalsha +time +client|tracking";
