@@ -25,7 +25,7 @@ mod validate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::app::{App, AppError};
 use crate::domain::{Module, ModuleVersion, Name, OwnerId, Rejection, Tier};
@@ -42,9 +42,11 @@ const BODY_BUDGET: u64 = 512 << 20;
 const INSPECTIONS: usize = 2;
 const INSPECTION_QUEUE: usize = 1024;
 const INSPECTION_WAIT: Duration = Duration::from_secs(5);
-/// Modules whose records are kept in memory, and for how long; a change made here is seen at once.
+/// Modules whose records are kept in memory, and for how long they are believed; a change made here is seen at once.
 const RESOLVED: u64 = 10_000;
 const RESOLVED_TTL: Duration = Duration::from_secs(1);
+/// While the store can't be asked, as long as nothing was told to have changed.
+const RESOLVED_STALE: Duration = Duration::from_secs(3600);
 
 /// Tiers that a message lists.
 const MAX_TIERS_NAMED: usize = 20;
@@ -59,7 +61,7 @@ pub fn services(app: Arc<App>) -> Services {
     let api = Arc::new(Api {
         bodies: body::Budget::new(BODY_BUDGET),
         inspections: Turns::new(INSPECTIONS, INSPECTION_QUEUE),
-        resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_TTL).build(),
+        resolved: moka::sync::Cache::builder().max_capacity(RESOLVED).time_to_live(RESOLVED_STALE).build(),
         changes: AtomicU64::new(0),
         app,
     });
@@ -74,23 +76,42 @@ struct Api {
     app: Arc<App>,
     bodies: Arc<body::Budget>,
     inspections: Turns,
-    resolved: moka::sync::Cache<(OwnerId, Name), Arc<Module>>,
+    resolved: moka::sync::Cache<(OwnerId, Name), Resolved>,
     /// Counts changes of modules: a record read before a change is not kept after it.
     changes: AtomicU64,
 }
 
+#[derive(Clone)]
+struct Resolved {
+    module: Arc<Module>,
+    read_at: Instant,
+    /// Of the snapshot, which is built anew when modules have changed elsewhere.
+    generation: u64,
+}
+
 impl Api {
-    /// A module's record, from memory when it was read in the last second.
+    /// A module's record, from memory when it was read in the last second, or when nobody can be asked.
     async fn module(&self, owner: &OwnerId, name: &Name) -> Result<Option<Arc<Module>>, Rejection> {
         let id = (owner.clone(), name.clone());
-        if let Some(module) = self.resolved.get(&id) {
-            return Ok(Some(module));
+        let known = self.resolved.get(&id);
+        if let Some(Resolved { module, .. }) = known.as_ref().filter(|known| known.read_at.elapsed() < RESOLVED_TTL) {
+            return Ok(Some(module.clone()));
         }
-        let before = self.changes.load(Ordering::Acquire);
-        let Some(module) = self.app.store.module(owner, name).await.map_err(refused)? else { return Ok(None) };
-        let module = Arc::new(module);
+        let (before, read_at) = (self.changes.load(Ordering::Acquire), Instant::now());
+        let generation = self.app.snapshot().generation;
+        let module = match (self.app.store.module(owner, name).await, known) {
+            (Ok(Some(module)), _) => Arc::new(module),
+            (Ok(None), _) => {
+                self.resolved.invalidate(&id);
+                return Ok(None);
+            }
+            (Err(StoreError::Unavailable(_) | StoreError::Lost(_)), Some(known)) if known.generation == generation => {
+                return Ok(Some(known.module));
+            }
+            (Err(error), _) => return Err(refused(error)),
+        };
         if self.changes.load(Ordering::Acquire) == before {
-            self.resolved.insert(id, module.clone());
+            self.resolved.insert(id, Resolved { module: module.clone(), read_at, generation });
         }
         Ok(Some(module))
     }
