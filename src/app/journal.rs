@@ -52,17 +52,18 @@ impl Journal {
             })
         })?;
         let left = match std::fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
-                let aside = file.with_extension("journal-unread");
-                tracing::error!(%error, file = %aside.display(), "usage that the store did not have can't be read; it is kept here");
-                if let Err(error) = std::fs::rename(&file, &aside) {
-                    tracing::error!(%error, file = %file.display(), "and could not be put aside");
-                }
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(()),
-            Err(error) => Err(tracing::error!(%error, file = %file.display(), "usage that the store did not have can't be read")),
+            Ok(text) => serde_json::from_slice(&text).map_err(std::io::Error::from).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         };
-        let left = left.ok().map(|Entry { sent, gathered }| (sent, gathered));
+        let left = left.unwrap_or_else(|error| {
+            let aside = file.with_extension("journal-unread");
+            let kept =
+                std::fs::rename(&file, &aside).map_or_else(|error| error.to_string(), |()| aside.display().to_string());
+            tracing::error!(%error, kept, "`usage.journal` can't be read; what it has is not sent");
+            None
+        });
+        let left = left.map(|Entry { sent, gathered }| (sent, gathered));
         Ok((Self { file, _lock: lock, is_there: left.is_some(), is_told: false }, left))
     }
 
