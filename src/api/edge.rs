@@ -18,7 +18,8 @@ use super::{Api, openapi};
 use crate::config;
 use crate::domain::rejection::retry_after_seconds;
 use crate::domain::{Rejection, problem};
-use crate::gateway::{ApiBody, ApiService, Caller};
+use crate::gateway::{ApiBody, ApiService, Caller, tell_failure};
+use crate::store::{StoreError, Unreplicated, told_apart};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Face {
@@ -133,13 +134,23 @@ impl ApiService for Edge {
         let caller = request.extensions().get::<Caller>().cloned();
         let request = request.map(Body::from_stream);
         let (response, request_id) = match &caller {
-            Some(caller) => (self.answer(request, caller).await, &*caller.request_id),
+            Some(caller) => {
+                let (response, few) = told_apart(self.answer(request, caller)).await;
+                (unless_few(response, few), &*caller.request_id)
+            }
             // The gateway sets it on every request.
             None => (Rejection::Internal.into_response(), ""),
         };
         finish(response, request_id)
             .map(|body| Box::pin(body.into_data_stream().map_err(std::io::Error::other)) as ApiBody)
     }
+}
+
+/// What was done, whole and audited, is not told as done while too few replicas have it.
+fn unless_few(response: Response, few: Option<Unreplicated>) -> Response {
+    let Some(error) = few.map(StoreError::from) else { return response };
+    tell_failure(&error);
+    if response.status().is_success() { Rejection::from(error).into_response() } else { response }
 }
 
 /// The path from `/api/` on: a route may mount the API below a prefix of its own.

@@ -91,7 +91,7 @@ pub(super) struct Health {
     version: &'static str,
     #[schema(value_type = String)]
     started_at: Timestamp,
-    /// `up`, `unreachable`, `lost`, `unusable` or `unwritable`.
+    /// `up`, `unreachable`, `lost`, `unusable`, `unwritable` or `unreplicated`.
     store: &'static str,
     /// Whether it tells of what other gateways change: `up` or `down`.
     store_link: &'static str,

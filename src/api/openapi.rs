@@ -94,7 +94,12 @@ const REFUSALS: [(u16, &str, Comes); 12] = [
     ),
     (431, "the request's head is over its limits", Comes::Any),
     (500, "the gateway failed; its log has the reason under the request id", Comes::Any),
-    (503, "no capacity now, or the gateway is shutting down; `Retry-After` tells when to come again", Comes::Any),
+    (
+        503,
+        "no capacity now, the store is away, or the gateway is shutting down; `Retry-After` tells when to come again. A change with \
+         `unreplicated` was done, and too few replicas of the store have it",
+        Comes::Any,
+    ),
     (507, "the gateway's storage is full", Comes::Write),
 ];
 

@@ -16,7 +16,7 @@ use super::outbox::Outbox;
 use crate::domain::{Name, OwnerId, Timestamp, UsageDelta};
 use crate::limit::limiter::Now;
 use crate::limit::usage::UsageRecorder;
-use crate::store::{Retention, StoreError};
+use crate::store::{Retention, StoreError, told_apart};
 
 /// A kill -9 forgets at most this much usage, and as much of the day and month counters.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -161,10 +161,12 @@ impl App {
     pub async fn flush(&self) -> bool {
         let began = Instant::now();
         let mut unwritten = self.unwritten.lock().await;
-        let mut failed = self.write_usage(&mut unwritten).await.err();
-        if let Err(e) = self.write_runs(&mut unwritten).await {
-            failed = Some(e);
-        }
+        let writing = async {
+            let failed = self.write_usage(&mut unwritten).await.err();
+            self.write_runs(&mut unwritten).await.err().or(failed)
+        };
+        // What too few replicas have counts already: it is not sent again.
+        let (mut failed, few) = told_apart(writing).await;
         if failed.is_some() {
             unwritten.keep(&self.shared.usage, true).await;
         } else if let Some(journal) = &mut unwritten.journal {
@@ -174,11 +176,15 @@ impl App {
         if let Err(e) = self.save_counters().await {
             failed = Some(e);
         }
+        failed = failed.or(few.map(StoreError::from));
         self.shared.metrics.store_operation("flush", began.elapsed());
-        let error = failed.as_ref().map(ToString::to_string);
+        let error = failed.clone();
         match (self.shared.set_written(failed), &error) {
+            (true, Some(StoreError::Unreplicated(error))) => {
+                tracing::error!(%error, "usage and counters are written, and a failover may lose them");
+            }
             (true, Some(error)) => {
-                tracing::error!(error, "usage and counters could not be written; they are kept and tried again");
+                tracing::error!(%error, "usage and counters could not be written; they are kept and tried again");
             }
             (true, None) => tracing::info!("usage and counters are written again"),
             (false, _) => {}

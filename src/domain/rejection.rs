@@ -97,6 +97,8 @@ pub enum Rejection {
     HandlerUnavailable { retry_after: Duration },
     /// 503.
     StoreUnavailable,
+    /// 503: it was done, and fewer replicas of the store have it than are to have it.
+    Unreplicated { have: u32, of: u32 },
     /// 503.
     Draining,
     /// 507.
@@ -124,7 +126,8 @@ impl Rejection {
             Internal => 500,
             Guest(failure) => failure.status(),
             UpstreamUnavailable | UpstreamInvalid(_) | UpstreamTooLarge { .. } => 502,
-            Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } | StoreUnavailable | Draining => 503,
+            Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } => 503,
+            StoreUnavailable | Unreplicated { .. } | Draining => 503,
             UpstreamTimeout => 504,
             StorageFull => 507,
         }
@@ -172,6 +175,7 @@ impl Rejection {
             Busy { .. } | CompilerBusy { .. } => "busy",
             HandlerUnavailable { .. } => "handler-unavailable",
             StoreUnavailable => "store-unavailable",
+            Unreplicated { .. } => "unreplicated",
             Draining => "draining",
             StorageFull => "storage-full",
         }
@@ -218,6 +222,10 @@ impl Rejection {
             CompilerBusy { .. } => "too many modules are being compiled now".into(),
             HandlerUnavailable { .. } => "the module failed again and again; it is tried anew in a while".into(),
             StoreUnavailable => "the store of the gateways can't be reached".into(),
+            Unreplicated { have, of } => format!(
+                "it was done, but only {have} of {of} replicas of the store have it, so that a failover may lose it: look before you \
+                 repeat what makes something new"
+            ),
             Draining => "the gateway is shutting down".into(),
             StorageFull => "the gateway's storage is full".into(),
         }

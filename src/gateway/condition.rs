@@ -26,11 +26,19 @@ pub enum StoreState {
     Unusable,
     /// What was to be written last could not be.
     Unwritable,
+    /// What was written last was done, and too few replicas have it.
+    Unreplicated,
 }
 
 impl StoreState {
-    pub const ALL: [StoreState; 5] =
-        [StoreState::Up, StoreState::Unreachable, StoreState::Lost, StoreState::Unusable, StoreState::Unwritable];
+    pub const ALL: [StoreState; 6] = [
+        StoreState::Up,
+        StoreState::Unreachable,
+        StoreState::Lost,
+        StoreState::Unusable,
+        StoreState::Unwritable,
+        StoreState::Unreplicated,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,6 +47,7 @@ impl StoreState {
             StoreState::Lost => "lost",
             StoreState::Unusable => "unusable",
             StoreState::Unwritable => "unwritable",
+            StoreState::Unreplicated => "unreplicated",
         }
     }
 
@@ -47,6 +56,7 @@ impl StoreState {
             StoreError::Unavailable(_) => StoreState::Unreachable,
             StoreError::Lost(_) => StoreState::Lost,
             StoreError::Full => StoreState::Unwritable,
+            StoreError::Unreplicated(_) => StoreState::Unreplicated,
             _ => StoreState::Unusable,
         }
     }
@@ -58,6 +68,7 @@ impl StoreState {
             StoreState::Lost => "store-lost",
             StoreState::Unusable => "store-unusable",
             StoreState::Unwritable => "store-unwritable",
+            StoreState::Unreplicated => "store-unreplicated",
         }
     }
 }
@@ -89,7 +100,8 @@ impl Shared {
     /// The flush of usage and counters has ended so; whether it ended otherwise before.
     pub fn set_written(&self, failed: Option<StoreError>) -> bool {
         let mut unwritten = self.unwritten.lock();
-        let is_news = unwritten.is_some() != failed.is_some();
+        let was_done = |error: &Option<StoreError>| error.as_ref().map(|e| matches!(e, StoreError::Unreplicated(_)));
+        let is_news = was_done(&unwritten) != was_done(&failed);
         *unwritten = failed;
         is_news
     }
@@ -125,7 +137,12 @@ impl Shared {
 
     fn store_fault(&self) -> Option<(StoreState, StoreError)> {
         let found = self.store.fault().map(|error| (StoreState::of(&error), error));
-        found.or_else(|| self.unwritten.lock().clone().map(|error| (StoreState::Unwritable, error)))
+        found.or_else(|| {
+            self.unwritten.lock().clone().map(|error| match &error {
+                StoreError::Unreplicated(_) => (StoreState::Unreplicated, error),
+                _ => (StoreState::Unwritable, error),
+            })
+        })
     }
 
     fn lacks_with(&self, fault: Option<(StoreState, StoreError)>) -> Vec<Lack> {

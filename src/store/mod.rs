@@ -6,6 +6,7 @@ pub mod embedded;
 pub mod entry;
 mod fleet;
 pub mod redis;
+mod replicas;
 mod rules;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::domain::{
 
 use entry::{Entry, Exported, Kind, Mark};
 pub use fleet::{ALIVE, LiveNode, NewRoutes, Node, NodeState, ROUTES_KEPT, RefusedRoutes, RoutesInUse, RoutesVersion};
+pub use replicas::{Unreplicated, told_apart};
 pub use rules::routes::conflict as routes_conflict;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +40,9 @@ pub enum StoreError {
     Full,
     #[error("the store can't be reached: {0}")]
     Unavailable(String),
+    /// It was done.
+    #[error(transparent)]
+    Unreplicated(#[from] Unreplicated),
     #[error("the store is damaged: {0}")]
     Corrupt(String),
     /// It answers, and what it had is gone, or another store's.
@@ -57,7 +62,7 @@ impl StoreError {
         use StoreError::*;
         match self {
             NotFound(_) | Conflict(_) | Limit(_) | NoRoom(_) => true,
-            Full | Unavailable(_) | Corrupt(_) | Lost(_) | Foreign(_) | Newer { .. } => false,
+            Full | Unavailable(_) | Unreplicated(_) | Corrupt(_) | Lost(_) | Foreign(_) | Newer { .. } => false,
         }
     }
 }
@@ -73,6 +78,7 @@ impl From<StoreError> for Rejection {
             StoreError::Unavailable(_) | StoreError::Lost(_) | StoreError::Foreign(_) | StoreError::Newer { .. } => {
                 Rejection::StoreUnavailable
             }
+            StoreError::Unreplicated(Unreplicated { have, of }) => Rejection::Unreplicated { have, of },
             StoreError::Corrupt(_) => Rejection::Internal,
         }
     }

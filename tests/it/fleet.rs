@@ -5,6 +5,7 @@ mod copy;
 mod limits;
 mod nodes;
 mod outage;
+mod replicas;
 mod routes;
 mod start;
 mod trust;

@@ -22,7 +22,7 @@ use super::tx::{Step, Stop, Tx};
 use super::{Names, Purpose, RedisSettings, copy, id_file, pepper};
 use crate::domain::Timestamp;
 use crate::store::rules::{decode, encode};
-use crate::store::{Result, StoreError, random_hex};
+use crate::store::{Result, StoreError, Unreplicated, random_hex};
 
 /// Layout of the records; a store of a newer one is refused.
 const SCHEMA: u32 = 1;
@@ -49,6 +49,8 @@ pub struct Core {
     looks: AtomicU64,
     looked: tokio::sync::Mutex<(u64, Result<()>)>,
     commit: Script,
+    /// Held by the commit that waits for replicas: the connection is blocked for as long.
+    replicating: tokio::sync::Mutex<()>,
     /// Whose turn it is, when it is ours.
     name: String,
     /// Dropped with the core: the end of the store's thread, on which all of this runs.
@@ -73,7 +75,8 @@ struct Sentinel {
 }
 
 pub enum Committed {
-    Done,
+    /// And too few replicas have it.
+    Done(Option<Unreplicated>),
     Conflict,
     /// The sentinel is not the one that was there.
     Lost,
@@ -106,6 +109,7 @@ impl Core {
             looks: AtomicU64::new(0),
             looked: tokio::sync::Mutex::new((0, Ok(()))),
             commit: Script::new(COMMIT),
+            replicating: tokio::sync::Mutex::default(),
             name: random()?,
             _running: running,
             forged: AtomicU64::new(0),
@@ -369,6 +373,7 @@ impl Core {
         let within = (self.settings.response.as_millis() as u64 * 3 / 4).max(1);
         let wait = redis::cmd("WAIT").arg(self.settings.replicas).arg(within).take();
         let wait = (self.settings.replicas > 0).then_some(&wait);
+        let _turn = if self.settings.replicas > 0 { Some(self.replicating.lock().await) } else { None };
         let mut sent = 0;
         let answer = loop {
             sent += 1;
@@ -380,13 +385,11 @@ impl Core {
         };
         match answer.first() {
             Some(Value::BulkString(word)) if word == b"ok" || word == b"done" => match answer.get(1) {
-                Some(Value::Int(have)) if *have < i64::from(self.settings.replicas) => {
-                    let of = self.settings.replicas;
-                    let few =
-                        format!("redis: written, but only {have} of {of} replicas have it: a failover may lose it");
-                    Err(StoreError::Unavailable(few))
+                Some(Value::Int(have)) => {
+                    let (have, of) = (u32::try_from(*have).unwrap_or(0), self.settings.replicas);
+                    Ok(Committed::Done((have < of).then_some(Unreplicated { have, of })))
                 }
-                _ => Ok(Committed::Done),
+                _ => Ok(Committed::Done(None)),
             },
             Some(Value::BulkString(word)) if word == b"conflict" || word == b"wait" => Ok(Committed::Conflict),
             Some(Value::BulkString(word)) if word == b"lost" => Ok(Committed::Lost),

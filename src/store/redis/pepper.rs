@@ -38,7 +38,7 @@ pub async fn agree(core: &Core, known: &Known, peppers: &[String], is_read_only:
         }
         tx.keep();
         match core.commit_to(known, "pepper", &tx, false).await? {
-            Committed::Done => return Ok(()),
+            Committed::Done(_) => return Ok(()),
             Committed::Lost => return Err(core.misfit(None)),
             Committed::Conflict => {}
         }

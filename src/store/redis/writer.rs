@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::core::{Committed, Core};
 use super::tx::{Step, Stop, Tx};
-use crate::store::{Result, StoreError, rules};
+use crate::store::{Result, StoreError, Unreplicated, replicas, rules};
 
 /// Writes that may wait; further callers wait for a place.
 const MAX_QUEUED: usize = 1024;
@@ -24,6 +24,9 @@ const MAX_GROUP: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 /// Conflicts after which a write is given up.
 const MAX_TRIES: u32 = 100;
+
+/// Done, and whether too few replicas have it.
+type Written = Option<Unreplicated>;
 
 type Lanes = Arc<Mutex<HashMap<String, VecDeque<Box<dyn Job>>>>>;
 
@@ -51,7 +54,10 @@ impl Writer {
             self.queue(lane, Box::new(Write { work, done: None, reply, _place: place }));
             answer.await.unwrap_or_else(|_| Err(late()))
         };
-        tokio::time::timeout(self.core.patience() * 2, written).await.unwrap_or_else(|_| Err(late()))
+        let (done, few) =
+            tokio::time::timeout(self.core.patience() * 2, written).await.unwrap_or_else(|_| Err(late()))?;
+        replicas::found(few)?;
+        Ok(done)
     }
 
     fn queue(&self, lane: String, job: Box<dyn Job>) {
@@ -91,7 +97,7 @@ async fn run(core: Arc<Core>, lanes: Lanes, lane: String) {
 }
 
 /// How many of the group's first jobs have their result.
-async fn write(core: &Core, lane: &str, group: &mut VecDeque<Box<dyn Job>>) -> (usize, Result<()>) {
+async fn write(core: &Core, lane: &str, group: &mut VecDeque<Box<dyn Job>>) -> (usize, Result<Written>) {
     let everybody = group.len();
     let end = Instant::now() + core.patience();
     for attempt in 0..MAX_TRIES {
@@ -99,7 +105,7 @@ async fn write(core: &Core, lane: &str, group: &mut VecDeque<Box<dyn Job>>) -> (
             break;
         }
         let done = match attempt_once(core, lane, group, attempt).await {
-            Ok(Some(done)) => return (done, Ok(())),
+            Ok(Some((done, written))) => return (done, Ok(written)),
             Ok(None) => pause(attempt).await,
             Err(e) => Err(e),
         };
@@ -116,7 +122,7 @@ async fn attempt_once(
     lane: &str,
     group: &mut VecDeque<Box<dyn Job>>,
     attempt: u32,
-) -> Result<Option<usize>> {
+) -> Result<Option<(usize, Written)>> {
     let known = core.known().await?;
     let nonce = core.nonce()?;
     let mut tx = Tx::new(&known.seal, &nonce);
@@ -147,10 +153,10 @@ async fn attempt_once(
     }
     if !tx.has_writes() {
         core.confirm(tx.met_absence).await?;
-        return Ok(Some(done));
+        return Ok(Some((done, None)));
     }
     Ok(match core.commit(lane, &tx, attempt >= 2).await? {
-        Committed::Done => Some(done),
+        Committed::Done(written) => Some((done, written)),
         Committed::Conflict | Committed::Lost => None,
     })
 }
@@ -168,13 +174,13 @@ async fn pause(attempt: u32) -> Result<()> {
 
 trait Job: Send {
     fn run(&mut self, tx: &mut Tx) -> Step<()>;
-    fn finish(self: Box<Self>, committed: &Result<()>);
+    fn finish(self: Box<Self>, committed: &Result<Written>);
 }
 
 struct Write<T, F> {
     work: F,
     done: Option<Result<T>>,
-    reply: oneshot::Sender<Result<T>>,
+    reply: oneshot::Sender<Result<(T, Written)>>,
     /// Among those that may wait, also when the caller has gone.
     _place: OwnedSemaphorePermit,
 }
@@ -198,8 +204,10 @@ where
         }
     }
 
-    fn finish(self: Box<Self>, committed: &Result<()>) {
+    fn finish(self: Box<Self>, committed: &Result<Written>) {
+        let written = committed.as_ref().ok().copied().flatten();
+        let done = rules::answer(&committed.clone().map(drop), self.done);
         // A caller that went away needs no answer.
-        let _ = self.reply.send(rules::answer(committed, self.done));
+        let _ = self.reply.send(done.map(|done| (done, written)));
     }
 }

@@ -11,7 +11,10 @@ use wasmgate::auth::cache::{Authenticator, Peppers, Settings};
 use wasmgate::domain::{ApiKey, Digest, UsageDelta, UsageRecord};
 use wasmgate::limit::failures::FailureGate;
 use wasmgate::store::redis::{COMMANDS, RedisSettings, RedisStore, Server, Tls};
-use wasmgate::store::{ALIVE, AdminToken, Batch, KvIncr, NewRoutes, NoRoom, Node, NodeState, Role, Store, StoreError};
+use wasmgate::store::{
+    ALIVE, AdminToken, Batch, KvIncr, NewRoutes, NoRoom, Node, NodeState, Role, Store, StoreError, Unreplicated,
+    told_apart,
+};
 
 use super::{
     Case, at, check_acknowledged, entry, hash, key, kv, name, room, routes, together, version, write_all_kinds,
@@ -793,7 +796,10 @@ async fn nothing_acknowledged_is_lost_by_a_failover() {
     check_acknowledged(&*store, &acks).await;
     // Nobody has a copy of what is written now, so it is not acknowledged.
     let alone = store.append_audit(&entry("alone")).await;
-    assert!(matches!(&alone, Err(StoreError::Unavailable(why)) if why.contains("replicas")), "{alone:?}");
+    assert_eq!(alone, Err(StoreError::Unreplicated(Unreplicated { have: 0, of: 1 })));
+    let (alone, few) = told_apart(store.append_audit(&entry("told apart"))).await;
+    assert_eq!((alone, few), (Ok(()), Some(Unreplicated { have: 0, of: 1 })));
+    assert_eq!(store.audit(2).await.unwrap().iter().map(|e| &*e.subject).collect::<Vec<_>>(), ["told apart", "alone"]);
     // What was the primary comes back as the replica; the sentinel would see to it in its own time.
     primary.restart();
     primary.cli(&["replicaof", "127.0.0.1", &replica.port()]);
