@@ -209,7 +209,7 @@ impl App {
         }
     }
 
-    /// This gateway's configuration with these routes, all of whose modules are there and start.
+    /// This gateway's configuration with these routes, all of whose modules are there and start, and the tiers of all living keys.
     async fn checked(&self, pushed: Pushed) -> Result<(Config, Vec<ConfigError>), AppError> {
         let file = FILE.to_owned();
         let (config, mut warnings) = with_routes(&self.config(), pushed, &file, self.config_file.as_deref()).await?;
@@ -221,6 +221,7 @@ impl App {
         }
         let ModuleCheck { mut errors, missing, warnings: idle } = self.check_modules(&config).await?;
         errors.extend(missing);
+        errors.extend(self.lost_tiers(&config).await?);
         warnings.extend(idle);
         if errors.is_empty() { Ok((config, warnings)) } else { Err(ConfigErrors { file, errors }.into()) }
     }

@@ -72,6 +72,10 @@ impl App {
         let built = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
         let Built { snapshot: next, warnings: of_modules } = built;
         start_all(&next, &before, &self.shared.engine).await?;
+        let lost = self.lost_tiers(&config).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "nobody knows whether living keys have tiers that are missing");
+            Vec::new()
+        });
         // Nothing fails from here on. An operator's own level stays, unless the file now has another one.
         if config.log.level != before.config.log.level
             && let Err(error) = self.logs.set(&config.log.level)
@@ -80,10 +84,10 @@ impl App {
         }
         let generation = next.generation;
         self.shared.take_up(next, certificates);
-        for warning in &config.warnings {
+        for warning in config.warnings.iter().chain(&lost) {
             tracing::warn!("{}", warning.in_file(&shown));
         }
-        let warnings = config.warnings.iter().cloned().chain(of_modules).collect();
+        let warnings = config.warnings.iter().cloned().chain(of_modules).chain(lost).collect();
         // What a newer version of pushed routes lacked may be there now.
         if let Err(error) = self.follow_routes().await {
             tracing::warn!(%error, "newer routes, if there are some, are not taken up yet");

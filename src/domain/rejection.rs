@@ -99,6 +99,8 @@ pub enum Rejection {
     StoreUnavailable,
     /// 503: it was done, and fewer replicas of the store have it than are to have it.
     Unreplicated { have: u32, of: u32 },
+    /// 503: a key's tier is not configured.
+    TierMissing(Name),
     /// 503.
     Draining,
     /// 507.
@@ -127,7 +129,7 @@ impl Rejection {
             Guest(failure) => failure.status(),
             UpstreamUnavailable | UpstreamInvalid(_) | UpstreamTooLarge { .. } => 502,
             Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } => 503,
-            StoreUnavailable | Unreplicated { .. } | Draining => 503,
+            StoreUnavailable | Unreplicated { .. } | TierMissing(_) | Draining => 503,
             UpstreamTimeout => 504,
             StorageFull => 507,
         }
@@ -176,6 +178,7 @@ impl Rejection {
             HandlerUnavailable { .. } => "handler-unavailable",
             StoreUnavailable => "store-unavailable",
             Unreplicated { .. } => "unreplicated",
+            TierMissing(_) => "tier-missing",
             Draining => "draining",
             StorageFull => "storage-full",
         }
@@ -226,6 +229,7 @@ impl Rejection {
                 "it was done, but only {have} of {of} replicas of the store have it, so that a failover may lose it: look before you \
                  repeat what makes something new"
             ),
+            TierMissing(tier) => format!("this key's tier `{tier}` is not there any more: tell the gateway's operator"),
             Draining => "the gateway is shutting down".into(),
             StorageFull => "the gateway's storage is full".into(),
         }

@@ -337,7 +337,7 @@ async fn authenticate(gateway: &Gateway, ctx: &Context, presented: &str) -> Resu
 fn principal_of(ctx: &Context, key: &ApiKey) -> Result<Principal, Rejection> {
     let tier = ctx.snapshot.tier(&key.tier).cloned().ok_or_else(|| {
         tracing::error!(key = %key.id, tier = %key.tier, "a key's tier is not configured");
-        Rejection::Internal
+        Rejection::TierMissing(key.tier.clone())
     })?;
     let subject = Subject::Key { owner: key.owner.clone(), key: key.id.clone() };
     Ok(Principal { subject, tier, scopes: key.scopes })

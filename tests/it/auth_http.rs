@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::admin::NewKey;
-use crate::support::toml::{keyed_proxy, open_proxy, route, upstream};
+use crate::support::toml::{keyed_proxy, open_proxy, route, tier, upstream};
 use crate::support::{Gateway, Request, Response, Upstream, api, eventually};
 
 /// What a refused client can tell apart: everything but the request's own id and the date.
@@ -49,6 +49,34 @@ fn every_bad_key_gets_the_same_401() {
         assert_eq!(visible(&gw.get("/").key(key).send()), expected, "X-Api-Key: {key}");
     }
     assert!(up.seen().iter().all(|s| s.header("x-api-key").is_none()));
+}
+
+/// The operator has to see to it; the key is good.
+#[test]
+fn a_key_whose_tier_is_gone_is_told_so() {
+    let up = Upstream::echo();
+    let config = keyed_proxy(up.addr, "");
+    let with = tier("gold", "quotas = []") + &config;
+    let gw = Gateway::start(&with);
+    let (key, other) = (gw.key_of("gold"), gw.key());
+    gw.get("/").key(&key).send().expect(200);
+    let named = |warnings: &Value| {
+        warnings[0]["key"] == "tiers"
+            && warnings[0]["message"].to_string().contains("`gold`, which leaves 1 living key")
+    };
+    gw.write_config(&config);
+    let checked = gw.admin("POST", "/api/config/check").send().expect(200).json();
+    assert!(checked["ok"] == true && named(&checked["warnings"]), "{checked}");
+    let reloaded = gw.reload().expect(200).json();
+    assert!(named(&reloaded["warnings"]), "{reloaded}");
+    eventually("the log warns", || gw.log().contains("no tier `gold`"));
+    let problem = gw.get("/").key(&key).send().problem(503, "tier-missing");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("`gold`")), "{problem}");
+    eventually("the log tells of the key", || gw.log().contains("a key's tier is not configured"));
+    gw.get("/").key(&other).send().expect(200);
+    gw.write_config(&with);
+    assert_eq!(gw.reload().expect(200).json()["warnings"], json!([]));
+    gw.get("/").key(&key).send().expect(200);
 }
 
 #[test]

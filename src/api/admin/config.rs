@@ -54,7 +54,7 @@ pub(in crate::api) struct CheckReport {
     pub(super) ok: bool,
     /// In line order.
     pub(super) errors: Vec<CheckError>,
-    /// What would be taken and told of: modules that are not stored yet, settings without effect.
+    /// What would be taken and told of: modules that are not stored yet, settings without effect, tiers of living keys that are missing.
     pub(super) warnings: Vec<CheckError>,
 }
 
@@ -73,7 +73,7 @@ pub(in crate::api) struct ReloadReport {
     generation: u64,
     /// Settings that differ from those the process was started with and count only from its next start on.
     needs_restart: Vec<&'static str>,
-    /// Modules that are not stored, expired certificates.
+    /// Modules that are not stored, expired certificates, tiers of living keys that are missing.
     warnings: Vec<CheckError>,
 }
 
@@ -176,8 +176,9 @@ pub(in crate::api) async fn check(
     let (errors, warnings) = match checked.await.map_err(|_| Rejection::Internal)? {
         Ok(mut config) => {
             let ModuleCheck { errors, missing, warnings } = api.app.check_modules(&config).await.map_err(refused)?;
+            let lost = api.app.lost_tiers(&config).await.map_err(refused)?;
             config.warnings.extend(errors);
-            (shown(config.warnings), shown([missing, warnings].concat()))
+            (shown(config.warnings), shown([missing, warnings, lost].concat()))
         }
         Err(errors) => (shown(errors.errors), Vec::new()),
     };

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Fleet, PATIENT, followed};
 use crate::cli::{command, ok, verb};
+use crate::support::admin::NewKey;
 use crate::support::tls::Certificate;
 use crate::support::toml::{route, tier, upstream};
 use crate::support::{Conn, Gateway, Request, Response, Upstream, eventually, poll, try_serve};
@@ -288,6 +289,7 @@ fn a_reload_and_an_outage_keep_what_was_pushed() {
     assert_eq!(nodes[1].get("/").key(&key).send().text(), "answer");
     fleet.redis.kill();
     eventually("the link is lost", || nodes[1].metric("store_link_up", &[]) == 0.0);
+    let says = |path: &str, body: &str| tier("gold", "quotas = []") + &says(path, body);
     push(&nodes[0], &says("/", "late")).problem(503, "store-unavailable");
     assert_eq!(nodes[1].get("/").key(&key).send().text(), "answer");
     fleet.redis.restart();
@@ -300,6 +302,40 @@ fn a_reload_and_an_outage_keep_what_was_pushed() {
     assert_eq!(said(&nodes[0]), "late");
     assert!(pushed(&nodes[0], &says("/", "later")) > 2);
     eventually("it goes on from there", || said(&nodes[1]) == "later");
+}
+
+/// All of their requests would be refused on all gateways.
+#[test]
+fn a_tier_that_living_keys_have_is_not_pushed_away() {
+    let fleet = Fleet::new();
+    let config = in_store(&fleet);
+    let nodes = [Gateway::start(&config), Gateway::start(&config)];
+    nodes.iter().for_each(followed);
+    let (without, with) = (says("/", "without"), tier("gold", "quotas = []") + &says("/", "with"));
+    pushed(&nodes[0], &without);
+    pushed(&nodes[0], &with);
+    eventually("both have it", || said(&nodes[1]) == "with");
+    let gold = NewKey { tier: "gold", ..NewKey::default() };
+    let keys = [nodes[1].new_key(&gold), nodes[1].new_key(&gold), nodes[1].new_key(&gold)];
+    nodes[1].revoke(&keys[0]);
+    let file = nodes[0].dir.path().join("pushed.toml");
+    std::fs::write(&file, &without).expect("writable");
+    let back = || nodes[0].admin("POST", "/api/routes/rollback").json(&json!({"version": 1})).send();
+    for (revoked, living) in [(&keys[1], "2 living keys"), (&keys[2], "1 living key")] {
+        for refused in [push(&nodes[0], &without), back()] {
+            let detail = refused.problem(400, "bad-request")["detail"].to_string();
+            assert!(detail.contains("no tier `gold`") && detail.contains(living), "{detail}");
+        }
+        for verbs in [["routes", "check"], ["routes", "push"]] {
+            let refused = verb(&nodes[0], &[&verbs[..], &[file.to_str().expect("UTF-8")]].concat());
+            let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(refused.status.code() == Some(2) && errors.contains(living), "{errors}");
+        }
+        assert_eq!(nodes.each_ref().map(said), ["with", "with"]);
+        nodes[1].revoke(revoked);
+    }
+    back().expect(201);
+    eventually("nobody has it any more", || nodes.iter().all(|node| said(node) == "without"));
 }
 
 #[test]
