@@ -7,7 +7,7 @@ pub mod copy;
 pub mod files;
 mod follow;
 mod journal;
-mod keys;
+pub mod keys;
 pub mod nodes;
 mod open;
 mod outbox;

@@ -325,6 +325,15 @@ impl Authenticator {
         self.inner.mint(TOKEN_PREFIX)
     }
 
+    pub fn has_pepper(&self, id: u32) -> bool {
+        self.inner.peppers.iter().any(|(known, _)| *known == id)
+    }
+
+    /// Keys may have been made under a pepper that is not here any more.
+    pub fn lacks_older_peppers(&self) -> bool {
+        self.inner.peppers.first().is_some_and(|(newest, _)| !(1..*newest).all(|id| self.has_pepper(id)))
+    }
+
     /// The hash under which an admin token is stored: under the newest pepper.
     pub fn hash_token(&self, presented: &str) -> KeyHash {
         self.inner.hash(presented, 0).unwrap_or(KeyHash([0; 32]))

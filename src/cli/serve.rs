@@ -12,7 +12,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::quickstart;
-use crate::app::{App, AppError, Opened, files, nodes, tickers};
+use crate::app::{App, AppError, Opened, files, keys, nodes, tickers};
 use crate::config::Config;
 use crate::gateway::server::{self, Running};
 use crate::{api, telemetry};
@@ -193,6 +193,7 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     let Started { app, running, .. } = started;
     let ticking = tokio::spawn(tickers::run(app.clone()));
     let beating = tokio::spawn(nodes::run(app.clone()));
+    let counting = tokio::spawn(keys::run(app.clone()));
     loop {
         tokio::select! {
             () = signals.stop.told() => break,
@@ -205,6 +206,7 @@ async fn until_stopped(started: Started, mut signals: Signals) -> ExitCode {
     let clean = running.drain().await;
     ticking.abort();
     beating.abort();
+    counting.abort();
     app.shared.limiter.close().await;
     app.flush().await;
     app.leave().await;

@@ -115,6 +115,14 @@ impl Shared {
         self.refused_routes.lock().clone()
     }
 
+    /// Why living keys are unknown here; whether that is news.
+    pub fn set_unknown_keys(&self, why: Option<String>) -> bool {
+        let mut unknown = self.unknown_keys.lock();
+        let is_news = *unknown != why;
+        *unknown = why;
+        is_news
+    }
+
     pub fn store_state(&self) -> StoreState {
         self.store_fault().map_or(StoreState::Up, |(state, _)| state)
     }
@@ -156,7 +164,8 @@ impl Shared {
             reason: "limits-alone",
             detail: "the fleet's limits can't be reached: this gateway decides alone, as its tiers say".into(),
         });
-        routes.into_iter().chain(store).chain(link).chain(alone).collect()
+        let keys = self.unknown_keys.lock().clone().map(|detail| Lack { reason: "pepper-missing", detail });
+        routes.into_iter().chain(store).chain(link).chain(alone).chain(keys).collect()
     }
 
     fn routes_lack(&self, is_store_away: bool) -> Option<Lack> {

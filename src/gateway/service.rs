@@ -60,6 +60,7 @@ pub struct Shared {
     /// Why usage and counters could not be written when that was tried last.
     pub(super) unwritten: Mutex<Option<StoreError>>,
     pub(super) refused_routes: Mutex<Option<RefusedRoutes>>,
+    pub(super) unknown_keys: Mutex<Option<String>>,
     listening: OnceLock<Listening>,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -87,6 +88,7 @@ impl Shared {
             store: store.clone(),
             unwritten: Mutex::default(),
             refused_routes: Mutex::default(),
+            unknown_keys: Mutex::default(),
             listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),

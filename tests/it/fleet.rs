@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wasmgate::store::redis::COMMANDS;
 
+use self::outage::reasons;
+use crate::cli::{ok, verb};
 use crate::support::admin::NewKey;
 use crate::support::cluster::Cluster;
 use crate::support::gateway::binary;
@@ -362,4 +364,10 @@ fn gateways_have_the_fleets_pepper_also_while_it_is_replaced() {
     fleet.secret("pepper", &format!("2:{new}\n"));
     let second = second.restart(&config);
     assert_eq!((ask(&second, &newer), ask(&second, &key)), (200, 401), "the old one's time is over");
+    // Too early: who looks at one gateway without it sees that, and which keys are left.
+    let missing = "pepper 1 is missing here, which leaves 1 living key with 401";
+    eventually("it is told", || reasons(&second) == ["pepper-missing"]);
+    assert!(ok(verb(&second, &["health"])).contains(missing));
+    eventually("the log tells it", || second.log().contains(missing));
+    assert!(!reasons(&first).contains(&"pepper-missing".to_owned()));
 }
