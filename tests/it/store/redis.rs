@@ -818,6 +818,22 @@ async fn nothing_acknowledged_is_lost_by_a_failover() {
     store.append_audit(&entry("both")).await.unwrap();
 }
 
+/// Each blocks the connection of all for three quarters of the time that one may take.
+#[tokio::test]
+async fn commits_wait_for_replicas_one_after_the_other() {
+    let redis = Redis::start();
+    let alone = RedisSettings { replicas: 1, response: Duration::from_secs(2), ..settings(&server(&redis), "test") };
+    let store = RedisStore::open(alone).unwrap();
+    let writes = (0..4).map(|n| {
+        let store = store.clone();
+        async move { store.put_key(hash(n), &key(&format!("owner-{n}"), &format!("key_{n}"), 1), None).await }
+    });
+    for written in futures_util::future::join_all(writes).await {
+        assert_eq!(written, Err(StoreError::Unreplicated(Unreplicated { have: 0, of: 1 })));
+    }
+    assert_eq!(store.keys(None).await.unwrap().len(), 4);
+}
+
 /// Nobody has to notice that connections have ended.
 #[tokio::test]
 async fn a_restart_between_two_calls_costs_none() {
