@@ -64,7 +64,7 @@ impl Origin for Blobs {
 
 /// From now until the gateway ends.
 pub fn begin(app: &Arc<App>) {
-    let refresh = Arc::new(Notify::new());
+    let refresh = app.changed.clone();
     let (auth, limiter, metrics) = (app.shared.auth.clone(), app.shared.limiter.clone(), app.shared.metrics.clone());
     app.shared.engine.set_origin(Arc::new(Blobs(app.store.clone())));
     app.store.follow(Arc::new(Follower { auth, limiter, metrics, refresh: refresh.clone() }));

@@ -80,6 +80,8 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
+    /// What others change is to be taken up.
+    changed: Arc<tokio::sync::Notify>,
     /// What the fleet knows of this gateway has changed.
     told: tokio::sync::Notify,
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
@@ -148,6 +150,7 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
+            changed: Arc::default(),
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),

@@ -165,7 +165,11 @@ impl App {
         let before = self.config();
         let pushed = match &before.pushed {
             Some(pushed) => Some(pushed.clone()),
-            None => newest(&*self.store).await?,
+            None => match newest(&*self.store).await {
+                // It has none to lose.
+                Err(AppError::Store(_)) if before.lacks_routes() => None,
+                newest => newest?,
+            },
         };
         match pushed {
             Some(pushed) => {
