@@ -118,6 +118,7 @@ impl Opened {
             config: config.engine.clone(),
         })
         .map_err(|e| AppError::setting("engine", e))?;
+        engine.set_origin(Arc::new(catalogue::Blobs(store.clone())));
         let limiter = match store.buckets() {
             Some(buckets) => Limiter::in_fleet(MAX_SUBJECTS, buckets),
             None => Limiter::new(MAX_SUBJECTS),
