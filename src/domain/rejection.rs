@@ -97,6 +97,8 @@ pub enum Rejection {
     HandlerUnavailable { retry_after: Duration },
     /// 503.
     StoreUnavailable,
+    /// 503: its routes are in the store, and it has none yet.
+    NoRoutes,
     /// 503.
     Draining,
     /// 507.
@@ -124,7 +126,8 @@ impl Rejection {
             Internal => 500,
             Guest(failure) => failure.status(),
             UpstreamUnavailable | UpstreamInvalid(_) | UpstreamTooLarge { .. } => 502,
-            Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } | StoreUnavailable | Draining => 503,
+            Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } => 503,
+            StoreUnavailable | NoRoutes | Draining => 503,
             UpstreamTimeout => 504,
             StorageFull => 507,
         }
@@ -172,6 +175,7 @@ impl Rejection {
             Busy { .. } | CompilerBusy { .. } => "busy",
             HandlerUnavailable { .. } => "handler-unavailable",
             StoreUnavailable => "store-unavailable",
+            NoRoutes => "no-routes",
             Draining => "draining",
             StorageFull => "storage-full",
         }
@@ -218,6 +222,7 @@ impl Rejection {
             CompilerBusy { .. } => "too many modules are being compiled now".into(),
             HandlerUnavailable { .. } => "the module failed again and again; it is tried anew in a while".into(),
             StoreUnavailable => "the store of the gateways can't be reached".into(),
+            NoRoutes => "the gateway has no routes yet".into(),
             Draining => "the gateway is shutting down".into(),
             StorageFull => "the gateway's storage is full".into(),
         }
@@ -232,7 +237,7 @@ impl Rejection {
             | Busy { retry_after }
             | CompilerBusy { retry_after }
             | HandlerUnavailable { retry_after } => Some(*retry_after),
-            TooManyConcurrent { .. } | StoreUnavailable | Draining => Some(Duration::from_secs(1)),
+            TooManyConcurrent { .. } | StoreUnavailable | NoRoutes | Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

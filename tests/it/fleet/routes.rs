@@ -69,7 +69,9 @@ fn a_gateway_that_may_starts_without_its_routes_and_takes_them_up() {
     let (reasons, told) = health(&node);
     assert_eq!(reasons[0], "routes-unknown", "{reasons}");
     assert!(told.starts_with("starting ") && told.contains("routes-unknown: its routes are in the store"), "{told}");
-    node.get("/").send().problem(404, "not-found");
+    let unrouted = node.get("/").send();
+    assert!(unrouted.header("retry-after").is_some(), "{unrouted}");
+    assert_eq!(unrouted.problem(503, "no-routes")["detail"], "the gateway has no routes yet");
     push(&node, &says("/", "two")).problem(503, "store-unavailable");
     node.reload().expect(200);
     fleet.redis.restart();
@@ -93,7 +95,7 @@ fn a_push_is_taken_up_whole_by_all_gateways() {
     nodes.iter().for_each(followed);
     for node in &nodes {
         assert!(!is_ready(node), "there are no routes yet");
-        assert_eq!((own(node)["state"].clone(), node.get("/").send().status), (json!("starting"), 404));
+        assert_eq!((own(node)["state"].clone(), node.get("/").send().status), (json!("starting"), 503));
     }
     let text = |n: u64| says("/", &n.to_string()) + &says(&format!("/{n}"), "mine");
     let newest = 12;
