@@ -7,6 +7,7 @@ pub mod copy;
 pub mod files;
 mod follow;
 mod journal;
+mod kept_routes;
 pub mod nodes;
 mod open;
 mod outbox;
@@ -26,8 +27,9 @@ use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
-use crate::store::{AuditEntry, Node, RefusedRoutes, Store, StoreError};
+use crate::store::{AuditEntry, Node, Store, StoreError};
 use crate::telemetry::{LogControl, Metrics};
+use pushed::AtStart;
 use reload::{build_snapshot, warm_later};
 use secrets::BootstrapToken;
 
@@ -135,10 +137,12 @@ impl Opened {
         metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
-        let (snapshot, refused) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
+        let (snapshot, routes) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
         let usage = Arc::new(UsageRecorder::default());
         let unwritten = tickers::Unwritten::open(&config.data_dir, config.store.redis.is_some(), &usage)?;
+        kept_routes::write(&snapshot.config).await;
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
+        shared.set_routes_of_disk(routes.are_of_disk);
         warm_later(&shared, snapshot, None);
         let app = Arc::new(App {
             shared,
@@ -157,7 +161,7 @@ impl Opened {
             orphans: parking_lot::Mutex::default(),
             unwritten: tokio::sync::Mutex::new(unwritten),
         });
-        app.refuse(refused);
+        app.refuse(routes.refused);
         follow::begin(&app);
         Ok(app)
     }
@@ -169,17 +173,17 @@ async fn first_snapshot(
     store: &dyn Store,
     file: Option<&Path>,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Snapshot>, Option<RefusedRoutes>), AppError> {
-    let (config, mut refused) = pushed::at_start((**own).clone(), store, file).await?;
+) -> Result<(Arc<Snapshot>, AtStart), AppError> {
+    let (config, mut routes) = pushed::at_start((**own).clone(), store, file).await?;
     let config = Arc::new(config);
     let built = match build_snapshot(config.clone(), store, None, metrics).await {
         Err(error @ (AppError::Setting { .. } | AppError::Config(_))) if config.pushed.is_some() => {
-            refused = config.pushed.as_ref().map(|pushed| pushed::refused(pushed.version, &error));
+            routes.refused = config.pushed.as_ref().map(|pushed| pushed::refused(pushed.version, &error));
             build_snapshot(own.clone(), store, None, metrics).await?
         }
         built => built?,
     };
-    Ok((built.snapshot, refused))
+    Ok((built.snapshot, routes))
 }
 
 impl App {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::open::does_without;
-use super::{App, AppError, files};
+use super::{App, AppError, files, kept_routes};
 use crate::config::{Config, ConfigError, Handler, HandlerFail, Route, restart};
 use crate::domain::{Abi, ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::{Engine, abi};
@@ -79,6 +79,7 @@ impl App {
         }
         let generation = next.generation;
         self.shared.take_up(next, certificates);
+        kept_routes::write(&config).await;
         for warning in &config.warnings {
             tracing::warn!("{}", warning.in_file(&shown));
         }

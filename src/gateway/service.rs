@@ -60,6 +60,8 @@ pub struct Shared {
     /// Why usage and counters could not be written when that was tried last.
     pub(super) unwritten: Mutex<Option<StoreError>>,
     pub(super) refused_routes: Mutex<Option<RefusedRoutes>>,
+    /// Its routes are those that it used last: the store could not be asked.
+    pub(super) routes_of_disk: AtomicBool,
     listening: OnceLock<Listening>,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -87,6 +89,7 @@ impl Shared {
             store: store.clone(),
             unwritten: Mutex::default(),
             refused_routes: Mutex::default(),
+            routes_of_disk: AtomicBool::new(false),
             listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -262,14 +262,14 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     fleet.redis.cli(&["client", "kill", "type", "normal"]);
     eventually("it is known", || reasons(&node) == ["store-link-down"]);
     assert!(is_in(&node, "up"));
-    let listed = node.admin("GET", "/api/nodes").send().expect(200).json()["nodes"][0].clone();
-    assert_eq!((&listed["state"], &listed["reasons"][0]), (&"degraded".into(), &"store-link-down".into()), "{listed}");
+    let listed = || node.admin("GET", "/api/nodes").send().expect(200).json()["nodes"][0].clone();
+    let told = listed();
+    assert_eq!((&told["state"], &told["reasons"][0]), (&"degraded".into(), &"store-link-down".into()), "{told}");
     assert!(ok(verb(&node, &["nodes"])).contains(" degraded "));
     assert_eq!(ask(&node, &node.key()), 200);
     fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
-    let listed = node.admin("GET", "/api/nodes").send().expect(200).json()["nodes"][0].clone();
-    assert!(listed["state"] == "ready" && listed["reasons"].is_null(), "{listed}");
+    eventually("and told so", || listed()["state"] == "ready" && listed()["reasons"].is_null());
 }
 
 /// By a signal, and by a failure of its machine; whether or not Redis did what it could not answer.
