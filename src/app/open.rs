@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::{AppError, secrets};
 use crate::auth::pepper::Peppers;
 use crate::auth::secret_file;
-use crate::config::Config;
 use crate::config::store::{OnStart, Redis};
+use crate::config::{Config, SecretSource};
 use crate::gateway::pem;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{Purpose, RedisSettings, RedisStore, Server, Tls};
@@ -92,9 +92,11 @@ pub fn does_without(config: &Config, error: &StoreError) -> bool {
 }
 
 fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
-    let password = |source| secret_file::load(source, data_dir, secret_file::random_hex);
-    let password = redis.password.as_ref().map(password).transpose();
-    let password = password.map_err(|e| AppError::setting("store.redis.password_file", e))?;
+    let password = |source: &Option<SecretSource>, key: &str| {
+        let load = |source| secret_file::load(source, data_dir, secret_file::random_hex);
+        let text = source.as_ref().map(load).transpose().map_err(|e| AppError::setting(key, e))?;
+        Ok::<_, AppError>(text.map(|text| text.trim_end().to_owned()))
+    };
     pem::install_cryptography();
     let server = match (redis.urls.as_slice(), &redis.primary) {
         (urls, Some(primary)) => Server::Sentinel { urls: urls.to_vec(), primary: primary.clone() },
@@ -106,7 +108,9 @@ fn settings(redis: &Redis, data_dir: &Path) -> Result<RedisSettings, AppError> {
     let authorities = authorities.map_err(|e| AppError::setting("store.redis.ca_file", e))?;
     Ok(RedisSettings {
         username: redis.username.clone(),
-        password: password.map(|text| text.trim_end().to_owned()),
+        password: password(&redis.password, "store.redis.password_file")?,
+        sentinel_username: redis.sentinel_username.clone(),
+        sentinel_password: password(&redis.sentinel_password, "store.redis.sentinel_password_file")?,
         tls: authorities.map(|pem| Tls { authorities: Some(pem), certificate: None }),
         prefix: redis.prefix.clone(),
         replicas: redis.replicas,

@@ -43,6 +43,9 @@ pub struct Redis {
     pub replicas: u32,
     pub username: Option<String>,
     pub password: Option<SecretSource>,
+    /// Of the sentinels, which have others than the servers.
+    pub sentinel_username: Option<String>,
+    pub sentinel_password: Option<SecretSource>,
     /// Instead of the system's authorities.
     pub ca_file: Option<PathBuf>,
     /// What all of its keys there begin with.
@@ -104,6 +107,11 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
     } else if cluster && replicas > 0 {
         t.error("replicas", "commands of a cluster can't wait for replicas; remove it");
     }
+    for key in ["sentinel_username", "sentinel_password_file", "sentinel_password_env"] {
+        if primary.is_none() && t.has(key) {
+            t.error(key, "is of sentinels; set `primary` as well, or remove it");
+        }
+    }
     t.refuse("password", "a secret may not stand in this file; use `password_file` or `password_env`");
     let ca_file = t.opt("ca_file", file(base));
     if let Some(file) = &ca_file {
@@ -119,6 +127,8 @@ fn redis(t: &Table<'_>, base: &Path) -> Option<Redis> {
         replicas,
         username: t.opt("username", text_with(named)),
         password: secret(t, base, ("password_file", "password_env"), FileUse::Secret),
+        sentinel_username: t.opt("sentinel_username", text_with(named)),
+        sentinel_password: secret(t, base, ("sentinel_password_file", "sentinel_password_env"), FileUse::Secret),
         ca_file,
         prefix: t.get("prefix", "wasmgate".into(), text_with(prefix)),
         record_key: secret(t, base, ("record_key_file", "record_key_env"), FileUse::RecordKey)

@@ -154,7 +154,7 @@ impl Request<'_> {
         let mut others = Vec::new();
         let own = std::iter::once((true, &*self.own));
         for (is_own, bucket) in own.chain(self.wide.as_deref().map(|b| (false, b))) {
-            for (place, state) in states(bucket, self.tick).into_iter().enumerate() {
+            for (place, state) in self.states_of(bucket).into_iter().enumerate() {
                 let found = violations.iter().find(|v| v.is_own == is_own && v.policy == place);
                 match found.and_then(|violation| violation.wait) {
                     Some(wait) => {
@@ -183,9 +183,25 @@ impl Request<'_> {
     }
 
     pub fn states(&self) -> Vec<PolicyState> {
-        let mut states = states(self.own, self.tick);
+        let mut states = self.states_of(self.own);
         sort(&mut states);
         states
+    }
+
+    fn states_of(&self, bucket: &Bucket) -> Vec<PolicyState> {
+        let tick = self.tick;
+        let policies = bucket.tier.quotas.iter().zip(&bucket.policies);
+        let state = |((quota, policy), (remaining, reset)): ((&Quota, &Arc<Policy>), (u64, Duration))| PolicyState {
+            policy: of_this_month(quota.window, policy, tick),
+            remaining,
+            reset,
+        };
+        match (&bucket.leases, &self.fleet) {
+            (Some(leases), Some(fleet)) if !is_open(bucket, fleet.link, tick) => {
+                policies.zip(leases.all.lease.left(tick.mono, fleet.link)).map(state).collect()
+            }
+            _ => policies.zip(bucket.cells.iter().map(|cell| cell.left(tick))).map(state).collect(),
+        }
     }
 }
 
@@ -229,7 +245,7 @@ impl Look {
             Verdict::Lost => Way::Lost,
             Verdict::Refuse { until } => {
                 let wait = until.map(|until| Duration::from_nanos(until.saturating_sub(now).max(1)));
-                for place in held.to_blame(self.cost, now, until.is_some()) {
+                for place in held.to_blame(self.cost, now, fleet.link, until.is_some()) {
                     violations.push(Violation { is_own: self.is_own, policy: self.place.unwrap_or(place), wait });
                 }
                 Way::Not
@@ -291,17 +307,9 @@ fn sort(states: &mut [PolicyState]) {
     states.sort_unstable_by_key(|p| (p.remaining, Reverse(p.reset)));
 }
 
-fn states(bucket: &Bucket, tick: Tick) -> Vec<PolicyState> {
-    let policies = bucket.tier.quotas.iter().zip(&bucket.policies);
-    let state = |((quota, policy), (remaining, reset)): ((&Quota, &Arc<Policy>), (u64, Duration))| PolicyState {
-        policy: of_this_month(quota.window, policy, tick),
-        remaining,
-        reset,
-    };
-    match &bucket.leases {
-        Some(leases) => policies.zip(leases.all.lease.left(tick.mono)).map(state).collect(),
-        None => policies.zip(bucket.cells.iter().map(|cell| cell.left(tick))).map(state).collect(),
-    }
+/// What this gateway admits by itself counts.
+fn is_open(bucket: &Bucket, link: &Link, tick: Tick) -> bool {
+    bucket.tier.fail == FailMode::Open && link.alone_since(tick.mono).is_some()
 }
 
 /// Months differ in length.

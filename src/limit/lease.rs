@@ -305,10 +305,15 @@ impl Lease {
         self.waiting = 0;
     }
 
-    /// By policy: tokens left, as far as this node knows, and how long until all are there again.
-    pub fn left(&self, now: u64) -> impl Iterator<Item = (u64, Duration)> {
+    /// By policy: tokens left, as far as this node knows, and how long until all are there again; of its shares, while it is alone.
+    pub fn left(&self, now: u64, link: &Link) -> impl Iterator<Item = (u64, Duration)> {
         let held = if now < self.expires { self.tokens } else { 0 };
+        let alone = link.alone_since(now);
         self.sides.iter().zip(&self.plan.policies).map(move |(side, (_, terms))| {
+            if let Some(since) = alone {
+                let (left, reset) = side.share_left(now, terms, since, link);
+                return (left.saturating_add(held).min(terms.capacity()), reset);
+            }
             let known = if side.tag == 0 { terms.capacity() } else { side.left };
             let left = known.saturating_add(held).min(terms.capacity());
             let reset = match terms.per_second() {

@@ -155,10 +155,10 @@ impl Held {
     }
 
     /// The policies, by their place in the plan, for which so many tokens are refused; `ever`: not for want of capacity.
-    pub fn to_blame(&self, cost: u64, now: u64, ever: bool) -> SmallVec<[usize; 2]> {
-        let least = self.lease.left(now).enumerate().min_by_key(|(_, (left, _))| *left).map(|(at, _)| at);
+    pub fn to_blame(&self, cost: u64, now: u64, link: &Link, ever: bool) -> SmallVec<[usize; 2]> {
+        let least = self.lease.left(now, link).enumerate().min_by_key(|(_, (left, _))| *left).map(|(at, _)| at);
         let capacities = self.plan.policies.iter().map(|(_, terms)| terms.capacity());
-        let short = self.lease.left(now).zip(capacities).enumerate();
+        let short = self.lease.left(now, link).zip(capacities).enumerate();
         let short = short.filter(|(_, ((left, _), capacity))| if ever { *left < cost } else { *capacity < cost });
         let blamed: SmallVec<[usize; 2]> = short.map(|(at, _)| at).collect();
         // A share, or what others have taken since.

@@ -89,6 +89,9 @@ pub struct RedisSettings {
     /// In the place of those in the URL.
     pub username: Option<String>,
     pub password: Option<String>,
+    /// Of the sentinels.
+    pub sentinel_username: Option<String>,
+    pub sentinel_password: Option<String>,
     pub tls: Option<Tls>,
     /// What every key begins with, before a `:`.
     pub prefix: String,
@@ -116,6 +119,8 @@ impl RedisSettings {
             server,
             username: None,
             password: None,
+            sentinel_username: None,
+            sentinel_password: None,
             tls: None,
             prefix: "wasmgate".into(),
             record_key,

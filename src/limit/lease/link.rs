@@ -4,6 +4,8 @@
 //! together are what the limits admit in the time of the outage. So rolling shares begin empty, at the moment the link
 //! was lost: what was in the bucket then may have been handed out.
 
+use std::time::Duration;
+
 use super::terms::Terms;
 use super::{Lease, Side, Verdict, seconds};
 use crate::domain::FailMode;
@@ -153,16 +155,14 @@ impl Side {
     fn free_at(&mut self, now: u64, cost: u64, terms: &Terms, since: u64, link: &Link) -> u64 {
         match *terms {
             Terms::Gcra { burst, .. } => {
-                let per_second = terms.per_second().unwrap_or(0.0) * link.share();
-                self.share.fill(now, since, per_second, (burst as f64 * link.share()).max(1.0));
+                let (per_second, most) = rolling_share(terms, burst, link);
+                self.share.fill(now, since, per_second, most);
                 let missing = cost as f64 - self.share.level;
                 // A part of a token too little is no token, and a wait is not rounded to nothing.
                 if missing <= 0.0 { now } else { now.saturating_add(1 + (missing / per_second * 1e9) as u64) }
             }
             Terms::Calendar { limit, .. } => {
-                let known = if self.tag == 0 { limit } else { self.left };
-                let free = (known / u64::from(link.nodes.max(1))).saturating_sub(self.debt);
-                if free >= cost {
+                if self.calendar_share(limit, link) >= cost {
                     return now;
                 }
                 let latest = now.saturating_add(LONGEST_REFUSAL);
@@ -170,4 +170,30 @@ impl Side {
             }
         }
     }
+
+    /// Tokens that this policy's share has, and how long until it has all of them.
+    pub(super) fn share_left(&self, now: u64, terms: &Terms, since: u64, link: &Link) -> (u64, Duration) {
+        match *terms {
+            Terms::Gcra { burst, .. } => {
+                let (per_second, most) = rolling_share(terms, burst, link);
+                let mut share = self.share;
+                share.fill(now, since, per_second, most);
+                let reset = Duration::try_from_secs_f64((most - share.level) / per_second);
+                (share.level.max(0.0) as u64, reset.unwrap_or(Duration::MAX))
+            }
+            Terms::Calendar { limit, .. } => {
+                (self.calendar_share(limit, link), Duration::from_nanos(self.ends.saturating_sub(now)))
+            }
+        }
+    }
+
+    fn calendar_share(&self, limit: u64, link: &Link) -> u64 {
+        let known = if self.tag == 0 { limit } else { self.left };
+        (known / u64::from(link.nodes.max(1))).saturating_sub(self.debt)
+    }
+}
+
+/// Tokens a second, and the most that it saves up.
+fn rolling_share(terms: &Terms, burst: u64, link: &Link) -> (f64, f64) {
+    (terms.per_second().unwrap_or(0.0) * link.share(), (burst as f64 * link.share()).max(1.0))
 }

@@ -29,25 +29,30 @@ impl From<Fault> for StoreError {
 }
 
 impl Fault {
-    /// Of the servers at these addresses.
-    pub fn at(mut self, place: &str) -> Self {
+    /// Of the servers at these addresses, in which keys begin so.
+    pub fn at(mut self, place: &str, prefix: &str) -> Self {
         if let StoreError::Unavailable(why) = &mut self.error
             && let Some(rest) = why.strip_prefix("redis: ")
         {
-            *why = format!("redis at {place}: {rest}");
+            *why = format!("redis at {place}: {}", rest.replace("<prefix>", prefix));
         }
         self
     }
 
     /// Of a connection that could not be made.
-    pub fn of_connecting(mut self, is_tls: bool) -> Self {
-        if let StoreError::Unavailable(why) = &mut self.error
-            && !why.contains("`store.redis.")
-        {
+    pub fn of_connecting(mut self, is_tls: bool, has_sentinels: bool) -> Self {
+        let StoreError::Unavailable(why) = &mut self.error else { return self };
+        let is_login = why.contains("NOAUTH") || why.contains("WRONGPASS");
+        if is_login && has_sentinels {
+            why.push_str(", and at `store.redis.sentinel_username` and `store.redis.sentinel_password_file`");
+        } else if is_login {
+            why.push_str("; where a sentinel listens, set `store.redis.primary`");
+        }
+        if !why.contains("`store.redis.") {
             let is_nobody_there = why.contains("refused (os") || why.contains("lookup");
             let more = match is_tls {
                 _ if is_nobody_there => "",
-                true => " and `store.redis.ca_file`",
+                true => " and `store.redis.ca_file`, and whether it speaks TLS there",
                 false => ", and whether it wants TLS (`rediss://`)",
             };
             why.push_str(&format!("; look at `store.redis.urls`{more}"));

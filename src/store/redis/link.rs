@@ -40,6 +40,7 @@ pub struct Link {
     client: Servers,
     /// Where the servers are, for messages.
     place: String,
+    prefix: String,
     runtime: Handle,
     slots: [Slot; 5],
     connect: Duration,
@@ -71,6 +72,7 @@ impl Link {
         Ok(Arc::new_cyclic(|this| Self {
             client,
             place,
+            prefix: settings.prefix.clone(),
             runtime,
             slots,
             connect,
@@ -101,15 +103,15 @@ impl Link {
 
     /// As the layers above know it.
     pub fn fault(&self, error: &RedisError) -> Fault {
-        fault(error).at(&self.place)
+        fault(error).at(&self.place, &self.prefix)
     }
 
     pub fn denied(&self, what: &str) -> StoreError {
-        Fault::denied(what).at(&self.place).error
+        Fault::denied(what).at(&self.place, &self.prefix).error
     }
 
     fn unreached(&self, why: impl std::fmt::Display) -> Fault {
-        Fault::unreached(why).at(&self.place)
+        Fault::unreached(why).at(&self.place, &self.prefix)
     }
 
     /// The answers, in order. An error of one command is the error of all. Nothing that is sent may do more when it is done twice,
@@ -165,8 +167,9 @@ impl Link {
         if let Some(current) = slot.current.read().clone() {
             return Ok(current);
         }
-        let is_tls = self.client.is_tls();
-        let slow = || self.unreached(format!("no connection within {:?}", self.connect)).of_connecting(is_tls);
+        let (is_tls, has_sentinels) = (self.client.is_tls(), self.client.has_sentinels());
+        let slow =
+            || self.unreached(format!("no connection within {:?}", self.connect)).of_connecting(is_tls, has_sentinels);
         let connect = async {
             let mut made = slot.connecting.lock().await;
             if let Some(current) = slot.current.read().clone() {
@@ -177,7 +180,7 @@ impl Link {
             // Its driver runs where it was made, so not on the runtime of a caller, which may end.
             let made_there = self.runtime.spawn(async move { client.connect(connect).await });
             let connection = match made_there.await {
-                Ok(connection) => connection.map_err(|e| self.fault(&e).of_connecting(is_tls))?,
+                Ok(connection) => connection.map_err(|e| self.fault(&e).of_connecting(is_tls, has_sentinels))?,
                 Err(e) => return Err(self.unreached(format!("connecting failed: {e}"))),
             };
             *made += 1;

@@ -84,6 +84,10 @@ impl Servers {
         nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::TcpTls { .. }))
     }
 
+    pub fn has_sentinels(&self) -> bool {
+        matches!(self, Servers::Sentinel(_))
+    }
+
     pub fn is_cluster(&self) -> bool {
         matches!(self, Servers::Cluster(..))
     }
@@ -117,7 +121,7 @@ impl Servers {
     }
 }
 
-/// User and password in a URL are for the sentinels, those beside it for the servers.
+/// User and password in a URL are for the sentinels, where there are no others for them.
 fn sentinel(
     urls: &[String],
     primary: &str,
@@ -139,10 +143,10 @@ fn sentinel(
     if let Some(first) = infos.first() {
         let login = first.redis_settings();
         builder = builder.set_client_to_redis_db(login.db());
-        if let Some(user) = login.username() {
+        if let Some(user) = settings.sentinel_username.as_deref().or(login.username()) {
             builder = builder.set_client_to_sentinel_username(user);
         }
-        if let Some(password) = login.password() {
+        if let Some(password) = settings.sentinel_password.as_deref().or(login.password()) {
             builder = builder.set_client_to_sentinel_password(password);
         }
         if matches!(first.addr(), ConnectionAddr::TcpTls { .. }) {

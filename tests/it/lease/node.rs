@@ -180,11 +180,11 @@ fn debts_are_inherited_once() {
     let heir = |pair: &Pair, now| {
         let mut heir = Lease::new(plan(&[(500, "1d", None)], OVERSHOOT_PERCENT), now);
         heir.inherit(&pair.lease, now);
-        (heir.debt(), heir.left(now).next().expect("a policy").0)
+        (heir.debt(), heir.left(now, &pair.link).next().expect("a policy").0)
     };
     pair.lose_link(MS);
     (0..7).for_each(|_| assert_eq!(pair.decide(2 * MS, 1), Verdict::Spend));
-    assert_eq!(heir(&pair, 3 * MS), (7, 499));
+    assert_eq!(heir(&pair, 3 * MS), (7, 499 / 4 - 7));
     pair.link.on_success(3 * MS);
     assert_eq!(pair.lease.tick(3 * MS, &pair.link).expect("a debt is due").policies[0].debt, 7);
     assert_eq!(heir(&pair, 4 * MS).0, 0);
@@ -232,7 +232,7 @@ fn what_a_lost_call_gave_is_not_given_again() {
     for at in 0..500 {
         assert_eq!(pair.request(at * MS, 1), Verdict::Spend);
     }
-    let stock = |pair: &Pair, now| pair.lease.left(now).nth(1).unwrap().0;
+    let stock = |pair: &Pair, now| pair.lease.left(now, &pair.link).nth(1).unwrap().0;
     // Nobody comes any more: the stock is given back, the call is carried out, its reply is lost.
     let mut now = pair.lease.wake(500 * MS, &pair.link);
     let call = loop {
@@ -280,7 +280,7 @@ fn a_node_that_stops_gives_all_back() {
 #[test]
 fn what_is_left_is_told_with_what_the_node_holds() {
     let mut pair = Pair::new(&[(100, "1s", None), (5_000, "1d", None)]);
-    let left = |pair: &Pair, now| pair.lease.left(now).collect::<Vec<_>>();
+    let left = |pair: &Pair, now| pair.lease.left(now, &pair.link).collect::<Vec<_>>();
     assert_eq!(left(&pair, 0)[0], (100, Duration::ZERO));
     for at in 0..50 {
         assert_eq!(pair.request(at * MS, 1), Verdict::Spend);
@@ -291,6 +291,22 @@ fn what_is_left_is_told_with_what_the_node_holds() {
     assert!((50..=55).contains(&told[0].0), "{told:?}");
     assert!(told[0].1 <= Duration::from_millis(500), "{told:?}");
     assert_eq!(told[1], (4_950, Duration::from_micros(1_950_000)));
+}
+
+#[test]
+fn while_a_node_is_alone_it_tells_of_its_shares() {
+    let mut pair = Pair::new(&[(100, "1s", None), (1_000, "1d", None)]);
+    assert_eq!(pair.request(0, 1), Verdict::Spend);
+    pair.lose_link(MS);
+    let left = |pair: &Pair, now| pair.lease.left(now, &pair.link).collect::<Vec<_>>();
+    let told = left(&pair, MS);
+    assert_eq!([told[0], (told[1].0, Duration::ZERO)], [(0, Duration::from_secs(1)), (999 / 4, Duration::ZERO)]);
+    let now = 202 * MS;
+    assert_eq!(left(&pair, now)[0].0, 5, "25 a second");
+    (0..2).for_each(|_| assert_eq!(pair.decide(now, 1), Verdict::Spend));
+    let told = left(&pair, now);
+    assert_eq!([told[0].0, told[1].0], [3, 999 / 4 - 2]);
+    assert!(told[0].1 > Duration::from_millis(870) && told[0].1 < Duration::from_millis(890), "{told:?}");
 }
 
 #[test]

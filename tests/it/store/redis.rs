@@ -772,8 +772,19 @@ async fn nothing_acknowledged_is_lost_by_a_failover() {
     let replica = Redis::start_on_port(&["--replicaof", "127.0.0.1", &primary.port()]);
     eventually("it replicates", || replica.cli(&["info", "replication"]).contains("master_link_status:up"));
     let sentinel = Redis::start_sentinel(&primary);
+    // Sentinels have a password of their own.
+    sentinel.cli(&["acl", "setuser", "gate", "on", ">of sentinels", "+@all", "~*", "&*"]);
+    sentinel.cli(&["acl", "setuser", "default", "off"]);
     let server = Server::Sentinel { urls: vec![sentinel.url()], primary: "main".into() };
-    let replicated = RedisSettings { replicas: 1, response: Duration::from_secs(5), ..settings(&server, "test") };
+    let stranger = open_error(settings(&server, "test")).to_string();
+    assert!(stranger.contains("`store.redis.sentinel_password_file`"), "{stranger}");
+    let replicated = RedisSettings {
+        replicas: 1,
+        response: Duration::from_secs(5),
+        sentinel_username: Some("gate".into()),
+        sentinel_password: Some("of sentinels".into()),
+        ..settings(&server, "test")
+    };
     let store = RedisStore::open(replicated).unwrap();
     let acks = Arc::new(Mutex::new(Vec::<String>::new()));
     let writers: Vec<_> = (0..4)
