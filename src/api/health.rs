@@ -117,11 +117,9 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 }
 
 fn state(api: &Api, lacks: &[Lack]) -> (StatusCode, &'static str) {
-    match api.app.state() {
-        NodeState::Ready if lacks.is_empty() => (StatusCode::OK, NodeState::Ready.as_str()),
-        NodeState::Ready => (StatusCode::OK, "degraded"),
-        other => (StatusCode::SERVICE_UNAVAILABLE, other.as_str()),
-    }
+    let state = api.app.state();
+    let code = if state == NodeState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, state.told(!lacks.is_empty()))
 }
 
 /// The state of the gateway and of what it depends on; 503 when it isn't ready.

@@ -4,13 +4,27 @@
 //! bytes and recording them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
 
 use super::App;
 use crate::domain::Digest;
-use crate::store::StoreError;
+use crate::engine::Origin;
+use crate::store::{Store, StoreError};
 
 /// Records read at a time.
 const SCAN: u64 = 500;
+
+/// The files in a shared store.
+pub struct Blobs(pub Arc<dyn Store>);
+
+#[async_trait]
+impl Origin for Blobs {
+    async fn fetch(&self, digest: Digest) -> Result<Option<Vec<u8>>, String> {
+        self.0.blob(digest).await.map_err(|e| e.to_string())
+    }
+}
 
 impl App {
     /// Deletes what no version refers to, as a killed upload or a failed delete leaves it.

@@ -6,15 +6,13 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::App;
 use crate::auth::cache::Authenticator;
-use crate::domain::{Digest, KeyHash};
-use crate::engine::Origin;
+use crate::domain::KeyHash;
 use crate::limit::limiter::Limiter;
-use crate::store::{Changes, Store};
+use crate::store::Changes;
 use crate::telemetry::Metrics;
 
 /// Changes that come together are taken up together.
@@ -53,20 +51,10 @@ impl Changes for Follower {
     }
 }
 
-struct Blobs(Arc<dyn Store>);
-
-#[async_trait]
-impl Origin for Blobs {
-    async fn fetch(&self, digest: Digest) -> Result<Option<Vec<u8>>, String> {
-        self.0.blob(digest).await.map_err(|e| e.to_string())
-    }
-}
-
 /// From now until the gateway ends.
 pub fn begin(app: &Arc<App>) {
-    let refresh = Arc::new(Notify::new());
+    let refresh = app.changed.clone();
     let (auth, limiter, metrics) = (app.shared.auth.clone(), app.shared.limiter.clone(), app.shared.metrics.clone());
-    app.shared.engine.set_origin(Arc::new(Blobs(app.store.clone())));
     app.store.follow(Arc::new(Follower { auth, limiter, metrics, refresh: refresh.clone() }));
     tokio::spawn(take_up(Arc::downgrade(app), refresh));
 }

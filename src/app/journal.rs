@@ -98,9 +98,10 @@ impl Journal {
     }
 }
 
-/// Whole or as before, also when the power fails.
-fn replace(file: &Path, text: &[u8]) -> std::io::Result<()> {
-    let aside = file.with_extension("journal-new");
+/// Whole or as before, also when the power fails; for nobody else to read.
+pub(super) fn replace(file: &Path, text: &[u8]) -> std::io::Result<()> {
+    let mut aside = file.as_os_str().to_owned();
+    aside.push("-new");
     let mut written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
     written.write_all(text)?;
     written.sync_all()?;

@@ -7,6 +7,7 @@ pub mod copy;
 pub mod files;
 mod follow;
 mod journal;
+mod kept_routes;
 pub mod keys;
 pub mod nodes;
 mod open;
@@ -27,8 +28,9 @@ use crate::engine::{self, Engine};
 use crate::gateway::{Shared, Snapshot, snapshot};
 use crate::limit::limiter::{Limiter, Now};
 use crate::limit::usage::UsageRecorder;
-use crate::store::{AuditEntry, Node, RefusedRoutes, Store, StoreError, told_apart};
+use crate::store::{AuditEntry, Node, Store, StoreError, told_apart};
 use crate::telemetry::{LogControl, Metrics};
+use pushed::AtStart;
 use reload::{build_snapshot, warm_later};
 use secrets::BootstrapToken;
 
@@ -81,6 +83,8 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
+    /// What others change is to be taken up.
+    changed: Arc<tokio::sync::Notify>,
     /// What the fleet knows of this gateway has changed.
     told: tokio::sync::Notify,
     /// Uploads hold it shared while they store and record; who deletes holds it alone, so that bytes it removes are not
@@ -117,6 +121,7 @@ impl Opened {
             config: config.engine.clone(),
         })
         .map_err(|e| AppError::setting("engine", e))?;
+        engine.set_origin(Arc::new(catalogue::Blobs(store.clone())));
         let limiter = match store.buckets() {
             Some(buckets) => Limiter::in_fleet(MAX_SUBJECTS, buckets),
             None => Limiter::new(MAX_SUBJECTS),
@@ -133,10 +138,12 @@ impl Opened {
         metrics.store_link_up.set(i64::from(config.store.redis.is_none()));
         let compiles = metrics.clone();
         engine.observe_compiles(Box::new(move |compiler, took| compiles.compiled(compiler.as_str(), took)));
-        let (snapshot, refused) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
+        let (snapshot, routes) = first_snapshot(&config, &*store, config_file.as_deref(), &metrics).await?;
         let usage = Arc::new(UsageRecorder::default());
         let unwritten = tickers::Unwritten::open(&config.data_dir, config.store.redis.is_some(), &usage)?;
+        kept_routes::write(&snapshot.config).await;
         let shared = Shared::new(snapshot.clone(), auth, limiter, engine, metrics, usage, store.clone());
+        shared.set_routes_of_disk(routes.are_of_disk);
         warm_later(&shared, snapshot, None);
         let app = Arc::new(App {
             shared,
@@ -149,12 +156,13 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
+            changed: Arc::default(),
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
             orphans: parking_lot::Mutex::default(),
             unwritten: tokio::sync::Mutex::new(unwritten),
         });
-        app.refuse(refused);
+        app.refuse(routes.refused);
         follow::begin(&app);
         Ok(app)
     }
@@ -166,17 +174,17 @@ async fn first_snapshot(
     store: &dyn Store,
     file: Option<&Path>,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Snapshot>, Option<RefusedRoutes>), AppError> {
-    let (config, mut refused) = pushed::at_start((**own).clone(), store, file).await?;
+) -> Result<(Arc<Snapshot>, AtStart), AppError> {
+    let (config, mut routes) = pushed::at_start((**own).clone(), store, file).await?;
     let config = Arc::new(config);
     let built = match build_snapshot(config.clone(), store, None, metrics).await {
         Err(error @ (AppError::Setting { .. } | AppError::Config(_))) if config.pushed.is_some() => {
-            refused = config.pushed.as_ref().map(|pushed| pushed::refused(pushed.version, &error));
+            routes.refused = config.pushed.as_ref().map(|pushed| pushed::refused(pushed.version, &error));
             build_snapshot(own.clone(), store, None, metrics).await?
         }
         built => built?,
     };
-    Ok((built.snapshot, refused))
+    Ok((built.snapshot, routes))
 }
 
 impl App {

@@ -68,6 +68,7 @@ impl App {
             version: env!("CARGO_PKG_VERSION").into(),
             started_at: self.started_at,
             state: self.state(),
+            lacks: self.shared.lacks().into_iter().map(|lack| lack.reason.to_owned()).collect(),
             generation: snapshot.generation,
             config: snapshot.config.digest,
             follows_routes: snapshot.config.store.routes == RoutesFrom::Store,

@@ -31,9 +31,7 @@ pub async fn open(config: &Config, peppers: &Peppers) -> Result<Arc<dyn Store>, 
             Some(mark) => Err(AppError::setting("data_dir", mark.half_copied())),
         };
     };
-    // Deleted by an operator who wants a new beginning.
-    let id_file = Some(config.data_dir.join("store.id"));
-    let peppers = peppers.fingerprints();
+    let (id_file, peppers) = (Some(id_file(config)), peppers.fingerprints());
     let store = RedisStore::new(RedisSettings { id_file, peppers, ..settings(redis, &config.data_dir)? });
     let store = store.map_err(|e| AppError::setting("store.redis", e))?;
     let mut told: Option<(String, Instant)> = None;
@@ -60,6 +58,11 @@ pub fn embedded_file(config: &Config) -> PathBuf {
     config.data_dir.join("wasmgate.redb")
 }
 
+/// Where the number of a shared store is. Deleted by an operator who wants a new beginning.
+pub fn id_file(config: &Config) -> PathBuf {
+    config.data_dir.join("store.id")
+}
+
 /// For a copy: it is there, or it can't be used.
 pub async fn open_to_copy(config: &Config, peppers: &Peppers, purpose: Purpose) -> Result<Arc<dyn Store>, AppError> {
     let Some(redis) = &config.store.redis else {
@@ -69,7 +72,7 @@ pub async fn open_to_copy(config: &Config, peppers: &Peppers, purpose: Purpose) 
             Some(mark) => Err(mark.half_copied().into()),
         };
     };
-    let id_file = Some(config.data_dir.join("store.id"));
+    let id_file = Some(id_file(config));
     let settings = settings(redis, &config.data_dir)?;
     // Nobody waits for an answer, and pages are larger than what a gateway asks for.
     let (connect, response) = (settings.connect.max(PATIENCE), settings.response.max(PATIENCE));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::open::does_without;
 use super::reload::{ModuleCheck, build_snapshot, first_line, start_all};
-use super::{App, AppError, files};
+use super::{App, AppError, files, kept_routes};
 use crate::config::{self, Config, ConfigError, ConfigErrors, Pushed, RoutesFrom};
 use crate::domain::{Digest, Timestamp};
 use crate::gateway::Snapshot;
@@ -118,7 +118,7 @@ impl App {
                 }
             };
             if version != above {
-                self.use_routes(next, &warnings);
+                self.use_routes(next, &warnings).await;
             }
             return Ok(Done { version: stored, is_new, warnings });
         }
@@ -134,6 +134,7 @@ impl App {
             return Ok(false);
         }
         let newest = self.store.routes_versions().await?.into_iter().next();
+        self.shared.set_routes_of_disk(false);
         let Some(newest) = newest.filter(|newest| newest.version > self.routes_in_use()) else {
             self.refuse(None);
             return Ok(false);
@@ -150,10 +151,9 @@ impl App {
 
     async fn take_up_routes(&self, version: &RoutesVersion) -> Result<(), AppError> {
         let pushed = fetch(&*self.store, version).await?;
-        let name = shown(&pushed);
-        let (config, warnings) = with_routes(&self.config(), pushed, &name, self.config_file.as_deref()).await?;
+        let (config, warnings) = with_version(&self.config(), pushed, self.config_file.as_deref()).await?;
         let next = self.build(config).await?;
-        self.use_routes(next, &warnings);
+        self.use_routes(next, &warnings).await;
         Ok(())
     }
 
@@ -165,13 +165,14 @@ impl App {
         let before = self.config();
         let pushed = match &before.pushed {
             Some(pushed) => Some(pushed.clone()),
-            None => newest(&*self.store).await?,
+            None => match newest(&*self.store).await {
+                // It has none to lose.
+                Err(AppError::Store(_)) if before.lacks_routes() => None,
+                newest => newest?,
+            },
         };
         match pushed {
-            Some(pushed) => {
-                let name = shown(&pushed);
-                with_routes(&own, pushed, &name, self.config_file.as_deref()).await.map(|(config, _)| config)
-            }
+            Some(pushed) => with_version(&own, pushed, self.config_file.as_deref()).await.map(|(config, _)| config),
             None if before.lacks_routes() => Ok(own),
             None => Err(AppError::setting(
                 "store.routes",
@@ -234,7 +235,7 @@ impl App {
     }
 
     /// Nothing fails here.
-    fn use_routes(&self, next: Arc<Snapshot>, warnings: &[ConfigError]) {
+    async fn use_routes(&self, next: Arc<Snapshot>, warnings: &[ConfigError]) {
         self.shared.snapshot.store(next.clone());
         if let Some(pushed) = &next.config.pushed {
             let (version, digest, generation) = (pushed.version, pushed.digest, next.generation);
@@ -243,6 +244,7 @@ impl App {
         }
         self.refuse(None);
         self.told.notify_one();
+        kept_routes::write(&next.config).await;
     }
 
     pub(super) fn refuse(&self, routes: Option<RefusedRoutes>) {
@@ -256,47 +258,78 @@ impl App {
     }
 }
 
-/// A gateway's own configuration with the newest routes, or with none, and why.
+/// What is to be told of the routes that a gateway starts with.
+#[derive(Default)]
+pub(super) struct AtStart {
+    pub refused: Option<RefusedRoutes>,
+    /// The store could not be asked, so they are those that were used last.
+    pub are_of_disk: bool,
+}
+
+/// A gateway's own configuration with the newest routes, or with those that it used last, or with none.
 pub(super) async fn at_start(
     own: Config,
     store: &dyn Store,
     file: Option<&Path>,
-) -> Result<(Config, Option<RefusedRoutes>), AppError> {
+) -> Result<(Config, AtStart), AppError> {
     if own.store.routes == RoutesFrom::File {
-        return Ok((own, None));
+        return Ok((own, AtStart::default()));
     }
-    match newest_at_start(&own, store, file).await {
-        Err(AppError::Store(error)) if does_without(&own, &error) => {
-            tracing::warn!("the routes are in the store: the gateway is not ready until it has told them");
-            Ok((own, None))
-        }
-        found => found,
+    let last = kept_routes::read(&own).await;
+    match newest_at_start(&own, store, last.as_ref(), file).await {
+        Err(AppError::Store(error)) if does_without(&own, &error) => {}
+        found => return found,
     }
+    let Some(last) = last else {
+        tracing::warn!("the routes are in the store: the gateway is not ready until it has told them");
+        return Ok((own, AtStart::default()));
+    };
+    let version = last.version;
+    tracing::warn!(version, "the routes are those that were in use last, until the store has told newer ones");
+    let (config, routes) = begin_with(&own, version, with_version(&own, last, file).await)?;
+    Ok((config, AtStart { are_of_disk: true, ..routes }))
 }
 
 async fn newest_at_start(
     own: &Config,
     store: &dyn Store,
+    last: Option<&Pushed>,
     file: Option<&Path>,
-) -> Result<(Config, Option<RefusedRoutes>), AppError> {
-    let Some(version) = store.routes_versions().await?.into_iter().next() else {
+) -> Result<(Config, AtStart), AppError> {
+    let newest = store.routes_versions().await?.into_iter().next();
+    let found = newest.as_ref().map_or(0, |newest| newest.version);
+    if let Some(last) = last.filter(|last| last.version > found) {
+        let version = last.version;
+        tracing::error!(
+            version,
+            found,
+            "the store has older routes than this gateway, which keeps its own: push again"
+        );
+        return begin_with(own, version, with_version(own, last.clone(), file).await);
+    }
+    let Some(newest) = newest else {
         tracing::warn!("no routes were pushed yet: the gateway is not ready until `wasmgate routes push`");
-        return Ok((own.clone(), None));
+        return Ok((own.clone(), AtStart::default()));
     };
-    let config = match fetch(store, &version).await {
-        Ok(pushed) => {
-            let name = shown(&pushed);
-            with_routes(own, pushed, &name, file).await
-        }
+    let config = match fetch(store, &newest).await {
+        Ok(pushed) => with_version(own, pushed, file).await,
         Err(error) => Err(error),
     };
-    match config {
+    begin_with(own, newest.version, config)
+}
+
+fn begin_with(
+    own: &Config,
+    version: u64,
+    found: Result<(Config, Vec<ConfigError>), AppError>,
+) -> Result<(Config, AtStart), AppError> {
+    match found {
         Ok((config, warnings)) => {
             config.pushed.iter().for_each(|pushed| tell(&shown(pushed), &warnings));
-            Ok((config, None))
+            Ok((config, AtStart::default()))
         }
         Err(AppError::Store(error)) => Err(error.into()),
-        Err(error) => Ok((own.clone(), Some(refused(version.version, &error)))),
+        Err(error) => Ok((own.clone(), AtStart { refused: Some(refused(version, &error)), ..AtStart::default() })),
     }
 }
 
@@ -317,6 +350,15 @@ async fn fetch(store: &dyn Store, version: &RoutesVersion) -> Result<Pushed, App
     let text = store.routes_text(number).await?.filter(|text| Digest::of(text.as_bytes()) == digest);
     let text = text.ok_or_else(|| AppError::setting("routes", format!("the text of version {number} is not there")))?;
     Ok(Pushed { version: number, text: text.into(), digest })
+}
+
+async fn with_version(
+    own: &Config,
+    pushed: Pushed,
+    file: Option<&Path>,
+) -> Result<(Config, Vec<ConfigError>), AppError> {
+    let name = shown(&pushed);
+    with_routes(own, pushed, &name, file).await
 }
 
 /// And what the text, which messages call `name`, is warned of. Files that it names are taken from the folder of the

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::open::does_without;
-use super::{App, AppError, files};
+use super::{App, AppError, files, kept_routes};
 use crate::config::{Config, ConfigError, Handler, HandlerFail, Route, restart};
 use crate::domain::{Abi, ModuleVersion, Name, OwnerId, Selector, Tier};
 use crate::engine::{Engine, abi};
@@ -69,8 +69,7 @@ impl App {
         let certificates = self.shared.read_certificates(&config);
         let certificates = certificates.map_err(|errors| AppError::setting("server.listeners", errors.join("; ")))?;
         let before = self.snapshot();
-        let built = build_snapshot(config.clone(), &*self.store, Some(&before), &self.shared.metrics).await?;
-        let Built { snapshot: next, warnings: of_modules } = built;
+        let Built { snapshot: next, warnings: of_modules } = self.rebuild(config.clone(), &before).await?;
         start_all(&next, &before, &self.shared.engine).await?;
         let lost = self.lost_tiers(&config).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "nobody knows whether living keys have tiers that are missing");
@@ -84,6 +83,7 @@ impl App {
         }
         let generation = next.generation;
         self.shared.take_up(next, certificates);
+        kept_routes::write(&config).await;
         for warning in config.warnings.iter().chain(&lost) {
             tracing::warn!("{}", warning.in_file(&shown));
         }
@@ -95,9 +95,25 @@ impl App {
         Ok(Reloaded { generation, waiting: restart::waiting(&self.started, &config), warnings })
     }
 
+    /// With what the store has. Where it can't be asked, with what is known of that, so that a gateway can be changed in an outage.
+    async fn rebuild(&self, config: Arc<Config>, before: &Snapshot) -> Result<Built, AppError> {
+        let metrics = &self.shared.metrics;
+        match build_snapshot(config.clone(), &*self.store, Some(before), metrics).await {
+            Err(AppError::Store(error @ (StoreError::Unavailable(_) | StoreError::Lost(_)))) => {
+                let mut known = Found::known(&config, Some(before));
+                known.check.warnings.insert(0, as_before(&error));
+                let built = build_with(config, known, Some(before), metrics).await?;
+                // Whether or not it was noticed that the store was away.
+                self.changed.notify_one();
+                Ok(built)
+            }
+            built => built,
+        }
+    }
+
     /// What a reload with this configuration would refuse or warn of, as to modules.
     pub async fn check_modules(&self, config: &Config) -> Result<ModuleCheck, StoreError> {
-        let (modules, mut check) = resolve(config, &*self.store).await?;
+        let Found { modules, mut check, .. } = Found::asked(config, &*self.store).await?;
         if check.errors.is_empty() {
             for used in uses(config) {
                 let module = modules.get(&snapshot::module_key(used.handler));
@@ -201,17 +217,27 @@ impl Use<'_> {
     }
 
     fn missing(&self) -> ConfigError {
-        let module = self.handler.reference();
-        let meanwhile = match self.handler.fail {
-            HandlerFail::Closed => "its requests get 500",
-            HandlerFail::Open => "its requests go on without it (`fail = \"open\"`)",
-        };
+        let (module, meanwhile) = (self.handler.reference(), self.meanwhile(500));
         let message = format!(
             "the route `{}` uses `{module}`, which is not stored yet: {meanwhile}; upload it with \
              `wasmgate module push`, or correct the name",
             self.route.name
         );
         ConfigError { key: self.key.clone(), line: 0, message }
+    }
+
+    fn unread(&self) -> ConfigError {
+        let (route, module, meanwhile) = (&self.route.name, self.handler.reference(), self.meanwhile(503));
+        let message = format!("the route `{route}` uses `{module}`, of which the store has to tell first: {meanwhile}");
+        ConfigError { key: self.key.clone(), line: 0, message }
+    }
+
+    /// What becomes of requests.
+    fn meanwhile(&self, status: u16) -> String {
+        match self.handler.fail {
+            HandlerFail::Closed => format!("its requests get {status}"),
+            HandlerFail::Open => "its requests go on without it (`fail = \"open\"`)".into(),
+        }
     }
 
     /// Settings that the module's ABI does not look at.
@@ -265,6 +291,65 @@ pub(super) struct Built {
     warnings: Vec<ConfigError>,
 }
 
+fn as_before(error: &StoreError) -> ConfigError {
+    let message = format!("tiers that were set through the admin API, and modules, are as of before: {error}");
+    ConfigError { key: "store".into(), line: 0, message }
+}
+
+/// What there is beside the configuration.
+struct Found {
+    /// Overrides of configured tiers.
+    tiers: Vec<Tier>,
+    modules: ResolvedModules,
+    check: ModuleCheck,
+}
+
+impl Found {
+    async fn asked(config: &Config, store: &dyn Store) -> Result<Self, StoreError> {
+        let tiers = store.tiers().await?;
+        let (mut modules, mut check) = (HashMap::new(), ModuleCheck::default());
+        for used in uses(config) {
+            let found = store.module(&used.handler.owner, &used.handler.module.name).await?;
+            let resolved = found.as_ref().and_then(|m| {
+                let version = m.select(used.handler.module.selector)?.clone();
+                Some(Box::new(Resolved { version, limits: m.limits.clone() }))
+            });
+            let module = resolved.map_or(Module::Missing, Module::Stored);
+            check.look_at(&used, &module);
+            modules.insert(snapshot::module_key(used.handler), module);
+        }
+        Ok(Self { tiers, modules, check })
+    }
+
+    /// Without the store: as the snapshot in use has it.
+    fn known(config: &Config, before: Option<&Snapshot>) -> Self {
+        let is_override =
+            |before: &Snapshot, tier: &Tier| before.config.tiers.iter().all(|configured| configured != tier);
+        let tiers = before.into_iter().flat_map(|b| b.tiers.values().filter(|tier| is_override(b, tier)));
+        let (mut modules, mut check) = (HashMap::new(), ModuleCheck::default());
+        for used in uses(config) {
+            let key = snapshot::module_key(used.handler);
+            let module = before.and_then(|before| before.modules.get(&key)).cloned().unwrap_or(Module::Unread);
+            check.look_at(&used, &module);
+            modules.insert(key, module);
+        }
+        Self { tiers: tiers.map(|tier| (**tier).clone()).collect(), modules, check }
+    }
+}
+
+impl ModuleCheck {
+    fn look_at(&mut self, used: &Use<'_>, module: &Module) {
+        match module {
+            Module::Stored(resolved) => {
+                self.errors.extend(used.check(&resolved.version).err());
+                self.warnings.extend(used.idle(resolved.version.abi));
+            }
+            Module::Missing => self.missing.push(used.missing()),
+            Module::Unread => self.warnings.push(used.unread()),
+        }
+    }
+}
+
 /// Configured tiers under the store's overrides; each handler's selector resolved to a version.
 pub(super) async fn build_snapshot(
     config: Arc<Config>,
@@ -272,25 +357,30 @@ pub(super) async fn build_snapshot(
     before: Option<&Snapshot>,
     metrics: &Arc<Metrics>,
 ) -> Result<Built, AppError> {
+    let found = match Found::asked(&config, store).await {
+        // From the start on, what there was is better.
+        Err(error) if before.is_none() && does_without(&config, &error) => Found::known(&config, None),
+        found => found?,
+    };
+    build_with(config, found, before, metrics).await
+}
+
+async fn build_with(
+    config: Arc<Config>,
+    found: Found,
+    before: Option<&Snapshot>,
+    metrics: &Arc<Metrics>,
+) -> Result<Built, AppError> {
+    let Found { tiers: overrides, modules, check } = found;
     let mut tiers: HashMap<Name, Arc<Tier>> =
         config.tiers.iter().map(|t| (t.name.clone(), Arc::new(t.clone()))).collect();
-    let overrides = match store.tiers().await {
-        // At start alone: from then on, what there was is better.
-        Err(error) if before.is_none() && does_without(&config, &error) => {
-            let without =
-                ResolvedModules::from_iter(uses(&config).map(|u| (snapshot::module_key(u.handler), Module::Unread)));
-            let parts = Parts { config, tiers, modules: &without, previous: None, metrics };
-            return finish(parts, Vec::new()).await;
-        }
-        read => read?,
-    };
     for tier in overrides {
         if tiers.get(&tier.name).is_some_and(|configured| **configured != tier) {
             tracing::warn!(tier = %tier.name, "the tier is as it was set through the admin API, not as configured");
         }
         tiers.insert(tier.name.clone(), Arc::new(tier));
     }
-    let (modules, ModuleCheck { errors, missing, warnings }) = resolve(&config, store).await?;
+    let ModuleCheck { errors, missing, warnings } = check;
     let warnings = [missing, warnings].concat();
     if let Some(error) = errors.into_iter().next() {
         return Err(unusable(error));
@@ -298,33 +388,7 @@ pub(super) async fn build_snapshot(
     for ConfigError { key, message, .. } in &warnings {
         tracing::warn!("{key}: {message}");
     }
-    finish(Parts { config, tiers, modules: &modules, previous: before, metrics }, warnings).await
-}
-
-async fn finish(parts: Parts<'_>, warnings: Vec<ConfigError>) -> Result<Built, AppError> {
-    let built = Snapshot::build(parts).await;
+    let built = Snapshot::build(Parts { config, tiers, modules, previous: before, metrics }).await;
     let snapshot = built.map_err(|e| AppError::Setting { key: e.key, message: e.message })?;
     Ok(Built { snapshot, warnings })
-}
-
-async fn resolve(config: &Config, store: &dyn Store) -> Result<(ResolvedModules, ModuleCheck), StoreError> {
-    let (mut modules, mut check) = (HashMap::new(), ModuleCheck::default());
-    for used in uses(config) {
-        let key = snapshot::module_key(used.handler);
-        let found = store.module(&key.0, &used.handler.module.name).await?;
-        let resolved = found.as_ref().and_then(|m| {
-            let version = m.select(used.handler.module.selector)?.clone();
-            Some(Box::new(Resolved { version, limits: m.limits.clone() }))
-        });
-        let module = resolved.map_or(Module::Missing, Module::Stored);
-        match module.stored() {
-            Some(resolved) => {
-                check.errors.extend(used.check(&resolved.version).err());
-                check.warnings.extend(used.idle(resolved.version.abi));
-            }
-            None => check.missing.push(used.missing()),
-        }
-        modules.insert(key, module);
-    }
-    Ok((modules, check))
 }

@@ -101,6 +101,8 @@ pub enum Rejection {
     Unreplicated { have: u32, of: u32 },
     /// 503: a key's tier is not configured.
     TierMissing(Name),
+    /// 503: its routes are in the store, and it has none yet.
+    NoRoutes,
     /// 503.
     Draining,
     /// 507.
@@ -129,7 +131,7 @@ impl Rejection {
             Guest(failure) => failure.status(),
             UpstreamUnavailable | UpstreamInvalid(_) | UpstreamTooLarge { .. } => 502,
             Busy { .. } | CompilerBusy { .. } | HandlerUnavailable { .. } => 503,
-            StoreUnavailable | Unreplicated { .. } | TierMissing(_) | Draining => 503,
+            StoreUnavailable | Unreplicated { .. } | TierMissing(_) | NoRoutes | Draining => 503,
             UpstreamTimeout => 504,
             StorageFull => 507,
         }
@@ -179,6 +181,7 @@ impl Rejection {
             StoreUnavailable => "store-unavailable",
             Unreplicated { .. } => "unreplicated",
             TierMissing(_) => "tier-missing",
+            NoRoutes => "no-routes",
             Draining => "draining",
             StorageFull => "storage-full",
         }
@@ -230,6 +233,7 @@ impl Rejection {
                  repeat what makes something new"
             ),
             TierMissing(tier) => format!("this key's tier `{tier}` is not there any more: tell the gateway's operator"),
+            NoRoutes => "the gateway has no routes yet".into(),
             Draining => "the gateway is shutting down".into(),
             StorageFull => "the gateway's storage is full".into(),
         }
@@ -244,7 +248,7 @@ impl Rejection {
             | Busy { retry_after }
             | CompilerBusy { retry_after }
             | HandlerUnavailable { retry_after } => Some(*retry_after),
-            TooManyConcurrent { .. } | StoreUnavailable | Draining => Some(Duration::from_secs(1)),
+            TooManyConcurrent { .. } | StoreUnavailable | NoRoutes | Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

@@ -17,7 +17,7 @@ pub trait Origin: Send + Sync + 'static {
 }
 
 impl Engine {
-    /// Once, before the first request.
+    /// Once, before anything is loaded.
     pub fn set_origin(&self, origin: Arc<dyn Origin>) {
         let _ = self.origin.set(origin);
     }

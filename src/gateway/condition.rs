@@ -3,6 +3,7 @@
 //!
 //! Invariant: what health says, and what the metrics show, come from here.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -111,6 +112,10 @@ impl Shared {
         std::mem::replace(&mut *self.refused_routes.lock(), routes)
     }
 
+    pub fn set_routes_of_disk(&self, are_of_disk: bool) {
+        self.routes_of_disk.store(are_of_disk, Ordering::Relaxed);
+    }
+
     pub fn refused_routes(&self) -> Option<RefusedRoutes> {
         self.refused_routes.lock().clone()
     }
@@ -174,7 +179,12 @@ impl Shared {
             Some(RefusedRoutes { version, reason }) => {
                 lack("routes-refused", &format!("version {version} of the routes can't be used here: {reason}"))
             }
-            None if !self.snapshot.load().config.lacks_routes() => None,
+            None if !self.snapshot.load().config.lacks_routes() => {
+                let are_of_disk = self.routes_of_disk.load(Ordering::Relaxed);
+                let told =
+                    "its routes are those that it used last: the store has not told whether there are newer ones";
+                are_of_disk.then(|| Lack { reason: "routes-of-disk", detail: told.into() })
+            }
             None if is_store_away => lack("routes-unknown", "its routes are in the store, which has not told them yet"),
             None => lack("no-routes", "no routes were pushed yet: use `wasmgate routes push`"),
         }

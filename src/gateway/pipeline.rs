@@ -211,6 +211,7 @@ fn find_route(session: &Session, ctx: &mut Context) -> Result<Option<Uri>, Rejec
     let raw = head.uri.path();
     let path = normalize_path(raw)?;
     match ctx.snapshot.routes.find(&host, &path, &head.method, &head.headers) {
+        Found::NoMatch if ctx.snapshot.config.lacks_routes() => Err(Rejection::NoRoutes),
         Found::NoMatch => Err(Rejection::NotFound("no route matches this host and path".into())),
         Found::MethodNotAllowed { allow } => {
             ctx.allow = HeaderValue::from_str(&allow).ok();

@@ -61,6 +61,8 @@ pub struct Shared {
     pub(super) unwritten: Mutex<Option<StoreError>>,
     pub(super) refused_routes: Mutex<Option<RefusedRoutes>>,
     pub(super) unknown_keys: Mutex<Option<String>>,
+    /// Its routes are those that it used last: the store could not be asked.
+    pub(super) routes_of_disk: AtomicBool,
     listening: OnceLock<Listening>,
     ready: AtomicBool,
     draining: AtomicBool,
@@ -89,6 +91,7 @@ impl Shared {
             unwritten: Mutex::default(),
             refused_routes: Mutex::default(),
             unknown_keys: Mutex::default(),
+            routes_of_disk: AtomicBool::new(false),
             listening: OnceLock::new(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -48,6 +48,8 @@ pub const NO_ROUTE: &str = "none";
 pub struct Snapshot {
     pub config: Arc<Config>,
     pub tiers: HashMap<Name, Arc<Tier>>,
+    /// As they were when it was built.
+    pub modules: ResolvedModules,
     /// Counts up with every swap.
     pub generation: u64,
     pub(super) routes: Routes,
@@ -84,7 +86,7 @@ pub(super) enum Action {
 pub struct Parts<'a> {
     pub config: Arc<Config>,
     pub tiers: HashMap<Name, Arc<Tier>>,
-    pub modules: &'a ResolvedModules,
+    pub modules: ResolvedModules,
     /// The snapshot to take living VMs, upstream health and connections over from.
     pub previous: Option<&'a Snapshot>,
     pub metrics: &'a Arc<Metrics>,
@@ -168,6 +170,7 @@ impl Snapshot {
             generation: previous.map_or(1, |p| p.generation + 1),
             config,
             tiers,
+            modules,
         }))
     }
 

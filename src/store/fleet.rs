@@ -19,6 +19,9 @@ pub struct Node {
     pub version: String,
     pub started_at: Timestamp,
     pub state: NodeState,
+    /// What it does without, as its health says.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// Of the configuration in use: counts up with every swap.
     pub generation: u64,
     /// Of the configuration file.
@@ -80,7 +83,7 @@ impl Node {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
     Starting,
@@ -89,9 +92,11 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    pub fn as_str(self) -> &'static str {
+    /// As health tells it. That it is degraded is none of the states, as older gateways know these alone.
+    pub fn told(self, lacks_something: bool) -> &'static str {
         match self {
             NodeState::Starting => "starting",
+            NodeState::Ready if lacks_something => "degraded",
             NodeState::Ready => "ready",
             NodeState::Draining => "draining",
         }
@@ -103,4 +108,20 @@ pub struct LiveNode {
     pub node: Node,
     /// Since it was last heard of, by the store's clock.
     pub silent: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_older_gateway_is_read() {
+        let digest = Digest::of(b"");
+        let old = serde_json::json!({
+            "id": "a", "name": "a", "version": "0.1.0", "started_at": Timestamp::now(), "state": "ready", "generation": 1,
+            "config": digest,
+        });
+        let node: Node = serde_json::from_value(old).expect("what was added has defaults");
+        assert_eq!((node.lacks.len(), node.state.told(!node.lacks.is_empty())), (0, "ready"));
+    }
 }

@@ -163,6 +163,22 @@ fn routes_take_up_a_version_that_another_gateway_made_active() {
     }
 }
 
+/// What its routes use is fetched before anything else is done with it.
+#[test]
+fn gateways_that_join_have_their_modules_from_the_start() {
+    let (fleet, up) = (Fleet::new(), Upstream::echo());
+    let handler =
+        "match.path_prefix = \"/\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/tag\" }]";
+    let config = fleet.config(&(PATIENT.to_owned() + &upstream("up", up.addr, "") + &route("all", handler)));
+    let first = Gateway::start(&config);
+    first.upload("acme/tag", "http-wasm", &tagging("one"));
+    for _ in 0..8 {
+        let late = Gateway::start(&config);
+        assert_eq!(late.get("/").send().header("x-tag"), Some("one"));
+        assert!(!late.log().contains("can't start"), "{}", late.log());
+    }
+}
+
 /// Sets a field of the answer.
 fn tagging(tag: &str) -> Vec<u8> {
     wat(&format!(

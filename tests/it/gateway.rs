@@ -87,13 +87,8 @@ impl Kit {
         runtime.block_on(store.put_key(minted.hash, &key, None)).unwrap();
         let metrics = Metrics::new();
         let tiers = Tier::defaults().into_iter().map(|t| (t.name.clone(), Arc::new(t))).collect();
-        let parts = Parts {
-            config: config.clone(),
-            tiers,
-            modules: &ResolvedModules::new(),
-            previous: None,
-            metrics: &metrics,
-        };
+        let parts =
+            Parts { config: config.clone(), tiers, modules: ResolvedModules::new(), previous: None, metrics: &metrics };
         let snapshot = runtime.block_on(Snapshot::build(parts)).unwrap();
         let engine = Engine::new(wasmgate::engine::Settings {
             data_dir: dir.path().to_owned(),

@@ -11,7 +11,7 @@ use crate::api::access::Actor;
 use crate::api::openapi::json;
 use crate::api::{Api, refused};
 use crate::domain::{Digest, Rejection, Timestamp};
-use crate::store::{LiveNode, Node, NodeState, RefusedRoutes, Role};
+use crate::store::{LiveNode, Node, RefusedRoutes, Role};
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub(in crate::api) struct NodeList {
@@ -26,7 +26,11 @@ pub(in crate::api) struct NodeView {
     name: String,
     /// Whether it is the gateway that answers.
     this: bool,
-    state: NodeState,
+    /// `ready`, `degraded`, `starting` or `draining`, as its health says.
+    state: &'static str,
+    /// What it does without.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<String>,
     version: String,
     #[schema(value_type = String)]
     started_at: Timestamp,
@@ -49,21 +53,23 @@ pub(in crate::api) struct NodeView {
 
 impl NodeView {
     fn new(LiveNode { node, silent }: LiveNode, this: &str) -> Self {
-        let Node { id, name, version, started_at, state, generation, config, follows_routes, routes, refused } = node;
+        let Node { id, name, version, started_at, state, lacks, generation, config, .. } = node;
+        let (routes_from, routes) = (if node.follows_routes { "store" } else { "file" }, node.routes);
         let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
         Self {
             this: id == this,
             id,
             name,
-            state,
+            state: state.told(!lacks.is_empty()),
+            reasons: lacks,
             version,
             started_at,
             generation,
             config_digest: config,
-            routes_from: if follows_routes { "store" } else { "file" },
+            routes_from,
             routes_version: routes.map(|routes| routes.version),
             routes_digest: routes.map(|routes| routes.digest),
-            routes_refused: refused,
+            routes_refused: node.refused,
             silent_ms,
         }
     }

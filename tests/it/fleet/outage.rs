@@ -40,7 +40,9 @@ fn a_gateway_that_may_starts_without_redis_and_heals() {
     node.admin("GET", "/api/auth/keys").send().problem(503, "store-unavailable");
     node.admin("GET", "/api/wasm/modules").send().problem(503, "store-unavailable");
     node.try_upload("acme/other", "http-wasm", &tagging("two")).problem(503, "store-unavailable");
-    node.reload().problem(503, "store-unavailable");
+    let warned = node.reload().expect(200).text();
+    assert!(warned.contains("`acme/tag`, of which the store has to tell first: its requests get 503"), "{warned}");
+    node.get("/tagged").send().problem(503, "store-unavailable");
     let routes = node.admin("GET", "/api/routes").send().expect(200).text();
     assert!(!routes.contains("\"not_stored\":[\""), "nobody knows: {routes}");
     fleet.redis.restart();
@@ -50,6 +52,57 @@ fn a_gateway_that_may_starts_without_redis_and_heals() {
     assert_eq!(ask(&node, &node.key()), 200);
     let id = |node: &Gateway| std::fs::read_to_string(node.dir.path().join("data/store.id")).expect("it is kept");
     assert_eq!(id(&node), id(&first));
+}
+
+/// What is in the file is taken up; of what is in the store, what was known before.
+#[test]
+fn a_reload_in_an_outage_takes_a_dead_upstream_out() {
+    let (mut fleet, dead, alive) = (Fleet::new(), Upstream::text("dead"), Upstream::text("alive"));
+    let config = |up: &Upstream, more: &str| fleet.config(&(day("daily", 5, "") + &mixed(up) + more));
+    let next = route(
+        "next",
+        "match.path = \"/next\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/next\" }]",
+    );
+    let (first, then) = (config(&dead, ""), config(&alive, &next));
+    let node = Gateway::start(&first);
+    node.upload("acme/tag", "http-wasm", &tagging("one"));
+    let quota = serde_json::json!({"quotas": [{"name": "day", "requests": 777, "window": "1d"}]});
+    node.admin("PUT", "/api/tiers/daily").json(&quota).send().expect(200);
+    let key = node.key_of("daily");
+    followed(&node);
+    eventually("it is whole", || ask(&node, &key) == 200 && node.get("/tagged").send().header("x-tag") == Some("one"));
+    fleet.redis.kill();
+    eventually("it is known", || is_in(&node, "unreachable"));
+    node.write_config(&then);
+    let warned = node.reload().expect(200).text();
+    for part in [
+        "set through the admin API, and modules, are as of before",
+        "`acme/next`, of which the store has to tell first",
+    ] {
+        assert!(warned.contains(part) && node.log().contains(part), "no `{part}`: {warned}\n{}", node.log());
+    }
+    assert!(node.log().contains("a change is missing in the audit log"), "{}", node.log());
+    assert_eq!(node.get("/open").send().text(), "alive");
+    let keyed = || node.get("/").key(&key).send().expect(200);
+    assert_eq!(keyed().text(), "alive");
+    let as_set = || keyed().header("ratelimit-policy").is_some_and(|policy| policy.contains("q=777"));
+    assert!(as_set(), "{}", keyed());
+    let tagged = node.get("/tagged").send();
+    assert_eq!((tagged.header("x-tag"), tagged.text().as_str()), (Some("one"), "alive"));
+    node.get("/next").send().problem(503, "store-unavailable");
+    // By a signal as well.
+    let generation = || node.admin("GET", "/api/state").send().expect(200).json()["generation"].as_u64();
+    let before = generation();
+    node.write_config(&first);
+    node.signal("HUP");
+    eventually("it is taken up", || generation() > before && node.get("/open").send().text() == "dead");
+    node.write_config(&then);
+    node.reload().expect(200);
+    fleet.redis.restart();
+    eventually("the store has told", || node.get("/next").send().status == 500);
+    eventually("it is written to again", || node.try_upload("acme/next", "http-wasm", &tagging("two")).status == 201);
+    eventually("it runs", || node.get("/next").send().header("x-tag") == Some("two"));
+    assert!(as_set() && keyed().text() == "alive", "{}", keyed());
 }
 
 #[test]
@@ -209,9 +262,14 @@ fn a_link_that_is_cut_alone_is_told_as_that() {
     fleet.redis.cli(&["client", "kill", "type", "normal"]);
     eventually("it is known", || reasons(&node) == ["store-link-down"]);
     assert!(is_in(&node, "up"));
+    let listed = || node.admin("GET", "/api/nodes").send().expect(200).json()["nodes"][0].clone();
+    let told = listed();
+    assert_eq!((&told["state"], &told["reasons"][0]), (&"degraded".into(), &"store-link-down".into()), "{told}");
+    assert!(ok(verb(&node, &["nodes"])).contains(" degraded "));
     assert_eq!(ask(&node, &node.key()), 200);
     fleet.redis.cli(&["acl", "setuser", "default", "+client"]);
     eventually("it is whole again", || reasons(&node).is_empty());
+    eventually("and told so", || listed()["state"] == "ready" && listed()["reasons"].is_null());
 }
 
 /// By a signal, and by a failure of its machine; whether or not Redis did what it could not answer.

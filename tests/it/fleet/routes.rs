@@ -1,10 +1,11 @@
 //! Routes that are pushed into the store, and taken up by each gateway whole or not at all.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Fleet, PATIENT, followed};
+use super::{Fleet, PATIENT, followed, tagging};
 use crate::cli::{command, ok, verb};
 use crate::support::admin::NewKey;
 use crate::support::tls::Certificate;
@@ -70,9 +71,11 @@ fn a_gateway_that_may_starts_without_its_routes_and_takes_them_up() {
     let (reasons, told) = health(&node);
     assert_eq!(reasons[0], "routes-unknown", "{reasons}");
     assert!(told.starts_with("starting ") && told.contains("routes-unknown: its routes are in the store"), "{told}");
-    node.get("/").send().problem(404, "not-found");
+    let unrouted = node.get("/").send();
+    assert!(unrouted.header("retry-after").is_some(), "{unrouted}");
+    assert_eq!(unrouted.problem(503, "no-routes")["detail"], "the gateway has no routes yet");
     push(&node, &says("/", "two")).problem(503, "store-unavailable");
-    node.reload().problem(503, "store-unavailable");
+    node.reload().expect(200);
     fleet.redis.restart();
     eventually("it takes them up", || said(&node) == "one" && is_ready(&node));
     eventually("it lacks nothing", || health(&node).0.is_null());
@@ -86,6 +89,65 @@ fn a_gateway_that_may_starts_without_its_routes_and_takes_them_up() {
     assert!(said(&empty) == "first" && is_ready(&empty));
 }
 
+/// Until the store tells newer ones. What is not whole counts for nothing, and neither does what another store had.
+#[test]
+fn a_gateway_that_starts_in_an_outage_has_its_last_routes() {
+    let (mut fleet, up) = (Fleet::new(), Upstream::text("answer"));
+    let config = in_store(&fleet).replace(PATIENT, &format!("{PATIENT}on_start = \"degraded\"\n"));
+    let mut nodes = [(); 3].map(|()| Gateway::start(&config));
+    nodes.iter().for_each(followed);
+    nodes[0].upload("acme/tag", "http-wasm", &tagging("one"));
+    let lines =
+        "match.path = \"/tagged\"\ntarget.upstream = \"up\"\nauth = \"none\"\nhandlers = [{ module = \"acme/tag\" }]";
+    let handled = upstream("up", up.addr, "") + &route("tagged", lines);
+    pushed(&nodes[0], &says("/", "first"));
+    pushed(&nodes[1], &(says("/", "second") + &handled));
+    let last = |node: &Gateway| node.dir.path().join("data/routes.last");
+    for node in &nodes {
+        eventually("it has them", || said(node) == "second");
+        eventually("it keeps them", || std::fs::read_to_string(last(node)).is_ok_and(|kept| kept.contains("second")));
+        let mode = std::fs::metadata(last(node)).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "they may have secrets");
+    }
+    fleet.redis.kill();
+    let [good, damaged, strange] = &nodes;
+    let replace = |node: &Gateway, from: &str, to: &str| {
+        let kept = std::fs::read_to_string(last(node)).expect("it is there");
+        assert!(kept.contains(from), "{kept}");
+        std::fs::write(last(node), kept.replace(from, to)).expect("writable");
+    };
+    let id = std::fs::read_to_string(good.dir.path().join("data/store.id")).expect("it is there");
+    replace(damaged, "second", "evil");
+    replace(strange, id.trim(), &"0".repeat(id.trim().len()));
+    nodes = nodes.map(|node| node.restart(&config));
+    let [good, damaged, strange] = &nodes;
+    assert!(said(good) == "second" && is_ready(good));
+    let (reasons, told) = health(good);
+    assert!(reasons[0] == "routes-of-disk" && told.starts_with("degraded "), "{reasons} {told}");
+    good.get("/tagged").send().problem(503, "store-unavailable");
+    good.reload().expect(200);
+    assert_eq!(said(good), "second");
+    for node in [damaged, strange] {
+        node.get("/").send().problem(503, "no-routes");
+        assert!(!is_ready(node));
+    }
+    assert!(damaged.log().contains("its text does not fit its digest"), "{}", damaged.log());
+    fleet.redis.restart();
+    for node in &nodes {
+        eventually("it has what it had", || node.get("/tagged").send().header("x-tag") == Some("one"));
+        eventually("it lacks nothing", || is_ready(node) && said(node) == "second" && health(node).0.is_null());
+        followed(node);
+    }
+    // Who can only write to Redis makes nobody go back, by a restart neither.
+    assert_eq!(pushed(&nodes[0], &says("/", "third")), 3);
+    eventually("it keeps it", || std::fs::read_to_string(last(&nodes[0])).is_ok_and(|kept| kept.contains("third")));
+    fleet.redis.cli(&["del", "wasmgate:{r}:routes"]);
+    let [node, ..] = nodes.map(|node| node.restart(&config));
+    assert_eq!(said(&node), "third");
+    assert!(node.log().contains("the store has older routes"), "{}", node.log());
+    assert!(pushed(&node, &says("/", "fourth")) > 3);
+}
+
 #[test]
 fn a_push_is_taken_up_whole_by_all_gateways() {
     let fleet = Fleet::new();
@@ -94,7 +156,7 @@ fn a_push_is_taken_up_whole_by_all_gateways() {
     nodes.iter().for_each(followed);
     for node in &nodes {
         assert!(!is_ready(node), "there are no routes yet");
-        assert_eq!((own(node)["state"].clone(), node.get("/").send().status), (json!("starting"), 404));
+        assert_eq!((own(node)["state"].clone(), node.get("/").send().status), (json!("starting"), 503));
     }
     let text = |n: u64| says("/", &n.to_string()) + &says(&format!("/{n}"), "mine");
     let newest = 12;
@@ -376,6 +438,7 @@ fn a_gateway_with_a_store_of_its_own_has_them_there_as_well() {
     assert!(!is_ready(&node));
     pushed(&node, &says("/", "one"));
     assert_eq!(pushed(&node, &says("/", "two")), 2);
+    assert!(!node.dir.path().join("data/routes.last").exists(), "they are on its disk as it is");
     let node = node.restart(config);
     assert!(said(&node) == "two" && is_ready(&node));
     node.admin("POST", "/api/routes/rollback").json(&json!({})).send().expect(201);

@@ -277,6 +277,7 @@ fn node(id: &str) -> Node {
         version: "1.0.0".into(),
         started_at: at(1),
         state: NodeState::Ready,
+        lacks: Vec::new(),
         generation: 1,
         config: Digest::of(b"a file"),
         follows_routes: false,
