@@ -85,8 +85,8 @@ struct Api {
 struct Resolved {
     module: Arc<Module>,
     read_at: Instant,
-    /// Of the snapshot, which is built anew when modules have changed elsewhere.
-    generation: u64,
+    /// How often others had changed something by then.
+    changes: u64,
 }
 
 impl Api {
@@ -98,20 +98,20 @@ impl Api {
             return Ok(Some(module.clone()));
         }
         let (before, read_at) = (self.changes.load(Ordering::Acquire), Instant::now());
-        let generation = self.app.snapshot().generation;
+        let changes = self.app.changes.load(Ordering::Acquire);
         let module = match (self.app.store.module(owner, name).await, known) {
             (Ok(Some(module)), _) => Arc::new(module),
             (Ok(None), _) => {
                 self.resolved.invalidate(&id);
                 return Ok(None);
             }
-            (Err(StoreError::Unavailable(_) | StoreError::Lost(_)), Some(known)) if known.generation == generation => {
+            (Err(StoreError::Unavailable(_) | StoreError::Lost(_)), Some(known)) if known.changes == changes => {
                 return Ok(Some(known.module));
             }
             (Err(error), _) => return Err(refused(error)),
         };
         if self.changes.load(Ordering::Acquire) == before {
-            self.resolved.insert(id, Resolved { module: module.clone(), read_at, generation });
+            self.resolved.insert(id, Resolved { module: module.clone(), read_at, changes });
         }
         Ok(Some(module))
     }

@@ -3,6 +3,7 @@
 //! Invariant: a key that was changed elsewhere is looked up again at its next use; routes see changed modules and tiers
 //! after the next snapshot, of which there are at most a few a second.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ struct Follower {
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
     refresh: Arc<Notify>,
+    changes: Arc<AtomicU64>,
 }
 
 impl Changes for Follower {
@@ -35,6 +37,7 @@ impl Changes for Follower {
     }
 
     fn records(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
         self.refresh.notify_one();
     }
 
@@ -46,6 +49,7 @@ impl Changes for Follower {
 
     fn restored(&self) {
         self.auth.link_restored();
+        self.changes.fetch_add(1, Ordering::AcqRel);
         self.metrics.store_link_up.set(1);
         self.refresh.notify_one();
     }
@@ -55,7 +59,8 @@ impl Changes for Follower {
 pub fn begin(app: &Arc<App>) {
     let refresh = app.changed.clone();
     let (auth, limiter, metrics) = (app.shared.auth.clone(), app.shared.limiter.clone(), app.shared.metrics.clone());
-    app.store.follow(Arc::new(Follower { auth, limiter, metrics, refresh: refresh.clone() }));
+    let changes = app.changes.clone();
+    app.store.follow(Arc::new(Follower { auth, limiter, metrics, refresh: refresh.clone(), changes }));
     tokio::spawn(take_up(Arc::downgrade(app), refresh));
 }
 

@@ -20,6 +20,7 @@ pub mod tickers;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::auth::cache::{self, Authenticator};
 use crate::config::{self, Config, ConfigErrors};
@@ -83,6 +84,8 @@ pub struct App {
     /// Held while a snapshot is built, so that the newer configuration is the one that stays.
     swapping: tokio::sync::Mutex<()>,
     drain: tokio::sync::Notify,
+    /// How often others were said to have changed modules, tiers or routes: what was read before may not be so any more.
+    pub changes: Arc<AtomicU64>,
     /// What others change is to be taken up.
     changed: Arc<tokio::sync::Notify>,
     /// What the fleet knows of this gateway has changed.
@@ -156,6 +159,7 @@ impl Opened {
             started: config,
             swapping: tokio::sync::Mutex::new(()),
             drain: tokio::sync::Notify::new(),
+            changes: Arc::default(),
             changed: Arc::default(),
             told: tokio::sync::Notify::new(),
             catalogue: tokio::sync::RwLock::new(()),
