@@ -203,8 +203,9 @@ fn one_acl_rule_is_enough_in_a_cluster() {
     let (fleet, up) = (Fleet::on(Cluster::start()), Upstream::text("ok"));
     let readme = include_str!("../../../README.md");
     let rule = readme.split('`').find(|code| code.starts_with("~wasmgate:*")).expect("it has the rule");
-    let more = readme.split("in a cluster `").nth(1).and_then(|rest| rest.split('`').next()).expect("and what is more");
-    let user = "acl setuser wasmgate on >secret".split(' ').chain(rule.split_whitespace()).chain(more.split(' '));
+    let more = readme.split('`').find(|code| code.starts_with("+cluster|slots")).expect("and what is more");
+    let user =
+        "acl setuser wasmgate on >secret".split(' ').chain(rule.split_whitespace()).chain(more.split_whitespace());
     let user: Vec<_> = user.collect();
     for node in &fleet.redis.primaries {
         assert_eq!(node.cli(&user).trim(), "OK");
