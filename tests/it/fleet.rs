@@ -240,9 +240,14 @@ fn one_acl_rule_is_enough() {
     assert_eq!(rule[1..].join(" "), COMMANDS);
     assert_eq!(fleet.redis.cli(&[&user[..], &rule].concat()).trim(), "OK");
     fleet.redis.cli(&["acl", "setuser", "default", "off"]);
-    let password = fleet.secret("password", "a password\n");
-    let login = format!("username = \"wasmgate\"\npassword_file = {password:?}\n");
-    let config = fleet.config(&(login + &keyed(&up)));
+    works_as_a_user(&fleet, &up, "a password");
+}
+
+/// Of Redis, with all that gateways do there.
+fn works_as_a_user<S: Servers>(fleet: &Fleet<S>, up: &Upstream, password: &str) {
+    let file = fleet.secret("password", &format!("{password}\n"));
+    let login = format!("username = \"wasmgate\"\npassword_file = {file:?}\n");
+    let config = fleet.config(&(login + &keyed(up)));
     let nodes = [Gateway::start(&config), Gateway::start(&config)];
     nodes.iter().for_each(followed);
     let key = nodes[0].new_key(&NewKey::default());
@@ -251,7 +256,7 @@ fn one_acl_rule_is_enough() {
     nodes[0].revoke(&key);
     eventually("it is revoked", || ask(&nodes[1], &key.text) == 401);
     let log = nodes.iter().map(Gateway::log).collect::<String>();
-    assert!(!log.contains("NOPERM") && !log.contains("ACL") && !log.contains("a password"), "{log}");
+    assert!(!log.contains("NOPERM") && !log.contains("ACL") && !log.contains(password), "{log}");
 }
 
 /// Nothing turns into an absent key, and a restart begins no new store in its place.

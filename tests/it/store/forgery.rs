@@ -1,38 +1,15 @@
 //! What whoever can write to Redis, and has no record key, can put beside the records: gateways are neither led astray nor held up.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use wasmgate::domain::Digest;
+use wasmgate::store::Store;
 use wasmgate::store::redis::RedisStore;
-use wasmgate::store::{Node, NodeState, Store};
 
-use super::at;
-use super::redis::{server, settings};
+use super::redis::{node, open};
 use crate::support::redis::Redis;
-
-fn open(redis: &Redis) -> Arc<RedisStore> {
-    RedisStore::open(settings(&server(redis), "test")).unwrap()
-}
 
 fn eval(redis: &Redis, script: &str, key: &str) {
     redis.cli(&["eval", script, "1", key]);
-}
-
-fn node(id: &str) -> Node {
-    Node {
-        id: id.into(),
-        name: format!("gateway {id}"),
-        version: "1.0.0".into(),
-        started_at: at(1),
-        state: NodeState::Ready,
-        lacks: Vec::new(),
-        generation: 1,
-        config: Digest::of(b"a file"),
-        follows_routes: true,
-        routes: None,
-        refused: None,
-    }
 }
 
 #[tokio::test]

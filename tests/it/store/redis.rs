@@ -40,7 +40,7 @@ pub fn server(redis: &Redis) -> Server {
     if redis.is_cluster() { Server::Cluster(vec![redis.url()]) } else { Server::Single(redis.url()) }
 }
 
-fn open(redis: &Redis) -> Arc<RedisStore> {
+pub fn open(redis: &Redis) -> Arc<RedisStore> {
     RedisStore::open(settings(&server(redis), "test")).unwrap()
 }
 
@@ -271,7 +271,7 @@ async fn a_flood_of_well_formed_junk_hardly_reaches_redis() {
     assert!(refused >= 90_000, "{refused}");
 }
 
-fn node(id: &str) -> Node {
+pub fn node(id: &str) -> Node {
     Node {
         id: id.into(),
         name: format!("gateway {id}"),
